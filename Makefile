@@ -484,8 +484,8 @@ endef
 # The versions that were tested. MODEL= names a model directory with a chat template; a small untrained one by default.
 COLLECTOR_VERSION := v0.165.0
 COLLECTOR_BUILDER = $(CACHE)/collector-$(COLLECTOR_VERSION)/builder
-CLIENTS := openai==3.57.0 tensorboard==2.21.0 mlflow-skinny==3.17.2 mcp==2.3.0
-test-clients: prerequisites ## tries the clients of OpenAI and MCP, TensorBoard and MLflow on the files of a run, and OpenTelemetry's collector on spans
+CLIENTS := openai==3.57.0 tensorboard==2.21.0 mlflow-skinny==3.17.2 wandb==0.31.0 mcp==2.3.0
+test-clients: prerequisites ## tries the clients of OpenAI and MCP, TensorBoard, MLflow and W&B on the files of a run, and OpenTelemetry's collector on spans
 	@$(call install-venv,the clients)
 	venv="$(CACHE)/clients"
 	installed=$$("$$venv/bin/pip" freeze 2>/dev/null || true)
@@ -509,7 +509,7 @@ test-clients: prerequisites ## tries the clients of OpenAI and MCP, TensorBoard 
 	fi
 	export CLIENTS_PYTHON="$$venv/bin/python"
 	cargo test --release --locked --workspace --lib -- \
-		--ignored openai_client tensorboard_and_mlflow opentelemetry_collector
+		--ignored openai_client tensorboard_mlflow_and_wandb opentelemetry_collector
 	cargo test --release --locked --workspace --test mcp -- --ignored
 
 # The servers that object stores are tested with: S3 and Azure from npm, Google Cloud Storage as a Go module.
@@ -517,7 +517,7 @@ S3RVER_VERSION := 3.7.1
 AZURITE_VERSION := 3.37.0
 FAKE_GCS_VERSION := v1.56.1
 STORES = $(CACHE)/stores-$(S3RVER_VERSION)-$(AZURITE_VERSION)-$(FAKE_GCS_VERSION)
-test-stores: prerequisites ## pushes to and fetches from s3rver and Azurite, and fetches from fake-gcs-server, over connections that are cut
+test-stores: prerequisites ## pushes to and fetches from s3rver, Azurite and docker-registry, and fetches from fake-gcs-server, over connections that are cut
 	@for tool in npm go; do
 		command -v "$$tool" >/dev/null || { echo "$$tool is missing: install it, it installs the servers of this target." >&2; exit 1; }
 	done
@@ -527,6 +527,18 @@ test-stores: prerequisites ## pushes to and fetches from s3rver and Azurite, and
 		mkdir -p "$(STORES)"
 		mv "$(STORES).partial/node_modules" "$(STORES)/"
 		rm -rf "$(STORES).partial"
+	fi
+	# Unpacked and not installed: it must not run as a service.
+	if [ ! -d "$(STORES)/docker-registry" ]; then
+		echo "Unpacking Debian's docker-registry in $(STORES)."
+		folder=$$(mktemp -d)
+		cd "$$folder"
+		root=; [ "$$(id -u)" = 0 ] || root=sudo
+		apt-get download --quiet docker-registry >/dev/null 2>&1 || { $$root apt-get update --quiet >/dev/null; apt-get download --quiet docker-registry >/dev/null 2>&1; }
+		dpkg --extract docker-registry_*.deb "$$folder/docker-registry"
+		mv "$$folder/docker-registry" "$(STORES)/"
+		cd "$(CURDIR)"
+		rm -rf "$$folder"
 	fi
 	$(call install-go,$(STORES)/bin/fake-gcs-server,github.com/fsouza/fake-gcs-server@$(FAKE_GCS_VERSION))
 	STORES="$(STORES)" cargo test --release --locked --workspace --test stores -- --ignored

@@ -187,6 +187,7 @@ pub(crate) const TRAINING: &[Key] = &[
     key("tracking.tensorboard", Rule::Flag),
     key("tracking.mlflow.files", Rule::Flag),
     key("tracking.mlflow.server", Rule::Flag),
+    key("tracking.wandb", Rule::Flag),
     key("metadata.owner", Rule::Text { max: 63 }),
 ];
 

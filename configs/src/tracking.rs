@@ -12,6 +12,9 @@ pub struct TrackingSettings {
     pub tensorboard: bool,
     /// What the run writes for MLflow.
     pub mlflow: MlflowSettings,
+    /// Whether the run writes an offline directory of Weights & Biases, in `artifacts/wandb/`.
+    #[serde(default)]
+    pub wandb: bool,
 }
 
 /// What a training run writes for MLflow.

@@ -611,6 +611,14 @@ fn serving() -> Dashboard {
                     .by(&server::COMPARED.rate(&chosen, RATE_INTERVAL).sum(&[RESULT]), &[RESULT])
                     .when_empty("no servers"),
                     Panel::new(
+                        Stack,
+                        PerSecond,
+                        "Traces",
+                        "Traces of sampled requests per second by what became of them.",
+                    )
+                    .by(&server::TRACES.rate(&chosen, RATE_INTERVAL).sum(&[RESULT]), &[RESULT])
+                    .when_empty("no servers"),
+                    Panel::new(
                         Lines,
                         Plain,
                         "Golden tokens",

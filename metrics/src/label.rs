@@ -38,7 +38,7 @@ labels! {
     STATE = "state", "which steps are counted: completed or executed";
     STATEMENT = "statement", "what was signed: model, promotion or reproduction";
     STATUS = "status", "the status of a condition: True, False or Unknown";
-    TRACKER = "tracker", "the tracker: csv, tensorboard, mlflow-files or mlflow-server";
+    TRACKER = "tracker", "the tracker: csv, tensorboard, mlflow-files, mlflow-server or wandb";
     TYPE = "type", "which tokens are counted: prompt or completion";
     VERB = "verb", "the operation, such as apply or list";
     VERDICT = "verdict", "Passed, Failed or Inconclusive";

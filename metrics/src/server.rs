@@ -75,6 +75,10 @@ metrics! {
         "Copies of answered requests for shadows by result (sent, dropped, busy, refused, failed).")
         .more("Dropped: too many waited to be sent. Busy: the shadow had no room. Refused: it did not accept the copy. Failed: it \
             did not answer.");
+    TRACES = Counter("codex_ml_inference_traces_total", Count, [RESULT],
+        "Sampled requests by what became of their traces (written, unlikely, capped, dropped, failed).")
+        .more("Unlikely: below `--trace-threshold`. Capped: the minute had its traces. Dropped: too many waited to be written. \
+            Failed: the file could not be written. All are zero without `--trace-store`.");
     COMPARED = Counter("codex_ml_shadow_requests_total", Count, [RESULT],
         "Copied requests by how a shadow compared them (identical, agreed, diverged, skipped).")
         .more("Identical: the same tokens. Agreed: other tokens and the same final answer. Skipped: not compared.");

@@ -1,10 +1,10 @@
-"""Reads what a run wrote for TensorBoard and MLflow with these programs themselves, and compares it with the run's ledger: tags,
+"""Reads what a run wrote for TensorBoard, MLflow and Weights & Biases with these programs themselves, and compares it with the run's ledger: tags,
 steps, values, times. Prints what it compared; an assertion ends it with an error.
 
     python trackers.py RUN EXPORTED
 
-RUN is the directory of a run with the trackers csv, tensorboard and mlflow.files, which was resumed. EXPORTED holds what
-`codex metrics export` wrote of it: tensorboard/ and mlruns/.
+RUN is the directory of a run with the trackers csv, tensorboard, mlflow.files and wandb, which was resumed. EXPORTED holds what
+`codex metrics export` wrote of it: tensorboard/, mlruns/ and wandb/.
 """
 
 import csv
@@ -13,6 +13,7 @@ import json
 import os
 import pathlib
 import struct
+import subprocess
 import sys
 
 # The file store is in maintenance; without this variable MLflow refuses to open one.
@@ -75,6 +76,33 @@ def mlflow(directory, rows):
     print("MLflow:", len(rows), "metrics and", len(run.data.params), "parameters of", directory)
 
 
+def wandb(directory, rows):
+    (run,) = directory.iterdir()
+    # The program beside this Python, which reads nothing of the network.
+    program = pathlib.Path(sys.executable).with_name("wandb")
+    environment = {**os.environ, "WANDB_MODE": "offline", "WANDB_ERROR_REPORTING": "false"}
+
+    def told(*arguments):
+        done = subprocess.run([program, *arguments], env=environment, capture_output=True, text=True, timeout=120)
+        assert done.returncode == 0, (arguments, done.stdout, done.stderr)
+        return done.stdout + done.stderr
+
+    summary = json.loads(told("leet", "inspect", "--summary", "--json", run))
+    assert summary["config"]["training.max_steps"] == 12, summary
+    assert {key: summary["summary"][key] for key in rows} == {key: found[-1]["value"] for key, found in rows.items()}, summary
+    assert "exit code 0" in told("leet", "inspect", "--summary", run)
+    history = {}
+    for line in told("leet", "inspect", "--json", run).splitlines():
+        record = json.loads(line)
+        if record["type"] == "history":
+            items = record["history"]["item"]
+            for key in rows.keys() & items.keys():
+                history.setdefault(key, []).append((items["_step"], items[key]))
+    assert history == {key: [(row["step"], row["value"]) for row in found] for key, found in rows.items()}, history
+    assert "Would sync 1 run" in told("sync", "--dry-run", run)
+    print("W&B:", len(rows), "keys of", run.name)
+
+
 def table(rows):
     with open(ARTIFACTS / "metrics.csv", newline="") as file:
         found = [(line["split"], line["metric"], int(line["step"]), float(line["value"])) for line in csv.DictReader(file)]
@@ -92,6 +120,8 @@ def main():
     tensorboard(EXPORTED / "tensorboard", rows)
     mlflow(RUN / "mlruns", rows)
     mlflow(EXPORTED / "mlruns", rows)
+    wandb(ARTIFACTS / "wandb", rows)
+    wandb(EXPORTED / "wandb", rows)
 
 
 main()

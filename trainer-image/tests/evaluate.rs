@@ -144,7 +144,10 @@ fn a_model_that_cannot_be_asked_passes_no_gate() {
         let data = format!("problems={}", path(&problems));
         let (code, log) = ended(&out, &["--gate", PASSES, "--data", &data]);
         assert!(code == 2 && log.contains(&format!("p.jsonl:2: the model cannot answer this problem: {why}")), "{log}");
-        assert!(!out.exists(), "nothing is scored");
+        assert_eq!(fs::read_dir(&out).unwrap().count(), 1, "nothing is scored");
+        let rows = fs::read_to_string(out.join("errors.ndjson")).unwrap();
+        let row: serde_json::Value = serde_json::from_str(rows.lines().last().unwrap()).unwrap();
+        assert!(row["chain"].to_string().contains(why) && row["final"] == true && row["run_id"] == "out", "{row}");
     }
 }
 

@@ -27,7 +27,7 @@ pub struct ErrorRow {
     pub timestamp: Timestamp,
     /// The object's uid in a cluster, the output directory's name elsewhere.
     pub run_id: String,
-    /// Optimizer steps done; null if the attempt failed before the training loop.
+    /// Optimizer steps done; null if the attempt failed before the training loop, and for evaluations.
     pub step: Option<u64>,
     /// The process's exit code.
     pub exit_code: i32,

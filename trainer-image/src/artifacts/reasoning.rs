@@ -6,6 +6,7 @@
 use codex_configs::{
     LoggingSettings, Pooling, ReasoningMode, ReasoningSettings, TraceCapture, TraceMode, TrainingSettings,
 };
+use jiff::Timestamp;
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Serialize};
 
@@ -15,6 +16,8 @@ pub const FILE: &str = "reasoning.json";
 pub const SCHEMA_VERSION: u32 = 1;
 /// The value of `type` in each line of the file of traces.
 pub const TYPE: &str = "reasoning_trace";
+/// The value of `trace_mode` in traces of a server.
+pub const WEIGHTS: &str = "weights";
 
 /// The content of `reasoning.json`: the harness as it is configured, and what of it took effect.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -152,6 +155,37 @@ pub struct TraceRow {
     pub embedding_norm: f64,
     /// What the tool adapter decided; null without one.
     pub tool_decision: Option<ToolDecision>,
+}
+
+/// A trace of an answered request: a line of the file of `codex serve --trace-store`. The order of the keys is part of the format.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+#[schemars(title = "File of codex serve --trace-store: one line")]
+pub struct ServedTrace {
+    /// The type of the event.
+    #[serde(rename = "type")]
+    #[schemars(extend("const" = TYPE))]
+    pub kind: String,
+    /// When the response was complete.
+    #[schemars(with = "String", extend("format" = "date-time"))]
+    pub timestamp: Timestamp,
+    /// The number of the request among those of the server, from 1.
+    pub request: u64,
+    /// The source of the trace.
+    #[schemars(extend("const" = WEIGHTS))]
+    pub trace_mode: String,
+    /// The fingerprint of the weights that answered: the model digest that the server verified.
+    pub weights: String,
+    /// Number of tokens of the prompt.
+    pub prompt_tokens: u64,
+    /// Number of tokens of the response.
+    pub completion_tokens: u64,
+    /// Why the response ended: `stop`, `length` or `context`; `closed` by a stop text, or because the client went.
+    pub end: String,
+    /// The most likely first tokens of the response, the most likely one first.
+    pub top_tokens: Vec<u32>,
+    /// The probability of the first of them, before temperature and other settings.
+    pub top_probability: f64,
 }
 
 /// A decision of the tool adapter.

@@ -14,7 +14,7 @@ use crate::{
 };
 
 /// Returns every schema with its file name. The schema of an `.ndjson` file describes each line.
-pub fn all() -> [(&'static str, Schema); 16] {
+pub fn all() -> [(&'static str, Schema); 17] {
     [
         ("checklist.schema.json", of::<Checklist>()),
         ("data_report.schema.json", of::<DataReport>()),
@@ -29,6 +29,7 @@ pub fn all() -> [(&'static str, Schema); 16] {
         ("records.schema.json", of::<Scored>()),
         ("registry_record.schema.json", of::<Record>()),
         ("run_metadata.schema.json", of::<metadata::RunMetadata>()),
+        ("served_traces.schema.json", of::<reasoning::ServedTrace>()),
         ("summary.schema.json", of::<Summary>()),
         ("survey.schema.json", of::<Survey>()),
         ("verification.schema.json", of::<Verification>()),

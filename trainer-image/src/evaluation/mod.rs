@@ -27,8 +27,9 @@ use std::{
 
 use codex_configs::{Device, Environment, Evaluation, PRESETS, Resolved, Sources, choose, explain_evaluation};
 use codex_provenance::ModelDigest;
-use codex_reports::{EvaluationState, Stage, exit};
+use codex_reports::{EvaluationState, Failure, Stage, exit};
 use codex_verdict::{Gate, Judgement, Verdict, judge};
+use jiff::Timestamp;
 use signal_hook::{
     consts::{SIGINT, SIGTERM},
     flag,
@@ -43,9 +44,13 @@ pub use session::{Outcome, Session};
 
 use self::compare::{Compare, Comparisons};
 use crate::{
+    artifacts::{
+        environment,
+        errors::{self, ErrorRow, causes},
+    },
     atomic_fs,
     composing::variable,
-    error::CommandError,
+    error::{CommandError, chain},
     harness::Asked,
     overlap::{self, Named},
     reporting::Reporter,
@@ -126,7 +131,9 @@ impl Evaluate {
             flag::register(signal, Arc::clone(&stop)).map_err(EvaluateError::System)?;
         }
         let reporter = Reporter::<EvaluationState>::from_env().map_err(EvaluateError::from)?;
-        match self.evaluate(&reporter, stop) {
+        let prepared = self.prepare(&reporter);
+        let is_prepared = prepared.is_ok();
+        match prepared.and_then(|resolved| self.evaluate(&resolved, &reporter, stop)) {
             Ok(Outcome::Finished(results)) => {
                 reporter.finish(exit::FINISHED);
                 let judgement = (!self.gate.is_empty()).then(|| self.judge(&results));
@@ -139,6 +146,10 @@ impl Evaluate {
                 Ok(exit::INTERRUPTED)
             }
             Err(error) => {
+                // Wrong arguments leave nothing behind, least of all in an output that is an input.
+                if is_prepared {
+                    self.record_failure(&error);
+                }
                 reporter.fail(error.failure());
                 reporter.finish(error.exit());
                 Err(error.into())
@@ -170,10 +181,10 @@ impl Evaluate {
         self.model.as_deref().unwrap_or(Path::new(""))
     }
 
-    fn evaluate(&self, reporter: &Reporter<EvaluationState>, stop: Arc<AtomicBool>) -> Result<Outcome, EvaluateError> {
+    /// Checks the arguments and composes the configuration.
+    fn prepare(&self, reporter: &Reporter<EvaluationState>) -> Result<Resolved<Evaluation>, EvaluateError> {
         reporter.update(|state| state.stage = Stage::Starting);
-        atomic_fs::check_output(&self.output)?;
-        self.check_overlap()?;
+        self.check_output()?;
         let resolved = self.resolve()?;
         reporter.set_config_digest(resolved.digest());
         if let Some((_, why)) = self.gate.iter().find_map(|gate| resolved.spec().undecidable(gate)) {
@@ -183,8 +194,17 @@ impl Evaluate {
         for why in self.gate.iter().filter_map(|gate| codex_verdict::powerless(gate, most)) {
             tracing::warn!("{}", why.message());
         }
+        Ok(resolved)
+    }
+
+    fn evaluate(
+        &self,
+        resolved: &Resolved<Evaluation>,
+        reporter: &Reporter<EvaluationState>,
+        stop: Arc<AtomicBool>,
+    ) -> Result<Outcome, EvaluateError> {
         let session = Session {
-            resolved: &resolved,
+            resolved,
             files: &self.data,
             model: self.model(),
             expected: self.model_digest,
@@ -197,10 +217,30 @@ impl Evaluate {
         session.run()
     }
 
-    /// Checks that no output changes the model or another input.
-    fn check_overlap(&self) -> Result<(), EvaluateError> {
-        let mut outputs: Vec<Named> =
-            outputs::FILES.iter().map(|name| Named::new("--output", self.output.join(name))).collect();
+    /// Appends an error to `errors.ndjson` in the output.
+    fn record_failure(&self, error: &EvaluateError) {
+        let name = || self.output.file_name().map(|name| name.to_string_lossy().into_owned());
+        let Failure { is_final, reason, .. } = error.failure();
+        let row = ErrorRow {
+            schema: errors::SCHEMA.to_owned(),
+            timestamp: Timestamp::now(),
+            run_id: environment::variable("CODEX_OBJECT_UID").or_else(name).unwrap_or_default(),
+            step: None,
+            exit_code: error.exit(),
+            is_final,
+            reason,
+            chain: causes(error),
+        };
+        if let Err(why) = errors::append(&self.output, &row) {
+            tracing::warn!(error = chain(&why), "errors.ndjson cannot be written");
+        }
+    }
+
+    /// Checks that the output can be written, and that nothing in it changes the model or another input.
+    fn check_output(&self) -> Result<(), EvaluateError> {
+        atomic_fs::check_output(&self.output)?;
+        let names = outputs::FILES.iter().chain([&errors::FILE]);
+        let mut outputs: Vec<Named> = names.map(|name| Named::new("--output", self.output.join(name))).collect();
         if let Some(path) = &self.record_baseline {
             atomic_fs::check_output_file("--record-baseline", path)?;
             outputs.push(Named::new("--record-baseline", path));

@@ -28,6 +28,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 
 use super::{
     access::Client,
+    capture::{self, Capture, Trace},
     grammar::Constraint,
     metrics::Metrics,
     place::Places,
@@ -46,6 +47,8 @@ pub(super) struct Batcher {
     progress: Arc<Progress>,
     /// Copies requests to shadows.
     mirror: Option<Arc<Mirror>>,
+    /// Traces requests.
+    capture: Option<Arc<Capture>>,
 }
 
 /// When the engine thread was last seen to go on.
@@ -232,6 +235,7 @@ struct Request {
     client: Client,
     /// When it was queued.
     queued: Instant,
+    trace: Option<Trace>,
 }
 
 impl Request {
@@ -255,7 +259,7 @@ impl Batcher {
             .name("engine".to_owned())
             .spawn(move || run(generator, taken, room, &metrics, &seen))?;
         let permits = Arc::new(Semaphore::new(capacity));
-        Ok(Self { requests, permits, capacity, time_limit: None, progress, mirror: None })
+        Ok(Self { requests, permits, capacity, time_limit: None, progress, mirror: None, capture: None })
     }
 
     /// Ends responses that have not ended within this time.
@@ -266,6 +270,11 @@ impl Batcher {
     /// Copies requests to shadows, once they are answered.
     pub(super) fn with_mirror(self, mirror: Option<Arc<Mirror>>) -> Self {
         Self { mirror, ..self }
+    }
+
+    /// Traces requests.
+    pub(super) fn with_capture(self, capture: Option<Arc<Capture>>) -> Self {
+        Self { capture, ..self }
     }
 
     /// Generates the response to a prompt. The caller receives its tokens one by one; dropping the pieces ends the
@@ -283,7 +292,8 @@ impl Batcher {
         let (pieces, received) = mpsc::unbounded_channel();
         // A permit guarantees a place in the queue, so this fails only if the thread has ended.
         let copy = self.mirror.as_ref().and_then(|mirror| mirror.begin(&job));
-        let request = Request { job, pieces, permit, client, queued: Instant::now() };
+        let trace = self.capture.as_ref().and_then(|capture| capture.begin(job.prompt.len()));
+        let request = Request { job, pieces, permit, client, queued: Instant::now(), trace };
         self.requests.try_send(request).map_err(|_| RequestError::Ended)?;
         let deadline = self.time_limit.map(|limit| (tokio::time::Instant::now() + limit, limit));
         Ok(Pieces { received, deadline, copy })
@@ -372,6 +382,13 @@ impl Running {
         self.request.pieces.is_closed()
     }
 
+    /// Writes its trace, if it is traced.
+    fn end_trace(&mut self, ended: capture::Ended) {
+        if let Some(trace) = self.request.trace.take() {
+            trace.finish(self.tokens.len(), ended);
+        }
+    }
+
     fn choose(&mut self, logits: &[f32], metrics: &Metrics) -> u32 {
         let job = &mut self.request.job;
         let token = match &mut job.bound {
@@ -384,6 +401,9 @@ impl Running {
                 token.unwrap_or_default()
             }
         };
+        if let Some(trace) = &mut self.request.trace {
+            trace.observe(logits, token);
+        }
         // They are the model's own: temperature, settings and grammars do not change them.
         self.scores = job.scores.map(|count| LogProbabilities::of(logits, token, count));
         token
@@ -459,9 +479,19 @@ impl Work {
 
     /// Drops requests that nobody waits for.
     fn drop_abandoned(&mut self) {
-        self.waiting.retain(|waiting| !waiting.is_abandoned());
+        self.waiting.retain_mut(|waiting| {
+            let abandoned = waiting.is_abandoned();
+            if abandoned && waiting.admitted {
+                waiting.end_trace(capture::Ended::Closed);
+            }
+            !abandoned
+        });
         for slot in 0..self.running.len() {
-            if self.running[slot].as_ref().is_some_and(Running::is_abandoned) && self.leave(slot).is_some() {
+            if !self.running[slot].as_ref().is_some_and(Running::is_abandoned) {
+                continue;
+            }
+            if let Some(mut left) = self.leave(slot) {
+                left.end_trace(capture::Ended::Closed);
                 self.places.released(&mut self.generator, slot);
             }
         }
@@ -586,8 +616,9 @@ fn run(
             if emitted.end.is_none() {
                 generator.release(emitted.slot);
             }
-            if let Some(running) = place.take() {
+            if let Some(mut running) = place.take() {
                 places.released(generator, emitted.slot);
+                running.end_trace(capture::Ended::Generated(end));
                 running.request.end(Ok(end));
             }
         }

@@ -8,6 +8,7 @@ use codex_signing::{key::KeyError, keyless::KeylessError, verify::VerifyError};
 
 use super::{access::KeysError, filter::FilterError, tls::TlsError};
 use crate::{
+    atomic_fs::FileError,
     error::{CommandError, chain},
     model::{ModelError, NotReproduced},
     wording::counted,
@@ -134,6 +135,9 @@ pub enum ServeError {
     /// Copies for shadows cannot be sent.
     #[error("copies of requests cannot be sent")]
     Mirror(#[source] io::Error),
+    /// The file of traces cannot be used.
+    #[error("--trace-store: traces cannot be written")]
+    Traces(#[source] FileError),
     /// The address cannot be listened on.
     #[error("cannot listen on {address}")]
     Listen {
@@ -187,6 +191,7 @@ impl ServeError {
             | Self::Keys(_)
             | Self::Filter(_)
             | Self::Tls(_)
+            | Self::Traces(_)
             | Self::Public(_) => "InvalidSettings",
             Self::Listen { .. } => "AddressUnavailable",
             Self::Signals(_) | Self::Metrics(_) | Self::Engine(_) | Self::Http(_) | Self::Mirror(_) => "ServerFailed",

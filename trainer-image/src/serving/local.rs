@@ -47,6 +47,7 @@ impl Local {
             mirror: None,
             shadow: None,
             compared: super::TRAFFIC,
+            capture: None,
             name: None,
         };
         let work = move || {

@@ -11,6 +11,8 @@ use prometheus::{
     proto::{LabelPair, MetricFamily},
 };
 
+use super::capture;
+
 /// An endpoint that generates: a value of the label `endpoint`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Endpoint {
@@ -81,6 +83,7 @@ pub(super) struct Metrics {
     cache_usage: Gauge,
     preemptions: IntCounter,
     copies: IntCounterVec,
+    traces: IntCounterVec,
     golden: IntCounterVec,
     compared: IntCounterVec,
 }
@@ -115,6 +118,7 @@ impl Metrics {
             key_requests: contract::KEY_REQUESTS.labelled(&registry)?,
             key_tokens: contract::KEY_TOKENS.labelled(&registry)?,
             copies: contract::COPIES.labelled(&registry)?,
+            traces: contract::TRACES.labelled(&registry)?,
             golden: contract::GOLDEN_RECORDS.labelled(&registry)?,
             compared: contract::COMPARED.labelled(&registry)?,
             registry,
@@ -131,6 +135,9 @@ impl Metrics {
         for result in ["sent", "dropped", "busy", "refused", "failed"] {
             metrics.copies.with_label_values(&[result]).reset();
         }
+        for result in capture::RESULTS {
+            metrics.traces.with_label_values(&[result]).reset();
+        }
         for result in ["equal", "near", "different"] {
             metrics.golden.with_label_values(&[result]).reset();
         }
@@ -143,6 +150,11 @@ impl Metrics {
     /// Counts a copy of a request by what became of it.
     pub(super) fn copied(&self, result: &'static str) {
         self.copies.with_label_values(&[result]).inc();
+    }
+
+    /// Counts a trace of a request by what became of it.
+    pub(super) fn traced(&self, result: &'static str) {
+        self.traces.with_label_values(&[result]).inc();
     }
 
     /// Counts a record of golden tokens by how it was reproduced.

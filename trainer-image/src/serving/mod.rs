@@ -11,6 +11,7 @@
 
 mod access;
 mod batcher;
+mod capture;
 mod error;
 mod filter;
 mod golden;
@@ -48,6 +49,7 @@ use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 use self::{
     access::{Access, Quota},
     batcher::{Batcher, Room},
+    capture::Capture,
     filter::Filter,
     grammar::Grammars,
     http::{App, Gates},
@@ -210,6 +212,8 @@ pub struct Serve {
     /// seconds.
     #[arg(long, value_name = "FILE")]
     shadow: Option<PathBuf>,
+    #[command(flatten)]
+    capture: capture::Arguments,
     /// Name of the model in the OpenAI-shaped API; the beginning of its digest by default.
     #[arg(long, value_name = "NAME", env = "CODEX_OBJECT_NAME")]
     name: Option<String>,
@@ -347,6 +351,8 @@ struct Server {
     shadow: Option<PathBuf>,
     /// How often comparisons are reported.
     compared: Duration,
+    /// What is captured of requests.
+    capture: Option<capture::Settings>,
     name: Option<String>,
 }
 
@@ -405,6 +411,7 @@ impl Server {
             mirror: arguments.mirror,
             shadow: arguments.shadow,
             compared: TRAFFIC,
+            capture: arguments.capture.settings(),
             name: arguments.name,
         })
     }
@@ -541,6 +548,8 @@ impl Server {
         metrics: Arc<Metrics>,
         mirror: Option<Arc<Mirror>>,
     ) -> Result<ServedModel, ServeError> {
+        let capture = self.capture.clone();
+        let store = capture.as_ref().map(capture::Store::open).transpose()?;
         let source = self.source.clone();
         let (slots, device) = (self.room.running + SPARE, self.device);
         let (digest, verified, held) = blocking(move || match source {
@@ -571,8 +580,10 @@ impl Server {
         if let Some(mirror) = &mirror {
             mirror.serves(digest, tokenizer.clone());
         }
+        let capture = capture.zip(store);
+        let capture = capture.map(|(settings, store)| Capture::start(settings, store, digest, Arc::clone(&metrics)));
         let batcher = Batcher::start(generator, self.room, metrics).map_err(ServeError::Engine)?;
-        let batcher = batcher.with_time_limit(self.time_limit).with_mirror(mirror);
+        let batcher = batcher.with_time_limit(self.time_limit).with_mirror(mirror).with_capture(capture.transpose()?);
         Ok(ServedModel { digest, verified, golden, tokenizer, ends, markers, context, grammars, batcher })
     }
 }

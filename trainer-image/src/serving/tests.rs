@@ -256,6 +256,7 @@ impl Case {
             mirror: self.mirror.clone(),
             shadow: self.shadow.clone(),
             compared: Duration::from_millis(5),
+            capture: None,
             name: Some("cot".to_owned()),
         }
     }

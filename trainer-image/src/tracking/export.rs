@@ -8,7 +8,7 @@ use super::{
     TrackingError, csv,
     described::Described,
     mlflow_files::{self, experiment_name},
-    tensorboard,
+    tensorboard, wandb,
 };
 use crate::{artifacts::ledger::Ledger, atomic_fs};
 
@@ -21,6 +21,8 @@ pub(crate) enum Format {
     Tensorboard,
     /// A file store of MLflow.
     Mlflow,
+    /// An offline directory of Weights & Biases.
+    Wandb,
 }
 
 /// Writes the rows of a ledger into the directory `output`, with what the files beside the ledger say about the run. Returns the
@@ -46,6 +48,10 @@ pub(crate) fn export(format: Format, ledger: &Ledger, output: &Path) -> Result<(
         Format::Mlflow => {
             let (run, lacking) = described();
             Ok((mlflow_files::export(&run, &ledger.rows, output, experiment_name())?, lacking))
+        }
+        Format::Wandb => {
+            let (run, lacking) = described();
+            Ok((wandb::export(&run, &ledger.rows, output, &wandb::Place::of_environment())?, lacking))
         }
     }
 }

@@ -14,6 +14,8 @@ mod mlflow_server;
 mod tensorboard;
 #[cfg(test)]
 pub(crate) mod tests;
+mod wandb;
+mod wandb_record;
 
 use std::path::Path;
 
@@ -22,7 +24,7 @@ use prometheus::IntCounter;
 
 use self::{
     csv::Csv, described::Described, error::Failures, mlflow_files::MlflowFiles, mlflow_server::MlflowServer,
-    tensorboard::TensorBoard,
+    tensorboard::TensorBoard, wandb::Wandb,
 };
 pub(crate) use self::{
     error::TrackingError,
@@ -37,7 +39,8 @@ use crate::{
 };
 
 /// Names of the trackers, as values of the metric label `tracker`.
-pub(crate) const NAMES: [&str; 4] = [csv::NAME, tensorboard::NAME, mlflow_files::NAME, mlflow_server::NAME];
+pub(crate) const NAMES: [&str; 5] =
+    [csv::NAME, tensorboard::NAME, mlflow_files::NAME, mlflow_server::NAME, wandb::NAME];
 
 /// How an attempt of a run ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -95,13 +98,14 @@ impl Trackers {
             tracing::warn!("{part}: trackers do not show it");
         }
         let read = Ledger::read(&artifacts.join(ledger::FILE));
-        let all: [(bool, &'static str, StartTracker); 4] = [
+        let all: [(bool, &'static str, StartTracker); 5] = [
             (settings.csv, csv::NAME, |start, _| Ok(Box::new(Csv::start(start)?))),
             (settings.tensorboard, tensorboard::NAME, |start, _| Ok(Box::new(TensorBoard::start(start)?))),
             (settings.mlflow.files, mlflow_files::NAME, |start, _| Ok(Box::new(MlflowFiles::start(start)?))),
             (settings.mlflow.server, mlflow_server::NAME, |start, failures| {
                 Ok(Box::new(MlflowServer::start(start, failures)?))
             }),
+            (settings.wandb, wandb::NAME, |start, _| Ok(Box::new(Wandb::start(start)?))),
         ];
         for (_, name, start) in all.into_iter().filter(|(wanted, ..)| *wanted) {
             let failures = Failures::new(name, counter(name));

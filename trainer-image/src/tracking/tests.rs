@@ -8,6 +8,7 @@ use std::{
     time::Duration,
 };
 
+use jiff::Timestamp;
 use prost::Message as _;
 use serde_json::{Value, json};
 
@@ -109,6 +110,129 @@ fn events_have_the_bytes_of_tensorboard() {
     for (event, expected) in cases {
         assert_eq!(hex::encode(event.encode_to_vec()), expected);
     }
+}
+
+/// Reads the records of a `.wandb` file, with a checksum that is computed bit by bit.
+fn wandb_records(file: &[u8]) -> Vec<wandb_record::What> {
+    let checksum = |kind: u8, data: &[u8]| {
+        let one = |crc: u32, byte: &u8| {
+            (0..8).fold(crc ^ u32::from(*byte), |crc, _| (crc >> 1) ^ (0xedb8_8320 & (crc & 1).wrapping_neg()))
+        };
+        !data.iter().fold(one(!0, &kind), one)
+    };
+    assert_eq!(file[..7], *b":W&B\xe1\xbe\x00");
+    let (mut at, mut whole, mut begun, mut records) = (7, Vec::new(), false, Vec::new());
+    while at < file.len() {
+        let left = wandb_record::BLOCK - at % wandb_record::BLOCK;
+        if left < wandb_record::HEAD {
+            assert!(file[at..at + left].iter().all(|byte| *byte == 0));
+            at += left;
+            continue;
+        }
+        let length = usize::from(u16::from_le_bytes(file[at + 4..at + 6].try_into().unwrap()));
+        let (kind, data) = (file[at + 6], &file[at + 7..at + 7 + length]);
+        assert_eq!(u32::from_le_bytes(file[at..at + 4].try_into().unwrap()), checksum(kind, data));
+        assert_eq!(begun, kind > 2, "{kind}");
+        begun = kind == 2 || kind == 3;
+        whole.extend_from_slice(data);
+        if kind == 1 || kind == 4 {
+            let record = wandb_record::Record::decode(&whole[..]).unwrap();
+            records.push(record.what.unwrap());
+            assert_eq!(record.num as usize, records.len());
+            whole.clear();
+        }
+        at += 7 + length;
+    }
+    assert!(!begun);
+    records
+}
+
+/// Returns the histories of a run of W&B: values by key and step.
+pub(crate) fn wandb_scalars(directory: &Path) -> BTreeMap<(String, u64), f64> {
+    let run = fs::read_dir(directory).unwrap().map(|entry| entry.unwrap().path()).collect::<Vec<_>>();
+    let [run] = &run[..] else { panic!("{run:?}") };
+    let id = run.file_name().unwrap().to_str().unwrap().rsplit('-').next().unwrap().to_owned();
+    let mut scalars = BTreeMap::new();
+    for record in wandb_records(&fs::read(run.join(format!("run-{id}.wandb"))).unwrap()) {
+        let wandb_record::What::History(history) = record else { continue };
+        let step = history.step.unwrap().num.cast_unsigned();
+        for item in history.item.iter().filter(|item| !item.nested[0].starts_with('_')) {
+            let before = scalars.insert((item.nested[0].clone(), step), item.json.parse().unwrap());
+            assert_eq!(before, None, "a value is there twice");
+        }
+    }
+    scalars
+}
+
+/// The bytes were written by the messages of the client of W&B 0.31.0.
+#[test]
+fn records_have_the_bytes_of_wandb() {
+    use wandb_record::{Config, Exit, Files, History, Item, Log, Record, Run, What};
+    let item = vec![Item::nested("train/loss", &json!(1.5)), Item::nested("_step", &json!(1))];
+    let run = Run {
+        id: "0b".to_owned(),
+        entity: String::new(),
+        project: "p".to_owned(),
+        config: Some(Config { update: vec![Item::top("seed", &json!(1))] }),
+        job_type: "train".to_owned(),
+        display_name: "a".to_owned(),
+        start_time: Some(Timestamp::from_millisecond(1_700_000_000_500).unwrap().into()),
+    };
+    let cases = [
+        (
+            8,
+            What::History(History::new(item, 1)),
+            "080812250a12120a747261696e2f6c6f7373820103312e350a0b12055f737465708201013112020801",
+        ),
+        (
+            3,
+            What::Files(Files::of("wandb-metadata.json")),
+            "080332190a170a1377616e64622d6d657461646174612e6a736f6e1801",
+        ),
+        (
+            2,
+            What::Run(run),
+            "08028a012e0a0230621a0170220c0a0a0a0473656564820101313a05747261696e4201618a010c0880e2cfaa061080cab5ee01",
+        ),
+        (9, What::Exit(Exit { code: 143, runtime: 7 }), "0809920105088f011007"),
+    ];
+    for (num, what, expected) in cases {
+        assert_eq!(hex::encode(Record { num, what: Some(what) }.encode_to_vec()), expected);
+    }
+    // Records of every length around the end of a block.
+    for length in wandb_record::BLOCK - 80..wandb_record::BLOCK + 10 {
+        let mut log = Log::new();
+        let text = json!("x".repeat(length));
+        for _ in 0..3 {
+            log.push(What::History(History::new(vec![Item::nested("a", &text)], 1)));
+            log.push(What::Exit(Exit { code: 0, runtime: 0 }));
+        }
+        let records = wandb_records(&log.drain());
+        assert_eq!(records.len(), 6, "{length}");
+        let What::History(history) = &records[4] else { panic!("{length}") };
+        assert_eq!(history.item[0].json, text.to_string(), "{length}");
+    }
+}
+
+#[test]
+fn wandb_has_a_record_for_each_step_and_the_end() {
+    let root = tempfile::tempdir().unwrap();
+    attempt(|start| Box::new(Wandb::start(start).unwrap()), root.path(), &[], &[2, 4]);
+    attempt(|start| Box::new(Wandb::start(start).unwrap()), root.path(), &[2], &[4, 6]);
+    let directory = root.path().join(wandb::DIRECTORY);
+    let scalars = wandb_scalars(&directory);
+    assert_eq!(scalars.len(), 9, "{scalars:?}");
+    assert_eq!(scalars.get(&("val/loss".to_owned(), 4)), Some(&0.5));
+    let run = fs::read_dir(&directory).unwrap().next().unwrap().unwrap().path();
+    let name = run.file_name().unwrap().to_str().unwrap();
+    assert!(name.starts_with("offline-run-20") && name.ends_with("-0b6f1c529d7e4a3b8c215f0e6d7a9b10"), "{name}");
+    let read = |name: &str| serde_json::from_slice::<Value>(&fs::read(run.join("files").join(name)).unwrap()).unwrap();
+    assert_eq!(read("config.yaml")["training.learning_rate"], json!({ "value": 0.01 }));
+    assert_eq!(
+        (&read("wandb-summary.json")["_step"], &read("wandb-summary.json")["val/loss"]),
+        (&json!(6), &json!(2.0 / 6.0))
+    );
+    assert_eq!(read("wandb-metadata.json")["program"], "codex train");
 }
 
 /// Runs an attempt that resumes at `step` with the rows of `history`, and logs those of `steps`.
@@ -276,7 +400,7 @@ fn a_tracker_that_fails_is_counted_and_the_others_go_on() {
     let mut trackers = Trackers::start(settings, &artifacts, 2, counter);
     trackers.log(&rows(4));
     trackers.end(Ended::Interrupted);
-    assert_eq!(NAMES.map(|name| counters.with_label_values(&[name]).get()), [0, 1, 0, 0]);
+    assert_eq!(NAMES.map(|name| counters.with_label_values(&[name]).get()), [0, 1, 0, 0, 0]);
     assert_eq!(fs::read_to_string(artifacts.join(csv::FILE)).unwrap().lines().count(), 7);
 }
 

@@ -13,7 +13,7 @@ use codex::{
     error::CommandError,
 };
 
-/// Tools around runs, for people: sessions, object stores, an MCP server, maintenance, ingestion.
+/// Tools around runs, for people: sessions, object stores and registries, an MCP server, maintenance, ingestion.
 #[derive(Debug, Parser)]
 #[command(name = "codex-tools", version, propagate_version = true)]
 struct Arguments {
@@ -26,9 +26,9 @@ struct Arguments {
 enum Command {
     /// Log, show, export and rotate the events of sessions.
     Sessions(crate::sessions::Sessions),
-    /// Fetch a directory from an object store.
+    /// Fetch a directory from an object store, or a model from a registry.
     Fetch(crate::stores::Fetch),
-    /// Push a directory to an object store.
+    /// Push a directory to an object store, or a model to a registry.
     Push(crate::stores::Push),
     /// Write documents as training data, a line of JSON each.
     Ingest(crate::ingest::Ingest),

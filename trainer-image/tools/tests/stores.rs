@@ -24,7 +24,10 @@ fn tools(environment: &[(&str, String)], arguments: &[&str]) -> Output {
     command.args(arguments).env("CODEX_LOG", "trace");
     for (name, _) in std::env::vars_os() {
         let name = name.to_string_lossy().into_owned();
-        if ["AWS_", "AZURE_", "GOOGLE_", "SSL_CERT_", "HTTP", "http"].iter().any(|begin| name.starts_with(begin)) {
+        if ["AWS_", "AZURE_", "GOOGLE_", "SSL_CERT_", "HTTP", "http", "CODEX_REGISTRY_", "DOCKER_", "REGISTRY_"]
+            .iter()
+            .any(|begin| name.starts_with(begin))
+        {
             command.env_remove(name);
         }
     }
@@ -96,6 +99,10 @@ fn no_log_holds_credentials() {
         ),
         ("gs://bucket/a", vec![pair("GOOGLE_SERVICE_ACCOUNT", gcs.to_str().unwrap())]),
     ];
+    let registry = format!("oci://{}/a:1", url.trim_start_matches("http://"));
+    let registry =
+        (registry.as_str(), vec![pair("CODEX_REGISTRY_USERNAME", "me"), pair("CODEX_REGISTRY_PASSWORD", SECRET)]);
+    let cases = cases.into_iter().chain([registry]);
     for (address, environment) in cases {
         let to = place.path().join("got");
         for arguments in
@@ -311,6 +318,60 @@ fn azure() {
         ("AZURITE_BLOB_STORAGE_URL", format!("http://127.0.0.1:{}", proxy.port)),
     ];
     travels(&proxy, &environment, KEY, "az://models/runs/a");
+}
+
+/// The password of the registry and its hash, by `htpasswd -nbB me PASSWORD`.
+const PASSWORD: &str = "a-password-that-nobody-may-see";
+const HASHED: &str = "$2b$04$0Op9jhZcjeNQC2xgQc1j.O7R7tyHMlx7FElU24gduG1.P1chsT9ja";
+
+#[test]
+#[ignore = "needs docker-registry: make test-stores"]
+fn oci() {
+    let (place, port) = (tempfile::tempdir().unwrap(), free_port());
+    let at = |name: &str| place.path().join(name).to_str().unwrap().to_owned();
+    fs::write(at("passwords"), format!("me:{HASHED}\n")).unwrap();
+    let configuration = format!(
+        "version: 0.1\nstorage: {{ filesystem: {{ rootdirectory: {} }} }}\nhttp: {{ addr: '127.0.0.1:{port}' }}\n\
+         auth: {{ htpasswd: {{ realm: test, path: {} }} }}\n",
+        at("data"),
+        at("passwords")
+    );
+    fs::write(at("config.yml"), configuration).unwrap();
+    let mut command = Command::new(installed("docker-registry/usr/bin/docker-registry"));
+    let _server = start(command.args(["serve", &at("config.yml")]), port);
+    let proxy = Proxy::start(port);
+    // As `docker login` writes it.
+    let auth = {
+        use base64::{Engine as _, engine::general_purpose::STANDARD};
+        STANDARD.encode(format!("me:{PASSWORD}"))
+    };
+    let config = format!(r#"{{"auths": {{"127.0.0.1:{}": {{"auth": "{auth}"}}}}}}"#, proxy.port);
+    fs::write(at("config.json"), config).unwrap();
+    let environment = [("DOCKER_CONFIG", place.path().to_str().unwrap().to_owned())];
+    let address = format!("oci://127.0.0.1:{}/team/model:v1", proxy.port);
+    travels(&proxy, &environment, &auth, &address);
+    // A signature travels in the model and refers to it, and the digest pins both.
+    model(Path::new(&at("model")), 1000);
+    let bundle = r#"{"mediaType": "application/vnd.dev.sigstore.bundle.v0.3+json", "dsseEnvelope": {}}"#;
+    fs::write(at("model/model.sig"), bundle).unwrap();
+    let run = |arguments: &[&str]| -> serde_json::Value {
+        let output = tools(&environment, arguments);
+        let told = said(&output);
+        assert!(output.status.success(), "{}", &told[told.len().saturating_sub(4000)..]);
+        assert!(!told.contains(&auth) && !told.contains(PASSWORD), "a log holds the password");
+        serde_json::from_slice(&output.stdout).unwrap()
+    };
+    let pushed = run(&["push", &at("model"), &address.replace(":v1", ":v2")]);
+    let pinned = address.replace(":v1", &format!("@{}", pushed["artifact"].as_str().unwrap()));
+    let digest = pushed["digest"].as_str().unwrap();
+    let got = run(&["fetch", &pinned, &at("got"), "--digest", digest, "--bundles", &at("bundles")]);
+    assert_eq!((&got["digest"], &got["artifact"]), (&pushed["digest"], &pushed["artifact"]));
+    assert_eq!(fs::read_to_string(at("got/model.sig")).unwrap(), bundle);
+    let file = got["bundles"][0].as_str().unwrap();
+    assert_eq!(fs::read_to_string(file).unwrap(), bundle);
+    let refused = tools(&[], &["fetch", &pinned, &at("other")]);
+    assert_eq!(refused.status.code(), Some(2), "{}", said(&refused));
+    assert!(said(&refused).contains("set CODEX_REGISTRY_USERNAME"), "{}", said(&refused));
 }
 
 /// Makes the container `models`, with a request as Azure's documentation has it.

@@ -90,6 +90,7 @@ const NO_EFFECT: [&str; 41] = [
     "tracking.mlflow.files",
     "tracking.mlflow.server",
     "tracking.tensorboard",
+    "tracking.wandb",
     "training.best_k",
     "training.best_metric",
     "training.checkpoint_every",

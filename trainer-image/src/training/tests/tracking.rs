@@ -6,18 +6,22 @@ use codex_reports::Model;
 
 use crate::{
     artifacts::ledger::{self, Ledger},
-    tracking::{Format, export, tests::scalars},
+    tracking::{
+        Format, export,
+        tests::{scalars, wandb_scalars},
+    },
     training::test_support::{attempt, finished, metered, speck},
 };
 
 /// The settings of a run that is tracked and evaluated every five steps.
-const TRACKED: [&str; 6] = [
+const TRACKED: [&str; 7] = [
     "training.eval_every=5",
     "training.eval_samples=0",
     "training.checkpoint_every=4",
     "tracking.csv=true",
     "tracking.tensorboard=true",
     "tracking.mlflow.files=true",
+    "tracking.wandb=true",
 ];
 
 /// Trains a run to its end, as if it had been killed after step 12 and resumed from step 8 once. Returns both models.
@@ -51,6 +55,11 @@ fn trackers_have_the_rows_of_the_ledger_after_a_resume() {
         .map(|row| ((format!("{}/{}", row.split, row.metric), row.step.cast_signed()), row.value as f32))
         .collect();
     assert_eq!(scalars(&artifacts.join("tensorboard")), expected);
+    let expected: BTreeMap<(String, u64), f64> =
+        ledger.rows.iter().map(|row| ((format!("{}/{}", row.split, row.metric), row.step), row.value)).collect();
+    assert_eq!(wandb_scalars(&artifacts.join("wandb")), expected);
+    export(Format::Wandb, &ledger, &exported.join("wandb")).unwrap();
+    assert_eq!(wandb_scalars(&exported.join("wandb")), expected);
     let (run, lacking) = export(Format::Mlflow, &ledger, &exported.join("mlruns")).unwrap();
     assert!(lacking.is_empty());
     let tracked = output
@@ -69,7 +78,7 @@ fn a_run_without_trackers_writes_none_and_one_that_fails_ends_none() {
     let output = tempfile::tempdir().unwrap();
     let plain = finished(&attempt(&speck(&[]), output.path(), false));
     let artifacts = output.path().join("artifacts");
-    for name in ["metrics.csv", "tensorboard", "mlflow.json"] {
+    for name in ["metrics.csv", "tensorboard", "mlflow.json", "wandb"] {
         assert!(!artifacts.join(name).exists(), "{name}");
     }
     assert!(!output.path().join("mlruns").exists());
@@ -81,7 +90,8 @@ fn a_run_without_trackers_writes_none_and_one_that_fails_ends_none() {
     fs::create_dir(artifacts.join("metrics.csv")).unwrap();
     let (tracked, counted) = metered(&speck(&["tracking.csv=true", "tracking.tensorboard=true"]), blocked.path());
     assert_eq!(finished(&tracked), plain, "trackers change no weight");
-    for (tracker, failures) in [("csv", 1), ("tensorboard", 1), ("mlflow-files", 0), ("mlflow-server", 0)] {
+    for (tracker, failures) in [("csv", 1), ("tensorboard", 1), ("mlflow-files", 0), ("mlflow-server", 0), ("wandb", 0)]
+    {
         let line = format!("codex_ml_tracking_failures_total{{tracker=\"{tracker}\"}} {failures}");
         assert!(counted.lines().any(|found| found == line), "{line}: {counted}");
     }
@@ -89,16 +99,17 @@ fn a_run_without_trackers_writes_none_and_one_that_fails_ends_none() {
 
 /// `make test-clients` installs the packages.
 #[test]
-#[ignore = "needs CLIENTS_PYTHON, a Python with the packages tensorboard and mlflow-skinny: make test-clients"]
-fn tensorboard_and_mlflow_read_what_runs_write() {
-    let python =
-        std::env::var("CLIENTS_PYTHON").expect("CLIENTS_PYTHON names a Python with tensorboard and mlflow-skinny");
+#[ignore = "needs CLIENTS_PYTHON, a Python with the packages tensorboard, mlflow-skinny and wandb: make test-clients"]
+fn tensorboard_mlflow_and_wandb_read_what_runs_write() {
+    let python = std::env::var("CLIENTS_PYTHON")
+        .expect("CLIENTS_PYTHON names a Python with tensorboard, mlflow-skinny and wandb");
     let output = tempfile::tempdir().unwrap();
     resumed(output.path());
     let ledger = Ledger::read(&output.path().join("artifacts").join(ledger::FILE)).unwrap();
     let exported = tempfile::tempdir().unwrap();
     export(Format::Tensorboard, &ledger, &exported.path().join("tensorboard")).unwrap();
     export(Format::Mlflow, &ledger, &exported.path().join("mlruns")).unwrap();
+    export(Format::Wandb, &ledger, &exported.path().join("wandb")).unwrap();
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/clients/trackers.py");
     let ran = Command::new(python).arg(script).args([output.path(), exported.path()]).output().unwrap();
     let told = String::from_utf8_lossy(&ran.stderr);

@@ -16,18 +16,19 @@ use signal_hook::{
     flag,
 };
 
-use super::{Location, Remote, Stop, StoreError, fetch, push};
+use super::{Location, Remote, Stop, StoreError, fetch, push, registry};
 
-/// Fetch a directory from an object store: a model, a base, a checkpoint or data.
+/// Fetch a directory from an object store or a registry: a model, a base, a checkpoint or data.
 ///
 /// A directory that codex-tools pushed is compared with its manifest, file by file. A transfer that was interrupted goes on from
 /// DIR.partial. Credentials are read from the environment: `AWS_ACCESS_KEY_ID` and the other variables of AWS,
 /// `GOOGLE_APPLICATION_CREDENTIALS` or `GOOGLE_SERVICE_ACCOUNT`, `AZURE_STORAGE_ACCOUNT_NAME` and the others of Azure; without any, those
-/// of the machine or its workload identity. `HTTPS_PROXY` and `SSL_CERT_FILE` are respected.
+/// of the machine or its workload identity. For registries: `CODEX_REGISTRY_USERNAME` and `CODEX_REGISTRY_PASSWORD`, else a file of
+/// Docker's form, in `REGISTRY_AUTH_FILE`, `DOCKER_CONFIG` or the home directory. `HTTPS_PROXY` and `SSL_CERT_FILE` are respected.
 #[derive(Debug, clap::Args)]
 pub struct Fetch {
-    /// The directory in the store, as `s3://BUCKET/PATH`, `gs://BUCKET/PATH`, `az://CONTAINER/PATH` or `file:///PATH`; or one
-    /// object.
+    /// The directory in the store, as `s3://BUCKET/PATH`, `gs://BUCKET/PATH`, `az://CONTAINER/PATH` or `file:///PATH`; one object;
+    /// or a model in a registry, as `oci://REGISTRY/REPOSITORY:TAG` or `oci://REGISTRY/REPOSITORY@sha256:DIGEST`.
     #[arg(value_name = "URL", value_parser = clap::value_parser!(Location))]
     from: Location,
     /// The directory to write, which must not exist yet.
@@ -39,9 +40,15 @@ pub struct Fetch {
     /// Files that are transferred at once.
     #[arg(long, value_name = "COUNT", default_value_t = 4, value_parser = whole::<usize>(1..=64))]
     parallel: usize,
+    /// Directory to write the bundles of Sigstore to that refer to a model in a registry.
+    #[arg(long, value_name = "DIR")]
+    bundles: Option<PathBuf>,
+    /// Send requests to a registry without TLS. Registries of this machine are asked so anyway.
+    #[arg(long)]
+    plain_http: bool,
 }
 
-/// Push a directory, or a file, to an object store, with a manifest of its files.
+/// Push a directory, or a file, to an object store with a manifest of its files, or a model to a registry.
 ///
 /// Files that the store has already are not sent again; large ones are sent in parts. The manifest is written last, so that a fetch
 /// sees all or nothing. Credentials are read from the environment, as for fetch.
@@ -50,7 +57,8 @@ pub struct Push {
     /// The directory, such as a model directory, or a file.
     #[arg(value_name = "DIR")]
     source: PathBuf,
-    /// Where to, as `s3://BUCKET/PATH`, `gs://BUCKET/PATH`, `az://CONTAINER/PATH` or `file:///PATH`.
+    /// Where to, as `s3://BUCKET/PATH`, `gs://BUCKET/PATH`, `az://CONTAINER/PATH`, `oci://REGISTRY/REPOSITORY:TAG` or
+    /// `file:///PATH`.
     #[arg(value_name = "URL", value_parser = clap::value_parser!(Location))]
     to: Location,
     /// Digest that the files must have, as codex verify prints it.
@@ -62,6 +70,12 @@ pub struct Push {
     /// Files that are transferred at once.
     #[arg(long, value_name = "COUNT", default_value_t = 4, value_parser = whole::<usize>(1..=64))]
     parallel: usize,
+    /// Bundle of Sigstore to attach to a model in a registry, such as that of its promotion. May be repeated.
+    #[arg(long = "bundle", value_name = "FILE")]
+    bundles: Vec<PathBuf>,
+    /// Send requests to a registry without TLS. Registries of this machine are asked so anyway.
+    #[arg(long)]
+    plain_http: bool,
 }
 
 impl Fetch {
@@ -70,13 +84,24 @@ impl Fetch {
     /// # Errors
     /// Exit code 2: the address, the credentials or the digest are wrong. 1: the store fails.
     pub fn run(self) -> Result<i32, CommandError> {
-        let remote = Remote::open(&self.from)?;
+        let remote = Remote::open(&self.from, self.plain_http)?;
+        if self.bundles.is_some() && remote.artifact.is_none() {
+            return Err(StoreError::NotRegistry { option: "--bundles", location: self.from.to_string() }.into());
+        }
         finish(|runtime, stop| {
             let fetched = runtime.block_on(fetch(&remote, &self.output, self.digest, self.parallel, stop))?;
-            Ok(serde_json::json!({
+            let mut line = serde_json::json!({
                 "directory": self.output, "from": self.from.to_string(), "digest": fetched.digest, "files": fetched.files,
                 "bytes": fetched.bytes, "manifest": fetched.has_manifest,
-            }))
+            });
+            if let Some(artifact) = &remote.artifact {
+                line["artifact"] = artifact.digest().map(|digest| format!("sha256:{digest}")).into();
+                if let Some(directory) = &self.bundles {
+                    let files = runtime.block_on(registry::fetch_bundles(artifact, directory))?;
+                    line["bundles"] = files.iter().map(|file| file.display().to_string()).collect();
+                }
+            }
+            Ok(line)
         })
     }
 }
@@ -87,14 +112,28 @@ impl Push {
     /// # Errors
     /// Exit code 2: the address, the credentials or the digest are wrong. 1: the store fails.
     pub fn run(self) -> Result<i32, CommandError> {
-        let remote = Remote::open(&self.to)?;
+        let remote = Remote::open(&self.to, self.plain_http)?;
+        let Self { source, digest, replace, bundles, parallel, .. } = &self;
+        if !bundles.is_empty() && remote.artifact.is_none() {
+            return Err(StoreError::NotRegistry { option: "--bundle", location: self.to.to_string() }.into());
+        }
         finish(|runtime, stop| {
-            let pushing = push(&self.source, &remote, self.digest, self.replace, self.parallel, stop);
-            let pushed = runtime.block_on(pushing)?;
-            Ok(serde_json::json!({
+            let pushed = runtime.block_on(async {
+                match &remote.artifact {
+                    Some(artifact) => {
+                        registry::push(source, artifact, *digest, *replace, bundles, *parallel, stop).await
+                    }
+                    None => push(source, &remote, *digest, *replace, *parallel, stop).await,
+                }
+            })?;
+            let mut line = serde_json::json!({
                 "to": self.to.to_string(), "digest": pushed.digest, "sent": pushed.sent, "there": pushed.there,
                 "bytes": pushed.bytes,
-            }))
+            });
+            if let Some(digest) = pushed.artifact {
+                line["artifact"] = format!("sha256:{digest}").into();
+            }
+            Ok(line)
         })
     }
 }

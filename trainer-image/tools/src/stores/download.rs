@@ -117,6 +117,9 @@ pub async fn fetch(
 
 /// Reads the manifest of a directory in a store.
 pub(super) async fn manifest(remote: &Remote) -> Result<Option<Manifest>, StoreError> {
+    if let Some(artifact) = &remote.artifact {
+        return artifact.manifest().await.map(Some);
+    }
     let key = remote.path(MANIFEST)?;
     let Some(bytes) = remote.read(&key, MAX_MANIFEST).await? else { return Ok(None) };
     let wrong = |why: String| StoreError::Manifest { location: remote.shown(&key), why };
@@ -179,7 +182,10 @@ async fn wanted(remote: &Remote, manifest: Option<&Manifest>) -> Result<Vec<Want
         wanted.push(file(name, meta, Some(one.sha256)));
     }
     let signature = listed.iter().find(|(name, _)| name == SIGNATURE);
-    wanted.extend(signature.map(|(name, meta)| file(name, meta, None)));
+    // In a registry, the tag of a file is its digest.
+    let tagged = |meta: &ObjectMeta| meta.e_tag.as_ref()?.strip_prefix("sha256:")?.parse().ok();
+    let digest = |meta: &ObjectMeta| remote.artifact.as_ref().and_then(|_| tagged(meta));
+    wanted.extend(signature.map(|(name, meta)| file(name, meta, digest(meta))));
     Ok(wanted)
 }
 

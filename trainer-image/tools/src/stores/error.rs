@@ -45,6 +45,30 @@ pub enum StoreError {
         /// What is wrong.
         why: String,
     },
+    /// What is in a registry is no model.
+    #[error("{location} cannot be used: {why}")]
+    Artifact {
+        /// The address.
+        location: String,
+        /// What is wrong.
+        why: String,
+    },
+    /// An option is for registries.
+    #[error("{option} is for models in registries, and {location} is not in one: leave the option out")]
+    NotRegistry {
+        /// The option.
+        option: &'static str,
+        /// The address.
+        location: String,
+    },
+    /// A file is no bundle of Sigstore.
+    #[error("{path:?} is no bundle: {why}")]
+    Bundle {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        why: String,
+    },
     /// A name cannot be a file.
     #[error("{location} has the object {name:?}, which cannot be a file here: {why}")]
     Name {

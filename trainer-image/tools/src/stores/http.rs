@@ -46,12 +46,17 @@ impl Connector {
         let of = |endpoint| agent(endpoint, certificates.cloned());
         Ok(Self { outside: of("https://outside")?, inside: of("http://127.0.0.1")? })
     }
+
+    /// Returns a client. With `plain`, its requests may travel in clear text.
+    pub(super) fn client(&self, plain: bool) -> HttpClient {
+        HttpClient::new(Service { connector: self.clone(), allows_plain: plain })
+    }
 }
 
 impl HttpConnector for Connector {
     fn connect(&self, options: &ClientOptions) -> object_store::Result<HttpClient> {
         let plain = options.get_config_value(&ClientConfigKey::AllowHttp).is_some_and(|value| value == "true");
-        Ok(HttpClient::new(Service { connector: self.clone(), allows_plain: plain }))
+        Ok(self.client(plain))
     }
 }
 
@@ -67,7 +72,7 @@ struct Service {
 #[derive(Debug, thiserror::Error)]
 enum Failure {
     #[error(
-        "{0} has no TLS: use https, or allow clear text by AWS_ALLOW_HTTP=true, GOOGLE_ALLOW_HTTP=true or AZURE_ALLOW_HTTP=true"
+        "{0} has no TLS: use https, or allow clear text by AWS_ALLOW_HTTP=true, GOOGLE_ALLOW_HTTP=true or AZURE_ALLOW_HTTP=true, for a registry by --plain-http"
     )]
     Plain(String),
     #[error("no answer within {} s", LONGEST.as_secs())]

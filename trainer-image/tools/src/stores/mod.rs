@@ -1,5 +1,5 @@
-//! `codex-tools fetch` and `push`: directories in object stores, S3, Google Cloud Storage, Azure and folders. Uses the network,
-//! reads and writes files.
+//! `codex-tools fetch` and `push`: directories in object stores, S3, Google Cloud Storage, Azure and folders, and models in
+//! registries of OCI. Uses the network, reads and writes files.
 //!
 //! A directory that was pushed has a manifest beside its files, written last: `{path, size, sha256}` of each, whose digest is the
 //! model digest that `codex verify` prints. What is fetched is compared with it, goes on after a kill or a cut connection, and
@@ -13,6 +13,7 @@ mod error;
 mod http;
 mod location;
 mod open;
+mod registry;
 #[cfg(test)]
 mod server;
 #[cfg(test)]
@@ -25,6 +26,7 @@ pub use self::{
     error::StoreError,
     location::Location,
     open::Remote,
+    registry::Version,
     upload::{Pushed, push},
 };
 

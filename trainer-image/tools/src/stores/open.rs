@@ -12,6 +12,7 @@ use super::{
     error::{StoreError, scrubbed},
     http::Connector,
     location::{Location, Scheme},
+    registry::{Artifact, Client, Credentials},
 };
 
 /// A store, and the path of a directory in it.
@@ -22,14 +23,16 @@ pub struct Remote {
     pub(super) location: Location,
     /// The first wait after a cut connection.
     pub(super) pause: Duration,
+    /// The store, if it is an artefact of a registry.
+    pub(super) artifact: Option<Arc<Artifact>>,
 }
 
 impl Remote {
-    /// Opens the store of an address.
+    /// Opens the store of an address. With `plain`, requests to a registry may travel in clear text.
     ///
     /// # Errors
     /// The environment lacks something, or holds something that is invalid.
-    pub fn open(location: &Location) -> Result<Self, StoreError> {
+    pub fn open(location: &Location, plain: bool) -> Result<Self, StoreError> {
         let wrong = |why: String| StoreError::Open { location: location.to_string(), why: scrubbed(&why) };
         let failed = |error: object_store::Error| wrong(codex::error::chain(&error));
         let connector = || {
@@ -62,8 +65,24 @@ impl Remote {
                 Arc::new(builder.with_retry(retry).with_http_connector(connector()?).build().map_err(failed)?)
             }
             Scheme::File => Arc::new(LocalFileSystem::new().with_fsync(true)),
+            Scheme::Oci => {
+                let credentials = Credentials::of_environment(&location.bucket).map_err(wrong)?;
+                let client = Client::new(location, &connector()?, credentials, plain).map_err(wrong)?;
+                return Self::of_registry(client, location);
+            }
         };
-        Ok(Self { store, location: location.clone(), pause: Duration::from_secs(1) })
+        Ok(Self { store, location: location.clone(), pause: Duration::from_secs(1), artifact: None })
+    }
+
+    /// Returns the store of an artefact.
+    pub(super) fn of_registry(client: Client, location: &Location) -> Result<Self, StoreError> {
+        let why = || "end the address with :TAG or @sha256:DIGEST".to_owned();
+        let version = location.version.clone();
+        let version = version.ok_or_else(|| StoreError::Open { location: location.to_string(), why: why() })?;
+        let artifact = Arc::new(Artifact::new(client, location.clone(), version));
+        let store = Arc::clone(&artifact) as Arc<dyn ObjectStore>;
+        let pause = Duration::from_secs(1);
+        Ok(Self { store, location: location.clone(), pause, artifact: Some(artifact) })
     }
 
     /// Whether the store is a folder of this machine.

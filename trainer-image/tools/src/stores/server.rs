@@ -76,7 +76,7 @@ impl Server {
             .with_http_connector(Connector::new(None).unwrap())
             .build()
             .unwrap();
-        Remote { store: Arc::new(store), location, pause: short }
+        Remote { store: Arc::new(store), location, pause: short, artifact: None }
     }
 
     fn answer(&self, stream: TcpStream) {

@@ -225,7 +225,7 @@ async fn a_folder_is_a_store_too() {
     let at = |name: &str| place.path().join(name);
     let digest = model(&at("model"));
     let location: Location = format!("file://{}/models/a b", place.path().display()).parse().unwrap();
-    let remote = Remote::open(&location).unwrap();
+    let remote = Remote::open(&location, false).unwrap();
     assert_eq!(sent(&at("model"), &remote).await.unwrap().sent, 4);
     assert_eq!(sent(&at("model"), &remote).await.unwrap().there, 4);
     assert!(at("models/a b").join(MANIFEST).is_file());

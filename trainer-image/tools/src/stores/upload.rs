@@ -40,6 +40,8 @@ pub struct Pushed {
     pub there: usize,
     /// Size of all files in bytes.
     pub bytes: u64,
+    /// The digest of the artefact in a registry.
+    pub artifact: Option<Sha256>,
 }
 
 /// Pushes a directory, or a single file. Files that the store has already are not sent again. The manifest is written last, so that
@@ -102,11 +104,12 @@ pub async fn push(
         put.map_err(|error| StoreError::of("writing", &remote.shown(&key), &error))?;
     }
     let count = sent.iter().filter(|sent| **sent).count();
-    Ok(Pushed { digest: found, sent: count, there: sent.len() - count, bytes: manifest.size_bytes() })
+    let bytes = manifest.size_bytes();
+    Ok(Pushed { digest: found, sent: count, there: sent.len() - count, bytes, artifact: None })
 }
 
 /// Returns the folder of the files, and their manifest.
-fn local(source: &Path) -> Result<(PathBuf, Manifest), StoreError> {
+pub(super) fn local(source: &Path) -> Result<(PathBuf, Manifest), StoreError> {
     let wrong = |why| StoreError::Source { path: source.to_owned(), why };
     if source.is_file() {
         let folder = source.parent().unwrap_or(Path::new("")).to_owned();
