@@ -79,7 +79,7 @@ impl fmt::Display for ResumeDiff {
 }
 
 /// Keys that never change a weight. `stop_after` and `early_stop_patience` only end the run earlier or later.
-const NO_EFFECT: [&str; 41] = [
+const NO_EFFECT: &[&str] = &[
     // The phases decide, which are compared on their own.
     "curriculum.preset",
     "logging.reasoning_trace",
