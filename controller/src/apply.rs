@@ -230,7 +230,7 @@ pub async fn apply_cycles<K: Resource>(context: &Context, object: &K, desired: &
         apply.ensure(&stores.evaluations, child, Template::Immutable).await?;
     }
     for child in reasoning_pods {
-        apply.ensure(&stores.reasoning_pods, child, Template::Immutable).await?;
+        Box::pin(apply.ensure(&stores.reasoning_pods, child, Template::Immutable)).await?;
     }
     for Expired { kind, name, uid } in expired {
         match kind {

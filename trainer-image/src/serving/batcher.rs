@@ -525,21 +525,20 @@ impl Work {
             if count >= self.most {
                 return ControlFlow::Continue(());
             }
-            let next = match self.waiting.pop_front() {
-                Some(next) => next,
-                None => {
-                    let request = if count == 0 {
-                        // Idle: wait for a request, or for the handle to be dropped.
-                        metrics.set_running(0, 0.0);
-                        let Some(request) = requests.blocking_recv() else { return ControlFlow::Break(()) };
-                        request
-                    } else {
-                        let Ok(request) = requests.try_recv() else { return ControlFlow::Continue(()) };
-                        request
-                    };
-                    self.came += 1;
-                    Running::new(request, self.came)
-                }
+            let next = if let Some(next) = self.waiting.pop_front() {
+                next
+            } else {
+                let request = if count == 0 {
+                    // Idle: wait for a request, or for the handle to be dropped.
+                    metrics.set_running(0, 0.0);
+                    let Some(request) = requests.blocking_recv() else { return ControlFlow::Break(()) };
+                    request
+                } else {
+                    let Ok(request) = requests.try_recv() else { return ControlFlow::Continue(()) };
+                    request
+                };
+                self.came += 1;
+                Running::new(request, self.came)
             };
             if next.is_abandoned() {
                 continue;

@@ -1150,7 +1150,7 @@ async fn a_full_cache_pre_empts_the_latest_request_and_computes_it_again() {
     let payer = client();
     let all = (0..4).map(|token| batcher.answer(job(5 + token, 700), &payer));
     futures::future::join_all(all).await;
-    assert_eq!(preemptions(&counted), 0.0);
+    assert!(preemptions(&counted) < 1.0);
 }
 
 fn preemptions(metrics: &Metrics) -> f64 {

@@ -749,7 +749,7 @@ fn a_canary_that_fails_rolls_its_cycle_back_and_it_is_not_tried_again() {
     (hourly.observed.canary, hourly.observed.canary_pods) = (None, Vec::new());
     for later in 1..5 {
         let plan = hourly.plan(second + later);
-        let servers = plan.desired.deployments.iter().map(|deployment| deployment.name_any());
+        let servers = plan.desired.deployments.iter().map(ResourceExt::name_any);
         assert_eq!(servers.collect::<Vec<_>>(), ["codex-s-rc"], "no canary starts");
         let template = |deployment: &k8s_openapi::api::apps::v1::Deployment| deployment.spec.clone().unwrap().template;
         assert_eq!(template(&plan.desired.deployments[0]), template(deployment.as_ref().unwrap()));
