@@ -114,7 +114,7 @@ fn samples_of_other_tasks_and_incomplete_ones_are_refused() {
     assert!(again(&kept).contains("lacks a document of the task"));
     assert!(
         again(&whole.replacen("doc_hash\":\"", "doc_hash\":\"0", 1))
-            .contains("line 1 is about another document or prompt")
+            .contains("line 1 is about another document, prompt, choice or way to answer")
     );
     assert!(again(&whole.replacen("\"resps\":[[", "\"resps\":[[\"other\",", 1)).contains("has other resps"));
     assert!(again("{}\n").contains("has no doc_id"));
