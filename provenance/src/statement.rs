@@ -129,7 +129,7 @@ pub(crate) fn read<P: DeserializeOwned>(payload: &[u8], predicate_type: &str) ->
     let [subject] = kind.subject.as_slice() else {
         return Err(format!("it has {} subjects, and exactly one is required", kind.subject.len()));
     };
-    codex_json::from_slice::<Unambiguous>(payload).map_err(unreadable)?;
+    serde_json::from_slice::<Unambiguous>(payload).map_err(unreadable)?;
     let statement: Statement<P> = codex_json::from_slice(payload).map_err(unreadable)?;
     Ok((subject.digest.sha256, statement.predicate))
 }

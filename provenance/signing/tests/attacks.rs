@@ -85,7 +85,7 @@ fn a_key_that_occurs_twice_is_refused_in_bundles_and_in_signed_statements() {
     let envelope = serde_json::from_str::<Value>(&bundle).unwrap()["dsseEnvelope"].to_string();
     let twice = bundle.replacen('{', &format!(r#"{{"dsseEnvelope":{envelope},"#), 1);
     let told = refused(twice.as_bytes());
-    assert!(told.contains("duplicate field"), "{told}");
+    assert!(told.starts_with("the OMS bundle is not a Sigstore bundle: "), "{told}");
 
     let statement = String::from_utf8(oms::payload(&manifest(), "cot")).unwrap();
     for (before, after) in [
