@@ -15,6 +15,8 @@ use serde_json::{Value, json};
 
 /// How long a service may take to start.
 const PATIENCE: Duration = Duration::from_secs(60);
+/// The name with which the log signs its checkpoints. cosign requires it as the host of the log's address in the trusted root.
+const LOG: &str = "rekor.codex.test";
 /// Before any test.
 const START: &str = "2026-01-01T00:00:00Z";
 
@@ -98,7 +100,7 @@ impl Instance {
                     format!("--http-port={port}"),
                     format!("--grpc-port={}", other()),
                     format!("--http-metrics-port={}", other()),
-                    "--hostname=rekor.codex.test".to_owned(),
+                    format!("--hostname={LOG}"),
                     format!("--storage-dir={}", at("log")),
                     format!("--signer-filepath={}", at("rekor.pem")),
                     "--checkpoint-interval=2s".to_owned(),
@@ -189,7 +191,7 @@ impl Instance {
         json!({
             "mediaType": "application/vnd.dev.sigstore.trustedroot+json;version=0.1",
             "tlogs": [{
-                "baseUrl": self.url(Service::Rekor),
+                "baseUrl": format!("https://{LOG}"),
                 "hashAlgorithm": "SHA2_256",
                 "publicKey": {
                     "rawBytes": base64(&log), "keyDetails": "PKIX_ECDSA_P256_SHA_256", "validFor": {"start": START},

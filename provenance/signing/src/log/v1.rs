@@ -23,7 +23,7 @@ pub fn entry_path(index: u64) -> String {
 /// # Errors
 /// If the answer is not such a description.
 pub fn checkpoints(answer: &[u8]) -> Result<Vec<String>, LogError> {
-    const WHAT: &str = "description of the log";
+    const WHAT: &str = "description";
     let info = read(answer, WHAT)?;
     let former = info["inactiveShards"].as_array().into_iter().flatten();
     let heads = former.chain(std::iter::once(&info)).map(|tree| tree["signedTreeHead"].as_str().map(str::to_owned));
