@@ -32,10 +32,12 @@ fn muon_steps_agree_with_candle() {
             assert_eq!(takes, tensor.shape.len() == 2 && !embedding, "{}", tensor.name);
             let range = tensor.range.clone();
             assert_eq!(takes, fast.second[range.clone()].iter().all(|x| *x == 0.0), "{}", tensor.name);
-            let pairs = fast.parameters[range.clone()].iter().zip(&plain.parameters[range.clone()]);
-            // AdamW's first steps are nearly the signs of gradients, some of which are almost 0.
-            let off = pairs.filter(|(a, b)| (*a - *b).abs() > 2e-3).count();
-            assert!(off * 20 <= range.len(), "{}: {off} of {}", tensor.name, range.len());
+            // AdamW's first steps are nearly the signs of gradients, some of which are almost 0. Muon's steps are 0.002 in the mean.
+            if takes {
+                let pairs = fast.parameters[range.clone()].iter().zip(&plain.parameters[range.clone()]);
+                let off = pairs.filter(|(a, b)| (*a - *b).abs() > 1e-4).count();
+                assert!(off * 20 <= range.len(), "{}: {off} of {}", tensor.name, range.len());
+            }
             assert!(fast.parameters[range.clone()] != before[range], "{}", tensor.name);
         }
     }
