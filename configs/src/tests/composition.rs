@@ -147,7 +147,9 @@ fn change() -> impl Strategy<Value = (&'static str, String, String)> {
         Rule::Whole { min, .. } | Rule::WholeOrNull { min, .. } => {
             (min.max(64).to_string(), min.max(64).saturating_add(64).to_string())
         }
-        Rule::Above { above, .. } | Rule::AboveOrNull { above, .. } => ((above + 0.015_625).to_string(), (above + 0.031_25).to_string()),
+        Rule::Above { above, .. } | Rule::AboveOrNull { above, .. } => {
+            ((above + 0.015_625).to_string(), (above + 0.031_25).to_string())
+        }
         Rule::From { .. } => ("0.125".to_owned(), "0.25".to_owned()),
         // The first scheduler takes no warm-up, which the template has.
         Rule::Choice(words) => (words[words.len() - 2].to_owned(), words[words.len() - 1].to_owned()),

@@ -651,7 +651,10 @@ fn optimizers_and_what_they_go_with() {
 fn what_would_break_the_guarantee_of_privacy() {
     let private = |more: &[&str]| sentence(&[&["training.privacy.noise_multiplier=1"], more].concat(), None);
     for (settings, said) in [
-        (&["training.privacy.target_epsilon=3"][..], "training.privacy.noise_multiplier is 1: with training.privacy, training."),
+        (
+            &["training.privacy.target_epsilon=3"][..],
+            "training.privacy.noise_multiplier is 1: with training.privacy, training.",
+        ),
         (&["training.privacy.noise_multiplier=0.05"], "a number above 0.1 and at most 1000000, or null for no noise"),
         (&["training.method=dpo", "data.format=jsonl"], "training.method is dpo"),
         (&["training.method=grpo"], "training.method is grpo"),

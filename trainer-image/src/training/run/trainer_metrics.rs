@@ -91,7 +91,9 @@ impl TrainerMetrics {
             &metrics.answer_tokens,
             &metrics.truncated,
         ];
-        for unmeasured in [&metrics.val_loss, &metrics.noise_scale, &metrics.epsilon].into_iter().chain(of_pairs).chain(of_answers) {
+        for unmeasured in
+            [&metrics.val_loss, &metrics.noise_scale, &metrics.epsilon].into_iter().chain(of_pairs).chain(of_answers)
+        {
             unmeasured.set(f64::NAN);
         }
         for tracker in tracking::NAMES {
