@@ -616,11 +616,12 @@ impl Spec for Training {
             let right = format!("model.hidden_size ({width}) divided by it must be one of {known}");
             return conflict("model.num_attention_heads", heads as u64, right);
         }
+        // First, because what breaks the guarantee would otherwise be told to be completed, such as dpo.
+        privacy::check(self)?;
+        optimizers::check(self)?;
         preferences::check(self)?;
         rewards::check(self)?;
         reasoning::check(self)?;
-        optimizers::check(self)?;
-        privacy::check(self)?;
         // With epochs, the trainer knows the steps only after it has read the data, and checks them then.
         if training.warmup_steps > training.max_steps && training.max_epochs.is_none() {
             let right = format!("write at most training.max_steps ({})", training.max_steps);
