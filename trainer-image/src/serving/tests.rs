@@ -305,6 +305,7 @@ impl Running {
             if request(self.address, path, None).await.is_ok_and(|response| response.0 == status) {
                 return;
             }
+            assert!(!self.end.is_finished(), "the server ended: {:?}", self.reporter.state());
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
         panic!("{path} never said {status}");
