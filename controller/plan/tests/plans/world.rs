@@ -355,11 +355,11 @@ impl World {
             training_runs,
             evaluations,
             expired,
-            reasoning_pods: _,
+            reasoning_pods,
             kept,
         } = desired;
         assert!(
-            training_runs.is_empty() && evaluations.is_empty() && expired.is_empty(),
+            training_runs.is_empty() && evaluations.is_empty() && reasoning_pods.is_empty() && expired.is_empty(),
             "nothing is redeployed in this world"
         );
         assert!(horizontal_pod_autoscalers.is_empty(), "nothing is scaled automatically in this world");
