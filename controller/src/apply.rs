@@ -19,7 +19,6 @@ use k8s_openapi::{
 use kube::{
     Api, Resource, ResourceExt,
     api::{DeleteParams, Patch, PatchParams, Preconditions, PropagationPolicy},
-    runtime::reflector::Store,
 };
 use serde::{Serialize, de::DeserializeOwned};
 use tracing::{debug, info, warn};
@@ -273,7 +272,12 @@ impl Apply<'_> {
         ("as planned", self.owner.clone(), serde_json::to_vec(planned).unwrap_or_default())
     }
 
-    async fn ensure<C: Child>(&self, store: &Store<C>, child: &C, template: Template) -> Result<(), ApplyError> {
+    async fn ensure<C: Child + Names>(
+        &self,
+        store: &Cache<C>,
+        child: &C,
+        template: Template,
+    ) -> Result<(), ApplyError> {
         let (kind, name) = (C::kind(&()).into_owned(), child.name_any());
         let failed = |verb: &'static str| {
             let (kind, name) = (kind.clone(), name.clone());
@@ -336,8 +340,9 @@ impl Apply<'_> {
         };
         self.context.metrics.wrote(&kind, "apply");
         info!("{} the {kind} {name}", if live.is_some() { "changed" } else { "created" });
-        let mut differs = difference(&wanted, &json(&written)?);
-        let correction = correction(&wanted, &json(&written)?, template == Template::Mutable);
+        let shown = json(&written)?;
+        let mut differs = difference(&wanted, &shown);
+        let correction = correction(&wanted, &shown, template == Template::Mutable);
         if let (Some(found), Some(correction)) = (&differs, correction) {
             // Apply keeps fields of other managers. Unplanned fields must not run in a server, stop it or divert its traffic.
             warn!("the {kind} {name} was changed by another manager; correcting it: {found}");
@@ -347,12 +352,13 @@ impl Apply<'_> {
             differs = difference(&wanted, &json(&written)?);
         }
         if let Some(difference) = differs {
-            caught_up(store, &written).await;
+            caught_up(store, written.meta()).await;
             let child = UnmendedChild { kind, name, difference };
             self.context.unmended.insert(&self.owner, child.clone());
             return Err(ApplyError::Unmended(child.into()));
         }
-        caught_up(store, &written).await;
+        self.learn(&written, planned);
+        caught_up(store, written.meta()).await;
         Ok(())
     }
 
@@ -374,7 +380,7 @@ impl Apply<'_> {
     }
 
     /// Deletes an object of a cycle.
-    async fn expire<C: Child>(&self, store: &Store<C>, name: &str, uid: &str) -> Result<(), ApplyError> {
+    async fn expire<C: Child + Names>(&self, store: &Cache<C>, name: &str, uid: &str) -> Result<(), ApplyError> {
         self.delete::<C>(name, Some(uid.to_owned())).await?;
         if let Some(live) = get(store, &self.namespace, name).filter(|live| live.meta().uid.as_deref() == Some(uid)) {
             caught_up_deleted(store, &*live).await;

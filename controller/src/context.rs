@@ -4,7 +4,8 @@ use std::{collections::BTreeSet, sync::Arc};
 
 use codex_plan::{Obstruction, RefusedPod, Settings};
 use jiff::Timestamp;
-use kube::{Client, runtime::events::Recorder};
+use kube::Client;
+use tokio::time::Instant;
 
 use crate::{
     admission::AdmissionWatch,
@@ -16,7 +17,8 @@ use crate::{
     known::Known,
     ledger::Ledger,
     metrics::Metrics,
-    observe::{Queues, Stores},
+    observe::{Asked, Queues, Stores},
+    recorder::Recorder,
     seal::Seal,
     signer::Signer,
     traces::Traces,
@@ -65,6 +67,19 @@ pub struct Context {
     pub written: ByUid<Timestamp>,
     /// What kept apply from carrying out the last plan of each object.
     pub obstructions: ByUid<Obstruction>,
+    /// The objects whose plan their own status does not change.
+    pub settled: ByUid<Settled>,
+    /// When the cluster was last asked why something does not start, and what it said, by the uid of the Job or the pod.
+    pub asked: Asked,
+}
+
+/// An object whose plan stays the same now that its status is written: another reconciliation only because of that would do nothing.
+#[derive(Clone, Debug)]
+pub struct Settled {
+    /// The resource version of the object with that status.
+    pub version: String,
+    /// When the plan asks to be made again.
+    pub due: Option<Instant>,
 }
 
 impl Context {
@@ -81,6 +96,8 @@ impl Context {
         self.unmended.retain(&alive);
         self.written.retain(&alive);
         self.obstructions.retain(&alive);
+        self.settled.retain(&alive);
+        self.asked.forget();
         self.refused.retain(&alive);
         self.writers.retain(&alive);
     }

@@ -137,7 +137,7 @@ async fn sign(context: &Context, config_map: &ConfigMap, statements: &[(&str, &[
             context.metrics.wrote("ConfigMap", "create");
             info!("created the signed bundle in the ConfigMap {name}");
             recorded();
-            caught_up(&context.stores.config_maps, &created).await;
+            caught_up(&context.stores.config_maps, &created.metadata).await;
             Ok(())
         }
         Err(source) if answered(&source, 409) => {
@@ -170,6 +170,6 @@ async fn adopt(context: &Context, api: &Api<ConfigMap>, wanted: &ConfigMap) -> R
         context.metrics.wrote("ConfigMap", "correct");
         warn!("restored the missing labels of the ConfigMap {name}");
     }
-    caught_up(&context.stores.config_maps, &found).await;
+    caught_up(&context.stores.config_maps, &found.metadata).await;
     Ok(())
 }

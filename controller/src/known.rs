@@ -1,5 +1,6 @@
 //! Facts about versions of objects. Two objects with the same uid and resource version are equal, so what was once found out about
-//! one need not be computed again: most reconciliations find every child as it was.
+//! one need not be computed again: most reconciliations find every child as it was. A version that changed a status only has the
+//! content of the one before.
 
 use std::{
     hash::{BuildHasher, Hash, RandomState},
@@ -27,11 +28,13 @@ impl Default for Known {
 }
 
 impl Known {
-    /// Returns whether a fact about the present version of `object` holds: from memory, or else by `check`. `fact` tells it from
+    /// Returns whether a fact about the present content of `object` holds: from memory, or else by `check`. `fact` tells it from
     /// all other facts about that version. Only facts that hold are remembered.
     pub fn holds<K: Resource>(&self, object: &K, fact: impl Hash, check: impl FnOnce() -> bool) -> bool {
         let meta = object.meta();
-        let (Some(uid), Some(version)) = (&meta.uid, &meta.resource_version) else { return check() };
+        let (Some(uid), Some(version)) = (&meta.uid, content(object).or(meta.resource_version.as_ref())) else {
+            return check();
+        };
         let key = self.hasher.hash_one((uid, version, fact));
         // A thread that panicked while it held the lock left whole entries, so the poison is ignored.
         let facts = || self.facts.lock().unwrap_or_else(PoisonError::into_inner);
@@ -44,6 +47,12 @@ impl Known {
         }
         holds
     }
+}
+
+/// Returns the version in which the present content of a cached object came: everything but its status. The cache writes it into a
+/// field that API servers no longer fill.
+pub fn content<K: Resource>(object: &K) -> Option<&String> {
+    object.meta().self_link.as_ref()
 }
 
 #[cfg(test)]

@@ -31,6 +31,7 @@ pub mod observe;
 pub mod operator;
 pub mod ownership;
 pub mod reconcile;
+pub mod recorder;
 pub mod report;
 pub mod requests;
 pub mod seal;

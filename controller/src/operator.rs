@@ -9,7 +9,6 @@ use jiff::Timestamp;
 use kube::{
     Client, Config, ResourceExt,
     client::{Body, ClientBuilder, retry::RetryPolicy},
-    runtime::events::{Recorder, Reporter},
 };
 use tokio::{
     signal::unix::{SignalKind, signal},
@@ -22,7 +21,7 @@ use tower::{BoxError, Layer, retry::RetryLayer, service_fn};
 use tracing::{error, info, warn};
 
 use crate::{
-    BUILD, MANAGER,
+    BUILD,
     admission::AdmissionWatch,
     backoff::Backoff,
     by_uid::ByUid,
@@ -40,8 +39,9 @@ use crate::{
     lease::{Candidate, HeldLease, LeaseError},
     ledger::Ledger,
     metrics::Metrics,
-    observe::{Queues, Requests, watch},
+    observe::{Asked, Queues, Requests, watch},
     reconcile::control,
+    recorder::Recorder,
     requests::CountRequests,
     seal::{Seal, SealError},
     signer::{Signer, SignerError},
@@ -257,12 +257,10 @@ async fn lead(
         };
         // A verdict that is due at once must not find the policies unread.
         admission.first().await;
-        let reporter =
-            Reporter { controller: MANAGER.to_owned(), instance: Some(identity.chars().take(128).collect()) };
         let traces = traces(&metrics, &mut tasks);
         let context = Arc::new(Context {
             clock: Clock::System,
-            recorder: Recorder::new(client.clone(), reporter),
+            recorder: Recorder::new(client.clone(), &identity),
             client,
             settings,
             stores: stores.clone(),
@@ -280,6 +278,8 @@ async fn lead(
             known: Known::default(),
             written: ByUid::default(),
             obstructions: ByUid::default(),
+            settled: ByUid::default(),
+            asked: Asked::default(),
             ledger: Ledger::default(),
         });
         tasks.spawn({

@@ -1,26 +1,27 @@
 //! Reconciliation: observe → plan → apply → report, for one object and for all objects of a kind.
 
-use std::{sync::Arc, time::Duration};
+use std::{panic::resume_unwind, sync::Arc, time::Duration};
 
 use codex_crds::Reason;
-use codex_plan::{Obstruction, Plan, Sealable};
+use codex_plan::{Obstruction, Plan, Sealable, StatusSeal};
 use futures::{FutureExt, StreamExt, channel::mpsc::UnboundedReceiver};
 use kube::{
     ResourceExt,
     runtime::{
         controller::{self, Action, Config},
-        reflector::{ObjectRef, Store},
+        reflector::ObjectRef,
     },
 };
 use tokio::time::Instant;
+use tokio_util::task::AbortOnDropHandle;
 use tracing::{Instrument, debug, error, info_span};
 
 use crate::{
     apply::{ApplyError, apply, apply_cycles},
-    context::Context,
+    context::{Context, Settled},
     effects::{EffectError, carry_out},
     error::chain,
-    observe::{Observe, ObserveError, requests},
+    observe::{Observe, ObserveError, get, requests},
     report::{self, ReportError},
     seal::SealError,
 };
@@ -72,6 +73,31 @@ impl ReconcileError {
     }
 }
 
+/// Reconciles an object that was queued, unless that was only because its own status was written. Returns when to reconcile it again
+/// although nothing changed, and whether it was reconciled.
+///
+/// # Errors
+/// Those of [`reconcile`].
+pub async fn attend<K: Observe>(object: Arc<K>, context: &Context) -> Result<(Option<Duration>, bool), ReconcileError> {
+    let (namespace, uid) = (object.namespace().unwrap_or_default(), object.uid().unwrap_or_default());
+    let wait = context.queues.waiting().ended(&K::kind(&()), &namespace, &object.name_any());
+    if let Some(wait) = wait {
+        context.metrics.waited(&K::kind(&()), wait.elapsed());
+        if wait.own
+            && let Some(settled) = context.settled.get(&uid)
+            && object.meta().resource_version.as_ref() == Some(&settled.version)
+        {
+            let rest = settled.due.map(|due| due.saturating_duration_since(Instant::now()));
+            // What is due now is not skipped.
+            if rest != Some(Duration::ZERO) {
+                return Ok((rest, false));
+            }
+        }
+    }
+    context.settled.remove(&uid);
+    reconcile(object, context).await.map(|again| (again, true))
+}
+
 /// Reconciles one object. Returns when to reconcile it again although nothing changed.
 ///
 /// If apply meets an obstruction, the plan is made again with the obstruction observed, and its status is written.
@@ -112,19 +138,44 @@ pub async fn reconcile<K: Observe>(object: Arc<K>, context: &Context) -> Result<
     }
     let traces = context.traces.as_ref();
     let traces = traces.map(|traces| (traces, K::spans(&observed, &plan.status, context.now())));
-    drop(observed);
     context.obstructions.remove(&uid);
     async {
-        report::status(context, &*object, &plan.status).await?;
+        let written = report::status(context, &*object, &plan.status).await?;
         if let Some((traces, spans)) = traces {
             traces.ended(spans);
         }
         context.inbox.record(&uid, &seen);
         report::events(context, &*object, &plan.events).await;
-        Ok(plan.requeue)
+        let settled = written.and_then(|version| settle(context, &*object, observed, &plan, version));
+        Ok(settled.unwrap_or(plan.requeue))
     }
     .instrument(info_span!("report"))
     .await
+}
+
+/// Remembers an object whose plan stays the same now that its status is written as this version, and returns when to plan again. Its
+/// change need not be answered, because the answer would be the same plan. Everything else that changed queues the object by itself.
+fn settle<K: Observe>(
+    context: &Context,
+    object: &K,
+    mut observed: K::Observed,
+    plan: &Plan<K::Status>,
+    version: String,
+) -> Option<Option<Duration>> {
+    let (namespace, uid) = (object.namespace()?, object.uid()?);
+    let live = get(K::store(context), &namespace, &object.name_any())?;
+    let as_written = live.meta().resource_version.as_ref() == Some(&version) && live.status() == Some(&plan.status);
+    let now = context.now();
+    if !as_written || !K::recorded(&mut observed, plan.status.clone(), context.written.get(&uid)?) {
+        return None;
+    }
+    let next = K::plan(&observed, now);
+    if next.desired != plan.desired || next.effects != plan.effects || next.status != plan.status {
+        return None;
+    }
+    let due = next.requeue.map(|wait| Instant::now() + wait);
+    context.settled.insert(&uid, Settled { version, due });
+    Some(next.requeue)
 }
 
 /// Plans and seals the status of the plan.
@@ -135,8 +186,12 @@ fn sealed_plan<K: Observe>(
 ) -> Result<Plan<K::Status>, SealError> {
     let mut plan = info_span!("plan").in_scope(|| K::plan(observed, context.now()));
     let uid = object.meta().uid.as_deref().unwrap_or_default();
-    let seal = context.seal.of_status(&K::kind(&()), uid, &plan.status)?;
-    plan.status.set_seal(seal);
+    // The same status has the same seal.
+    plan.status.set_seal(object.status().and_then(|status| status.seal().map(str::to_owned)));
+    if object.status() != Some(&plan.status) || object.check_seal(context) != StatusSeal::Valid {
+        let seal = context.seal.of_status(&K::kind(&()), uid, &plan.status)?;
+        plan.status.set_seal(seal);
+    }
     Ok(plan)
 }
 
@@ -155,23 +210,19 @@ fn recorded(context: &Context, uid: &str, obstruction: Obstruction) -> Obstructi
 
 /// Reconciles every queued object, until the queue is closed and running reconciliations have finished.
 pub async fn control<K: Observe>(context: Arc<Context>, queue: UnboundedReceiver<ObjectRef<K>>) {
-    let store = Store::clone(K::store(&context));
+    let store = K::store(&context).store();
     let config = Config::default().concurrency(CONCURRENCY).debounce(DEBOUNCE);
     let one = |object: Arc<K>, context: Arc<Context>| {
         let (namespace, object_name) = (object.namespace().unwrap_or_default(), object.name_any());
         let generation = object.meta().generation;
         let span = info_span!("reconcile", kind = %K::kind(&()), namespace, name = object_name, generation);
-        if let Some(waited) = context.queues.waiting().ended(&K::kind(&()), &namespace, &object_name) {
-            context.metrics.waited(&K::kind(&()), waited);
-        }
-        async move {
+        let work = async move {
             let (uid, began) = (object.uid().unwrap_or_default(), Instant::now());
-            let result = reconcile(object, &context).await;
-            context.metrics.reconciled(
-                &K::kind(&()),
-                began.elapsed(),
-                result.as_ref().err().map(ReconcileError::category),
-            );
+            let result = attend(object, &context).await;
+            if !matches!(result, Ok((_, false))) {
+                let failure = result.as_ref().err().map(ReconcileError::category);
+                context.metrics.reconciled(&K::kind(&()), began.elapsed(), failure);
+            }
             match &result {
                 Ok(_) => context.backoff.forget(&uid),
                 Err(failure) => {
@@ -182,10 +233,11 @@ pub async fn control<K: Observe>(context: Arc<Context>, queue: UnboundedReceiver
                     );
                 }
             }
-            result.map(|again| again.map_or_else(Action::await_change, Action::requeue))
-        }
-        .instrument(span)
-        .boxed()
+            result.map(|(again, _)| again.map_or_else(Action::await_change, Action::requeue))
+        };
+        // A task of its own: kube's runner polls all futures whenever one of them is woken. Dropping the handle cancels it.
+        let task = AbortOnDropHandle::new(tokio::spawn(work.instrument(span)));
+        async move { task.await.unwrap_or_else(|ended| resume_unwind(ended.into_panic())) }.boxed()
     };
     let failed = |object: Arc<K>, _: &ReconcileError, context: Arc<Context>| {
         Action::requeue(context.backoff.failed(&object.uid().unwrap_or_default()))

@@ -1,12 +1,13 @@
 //! Reporting: writes the status by server-side apply and records Events. I/O.
 
-use codex_plan::{EventType, text::truncate_bytes};
+use std::borrow::Cow;
+
 use kube::{
-    Api, ResourceExt,
-    api::{Patch, PatchParams},
-    runtime::events::{Event, EventType as RecordedType},
+    ResourceExt,
+    api::{ObjectMeta, Patch, PatchParams},
+    core::Request,
 };
-use serde_json::json;
+use serde::{Deserialize, Serialize};
 use tracing::{debug, info, warn};
 
 use crate::{
@@ -29,13 +30,40 @@ impl ReportError {
     }
 }
 
-/// Writes the status of a plan, if it differs from the status of `object`.
+/// What is sent to write a status.
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Body<'a, S> {
+    api_version: Cow<'a, str>,
+    kind: Cow<'a, str>,
+    metadata: BodyMetadata<'a>,
+    status: &'a S,
+}
+
+#[derive(Serialize)]
+struct BodyMetadata<'a> {
+    name: &'a str,
+    namespace: &'a str,
+    uid: Option<&'a str>,
+}
+
+/// What is read of the answer.
+#[derive(Deserialize)]
+struct Written {
+    metadata: ObjectMeta,
+}
+
+/// Writes the status of a plan, if it differs from the status of `object`. Returns the resource version that has it.
 ///
 /// # Errors
 /// When the API server refuses the status.
-pub async fn status<K: Observe>(context: &Context, object: &K, status: &K::Status) -> Result<(), ReportError> {
+pub async fn status<K: Observe>(
+    context: &Context,
+    object: &K,
+    status: &K::Status,
+) -> Result<Option<String>, ReportError> {
     if object.status() == Some(status) {
-        return Ok(());
+        return Ok(None);
     }
     if tracing::enabled!(tracing::Level::DEBUG) {
         let json = |status| serde_json::to_value(status).unwrap_or_default();
@@ -44,20 +72,22 @@ pub async fn status<K: Observe>(context: &Context, object: &K, status: &K::Statu
         }
     }
     let (namespace, name, uid) = (object.namespace().unwrap_or_default(), object.name_any(), object.uid());
-    let api: Api<K> = Api::namespaced(context.client.clone(), &namespace);
     // The uid keeps the status from being written to a new object of the same name.
-    let body = json!({
-        "apiVersion": K::api_version(&()),
-        "kind": K::kind(&()),
-        "metadata": { "name": name, "namespace": namespace, "uid": uid },
-        "status": status,
-    });
+    let body = Body {
+        api_version: K::api_version(&()),
+        kind: K::kind(&()),
+        metadata: BodyMetadata { name: &name, namespace: &namespace, uid: uid.as_deref() },
+        status,
+    };
     let params = PatchParams::apply(STATUS_MANAGER).force();
-    let written = api.patch_status(&name, &params, &Patch::Apply(&body)).await.map_err(ReportError)?;
+    let request = Request::new(K::url_path(&(), Some(&namespace)))
+        .patch_subresource("status", &name, &params, &Patch::Apply(&body))
+        .map_err(|source| ReportError(kube::Error::BuildRequest(source)))?;
+    let Written { metadata } = context.client.request(request).await.map_err(ReportError)?;
     context.metrics.wrote(&K::kind(&()), "status");
     context.written.insert(uid.as_deref().unwrap_or_default(), context.now());
-    caught_up(K::store(context), &written).await;
-    Ok(())
+    caught_up(K::store(context), &metadata).await;
+    Ok(metadata.resource_version)
 }
 
 /// Records Events. A lost Event is not an error: the status carries the same message.
@@ -65,18 +95,7 @@ pub async fn events<K: Observe>(context: &Context, object: &K, events: &[codex_p
     let reference = object.object_ref(&());
     for event in events {
         info!(reason = event.reason, "{}", event.note);
-        let recorded = Event {
-            type_: match event.type_ {
-                EventType::Normal => RecordedType::Normal,
-                EventType::Warning => RecordedType::Warning,
-            },
-            reason: event.reason.clone(),
-            // An Event's note has at most 1,024 bytes.
-            note: Some(truncate_bytes(&event.note, 1024)),
-            action: event.action.clone(),
-            secondary: None,
-        };
-        match context.recorder.publish(&recorded, &reference).await {
+        match context.recorder.record(event, &reference, context.now()).await {
             Ok(()) => context.metrics.wrote("Event", "record"),
             Err(failure) => warn!(error = chain(&failure), "failed to record an Event"),
         }

@@ -185,6 +185,12 @@ impl<'a> Facts<'a> {
         ended.is_some_and(|ended| ended.exit_code == exit::FINISHED)
     }
 
+    /// Whether its container exited with the code that makes its Job fail.
+    pub(crate) fn refused_input(&self) -> bool {
+        let ended = self.state().and_then(|state| state.terminated.as_ref());
+        ended.is_some_and(|ended| ended.exit_code == exit::BAD_INPUT)
+    }
+
     /// Whether its container is ready and the pod is not being deleted.
     pub(crate) fn is_ready(&self) -> bool {
         self.pod.metadata.deletion_timestamp.is_none() && self.is_serving()

@@ -252,7 +252,7 @@ impl Endpoint {
 
 /// Returns the names of the ReasoningPods that shadow a ReasoningPod.
 fn shadow_names(context: &Context, namespace: &str, name: &str) -> Vec<String> {
-    let shadows = context.stores.reasoning_pods.state_filter(|pod| {
+    let shadows = context.stores.reasoning_pods.store().state_filter(|pod| {
         pod.metadata.namespace.as_deref() == Some(namespace)
             && pod.spec.shadow.as_ref().is_some_and(|shadow| shadow.of == name)
     });

@@ -4,11 +4,12 @@
 use std::{
     collections::HashMap,
     hash::{BuildHasher, RandomState},
-    ops::Deref,
+    pin::pin,
     sync::{
-        Arc, PoisonError, RwLock,
+        Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard,
         atomic::{AtomicBool, Ordering},
     },
+    time::Duration,
 };
 
 use codex_crds::{
@@ -26,6 +27,7 @@ use k8s_openapi::api::{
 };
 use kube::{
     Resource, ResourceExt,
+    api::ObjectMeta,
     core::PartialObjectMeta,
     runtime::{
         reflector::{ObjectRef, Store, store::Writer},
@@ -33,8 +35,14 @@ use kube::{
     },
 };
 
-use super::{evaluation, training_run};
-use crate::ownership::controller;
+use tokio::{sync::Notify, time::timeout};
+
+use super::{
+    evaluation,
+    shelf::{Pack, Shelf},
+    training_run,
+};
+use crate::{known::content, ownership::controller};
 
 /// What an object names in its namespace.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -59,13 +67,53 @@ pub enum Name {
 
 /// A kind whose objects are found by what they name.
 pub trait Names: Resource<DynamicType = ()> + Clone + 'static {
+    /// How objects are packed that were not read lately. `None` for kinds whose objects are always whole.
+    const PACK: Option<Pack<Self>> = None;
+
+    /// Whether an older version differs in its resource version only, so that nobody need hear of the change.
+    fn is_like(&self, _older: &Self) -> bool {
+        false
+    }
+
+    /// Whether an older version differs at most in its status and in metadata that nothing is checked against.
+    fn has_content_of(&self, _older: &Self) -> bool {
+        false
+    }
+
     /// Returns what an object names: by default its controller.
     fn names(&self) -> Vec<Name> {
         controller(self).map(|owner| Name::Owner(owner.uid.clone())).into_iter().collect()
     }
 }
 
-impl Names for Job {}
+/// Whether two versions have the same metadata but for the resource version.
+fn same_metadata(one: &ObjectMeta, other: &ObjectMeta) -> bool {
+    let mut other = other.clone();
+    (other.resource_version, other.self_link) = (one.resource_version.clone(), one.self_link.clone());
+    *one == other
+}
+
+/// Whether two versions have the same metadata that children are checked against.
+fn same_identity(one: &ObjectMeta, other: &ObjectMeta) -> bool {
+    one.uid == other.uid
+        && one.labels == other.labels
+        && one.annotations == other.annotations
+        && one.owner_references == other.owner_references
+        && one.deletion_timestamp == other.deletion_timestamp
+}
+
+impl Names for Job {
+    const PACK: Option<Pack<Self>> = Some(Pack::JSON);
+
+    fn is_like(&self, older: &Self) -> bool {
+        self.spec == older.spec && self.status == older.status && same_metadata(&self.metadata, &older.metadata)
+    }
+
+    fn has_content_of(&self, older: &Self) -> bool {
+        same_identity(&self.metadata, &older.metadata) && self.spec == older.spec
+    }
+}
+
 impl Names for Deployment {}
 impl Names for HorizontalPodAutoscaler {}
 impl Names for Service {}
@@ -82,6 +130,16 @@ impl Names for EndpointSlice {
 }
 
 impl Names for Pod {
+    const PACK: Option<Pack<Self>> = Some(Pack::JSON);
+
+    fn is_like(&self, older: &Self) -> bool {
+        self.spec == older.spec && self.status == older.status && same_metadata(&self.metadata, &older.metadata)
+    }
+
+    fn has_content_of(&self, older: &Self) -> bool {
+        same_identity(&self.metadata, &older.metadata) && self.spec == older.spec
+    }
+
     fn names(&self) -> Vec<Name> {
         let owner = controller(self).map(|owner| Name::Owner(owner.uid.clone()));
         owner.into_iter().chain(labelled(self)).collect()
@@ -95,6 +153,15 @@ impl Names for PartialObjectMeta<Pod> {
 }
 
 impl Names for ConfigMap {
+    const PACK: Option<Pack<Self>> = Some(Pack::JSON);
+
+    fn is_like(&self, older: &Self) -> bool {
+        self.data == older.data
+            && self.binary_data == older.binary_data
+            && self.immutable == older.immutable
+            && same_metadata(&self.metadata, &older.metadata)
+    }
+
     fn names(&self) -> Vec<Name> {
         let owner = controller(self).map(|owner| Name::Owner(owner.uid.clone()));
         let model = self.annotations().get(annotation::MODEL_DIGEST).cloned().map(Name::Model);
@@ -154,14 +221,27 @@ fn labelled<K: Resource>(object: &K) -> Option<Name> {
     object.labels().get(label::REASONING_POD).cloned().map(Name::ReasoningPod)
 }
 
-/// The objects by the hash of a namespace and a name. Different names may share a hash, so a reader compares the names.
-type Index<K> = HashMap<u64, Vec<Arc<K>>>;
+/// Where an object is: its namespace and its name.
+type Place = (Option<Box<str>>, Box<str>);
+/// The places of objects by the hash of a namespace and a name. Different names may share a hash, so a reader compares the names.
+type Index = HashMap<u64, Vec<Arc<Place>>>;
 
-struct Shared<K> {
-    index: RwLock<Index<K>>,
+fn place<K: Resource>(object: &K) -> Place {
+    let meta = object.meta();
+    (meta.namespace.as_deref().map(Box::from), meta.name.as_deref().unwrap_or_default().into())
+}
+
+struct Shared<K: Names> {
+    /// The objects of kinds that are not packed. kube's runner reads this store, too.
+    store: Store<K>,
+    /// The objects of kinds that are packed.
+    shelf: RwLock<Shelf<K>>,
+    index: RwLock<Index>,
     hasher: RandomState,
     /// Whether the cluster does not have the kind.
     missing: AtomicBool,
+    /// Wakes those who wait for a change.
+    changes: Notify,
 }
 
 impl<K: Names> Shared<K> {
@@ -177,57 +257,114 @@ impl<K: Names> Shared<K> {
         keys
     }
 
-    fn insert(&self, index: &mut Index<K>, object: &Arc<K>) {
-        for key in self.keys(object) {
-            index.entry(key).or_default().push(object.clone());
-        }
+    fn read(&self) -> RwLockReadGuard<'_, Shelf<K>> {
+        // A thread that panicked while it held the lock left whole entries, so the poison is ignored. So everywhere in this file.
+        self.shelf.read().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn remove(&self, index: &mut Index<K>, object: &Arc<K>) {
-        for key in self.keys(object) {
-            let Some(objects) = index.get_mut(&key) else { continue };
-            objects.retain(|other| !Arc::ptr_eq(other, object));
-            if objects.is_empty() {
-                index.remove(&key);
-            }
+    fn write(&self) -> RwLockWriteGuard<'_, Shelf<K>> {
+        self.shelf.write().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn get(&self, place: &Place) -> Option<Arc<K>> {
+        let Some(pack) = K::PACK else {
+            let reference = ObjectRef::new(&place.1);
+            return self.store.get(&match &place.0 {
+                Some(namespace) => reference.within(namespace),
+                None => reference,
+            });
+        };
+        let (whole, found) = self.read().get(place, pack)?;
+        if !whole {
+            // It is likely to be read again soon.
+            self.write().warm(place, &found, pack);
         }
+        Some(found)
     }
 }
 
 /// The reader of a cache.
-pub struct Cache<K: Names> {
-    store: Store<K>,
-    shared: Arc<Shared<K>>,
-}
+pub struct Cache<K: Names>(Arc<Shared<K>>);
 
 impl<K: Names> Clone for Cache<K> {
     fn clone(&self) -> Self {
-        Self { store: self.store.clone(), shared: self.shared.clone() }
-    }
-}
-
-impl<K: Names> Deref for Cache<K> {
-    type Target = Store<K>;
-
-    fn deref(&self) -> &Store<K> {
-        &self.store
+        Self(self.0.clone())
     }
 }
 
 impl<K: Names> Cache<K> {
     /// Whether the API server lists the kind. Only a kind that clusters need not have can be missing.
     pub fn exists(&self) -> bool {
-        !self.shared.missing.load(Ordering::Relaxed)
+        !self.0.missing.load(Ordering::Relaxed)
+    }
+
+    /// Returns the store that kube's runner reads. It is empty for a kind that is packed.
+    pub fn store(&self) -> Store<K> {
+        self.0.store.clone()
+    }
+
+    /// Returns an object.
+    pub fn get(&self, reference: &ObjectRef<K>) -> Option<Arc<K>> {
+        self.0.get(&(reference.namespace.as_deref().map(Box::from), reference.name.as_str().into()))
+    }
+
+    /// Returns all objects, in no particular order.
+    pub fn state(&self) -> Vec<Arc<K>> {
+        match K::PACK {
+            Some(pack) => self.0.read().all(pack),
+            None => self.0.store.state(),
+        }
+    }
+
+    /// Returns the number of objects.
+    pub fn len(&self) -> usize {
+        if K::PACK.is_some() { self.0.read().len() } else { self.0.store.len() }
+    }
+
+    /// Whether there are no objects.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Returns references to all objects.
+    pub(super) fn references(&self) -> Vec<ObjectRef<K>> {
+        if K::PACK.is_none() {
+            return self.0.store.state().iter().map(|object| ObjectRef::from_obj(&**object)).collect();
+        }
+        let reference = |place: &Place| match &place.0 {
+            Some(namespace) => ObjectRef::new(&place.1).within(namespace),
+            None => ObjectRef::new(&place.1),
+        };
+        self.0.read().places().map(reference).collect()
     }
 
     /// Returns the objects of a namespace that name `name`, in no particular order.
     pub fn naming(&self, namespace: &str, name: &Name) -> Vec<Arc<K>> {
-        let index = self.shared.index.read().unwrap_or_else(PoisonError::into_inner);
-        let found = index.get(&self.shared.key(Some(namespace), name)).into_iter().flatten();
+        let places = {
+            let index = self.0.index.read().unwrap_or_else(PoisonError::into_inner);
+            index.get(&self.0.key(Some(namespace), name)).cloned().unwrap_or_default()
+        };
+        let found = places.iter().filter_map(|place| self.0.get(place));
         found
             .filter(|object| object.meta().namespace.as_deref() == Some(namespace) && object.names().contains(name))
-            .cloned()
             .collect()
+    }
+
+    /// Waits until `seen` returns true, which is asked again after each change of the cache. Gives up after `limit`.
+    pub(super) async fn until(&self, limit: Duration, seen: impl Fn() -> bool) {
+        let waiting = async {
+            loop {
+                let changed = self.0.changes.notified();
+                let mut changed = pin!(changed);
+                // From here on no change is missed.
+                changed.as_mut().enable();
+                if seen() {
+                    return;
+                }
+                changed.await;
+            }
+        };
+        let _ = timeout(limit, waiting).await;
     }
 }
 
@@ -239,15 +376,23 @@ pub struct CacheWriter<K: Names> {
 
 impl<K: Names> Default for CacheWriter<K> {
     fn default() -> Self {
-        let shared = Shared { index: RwLock::default(), hasher: RandomState::new(), missing: AtomicBool::new(false) };
-        Self { writer: Writer::default(), shared: Arc::new(shared) }
+        let writer = Writer::default();
+        let shared = Shared {
+            store: writer.as_reader(),
+            shelf: RwLock::new(Shelf::default()),
+            index: RwLock::default(),
+            hasher: RandomState::new(),
+            missing: AtomicBool::new(false),
+            changes: Notify::new(),
+        };
+        Self { writer, shared: Arc::new(shared) }
     }
 }
 
 impl<K: Names> CacheWriter<K> {
     /// Returns a reader.
     pub fn as_reader(&self) -> Cache<K> {
-        Cache { store: self.writer.as_reader(), shared: self.shared.clone() }
+        Cache(self.shared.clone())
     }
 
     /// Records whether the API server lists the kind.
@@ -255,27 +400,78 @@ impl<K: Names> CacheWriter<K> {
         self.shared.missing.store(!exists, Ordering::Relaxed);
     }
 
-    /// Applies an event to the cache and its index. Readers of the index wait meanwhile, so that it never shows less than the cache.
-    pub fn apply_watcher_event(&mut self, event: &Event<K>) {
-        let (shared, store) = (self.shared.clone(), self.writer.as_reader());
+    /// Says that the cache can be read.
+    pub(super) fn is_ready(&mut self) {
+        self.writer.apply_watcher_event(&Event::Init);
+        self.writer.apply_watcher_event(&Event::InitDone);
+    }
+
+    /// Stores an object. Returns it as it is stored.
+    pub(super) fn apply(&mut self, mut object: K) -> Arc<K> {
+        let shared = self.shared.clone();
+        let place = place(&object);
+        let old = shared.get(&place);
+        let unchanged = old.as_ref().filter(|old| object.has_content_of(old)).and_then(|old| content(&**old).cloned());
+        object.meta_mut().self_link = unchanged.or_else(|| object.meta().resource_version.clone());
+        let (before, after) = (old.map(|old| shared.keys(&old)).unwrap_or_default(), shared.keys(&object));
+        // Readers of the index wait, so that it never shows less than the cache.
         let mut index = shared.index.write().unwrap_or_else(PoisonError::into_inner);
+        let object = if let Some(pack) = K::PACK {
+            let object = Arc::new(object);
+            shared.write().insert(&place, &object, pack);
+            object
+        } else {
+            let event = Event::Apply(object);
+            self.writer.apply_watcher_event(&event);
+            let Event::Apply(object) = event else { unreachable!("it is an Apply") };
+            shared.get(&place).unwrap_or_else(|| Arc::new(object))
+        };
+        if before != after {
+            withdraw(&mut index, &before, &place);
+            let place = Arc::new(place);
+            for key in after {
+                index.entry(key).or_default().push(place.clone());
+            }
+        }
+        drop(index);
+        shared.changes.notify_waiters();
+        object
+    }
+
+    /// Removes an object and returns it.
+    pub(super) fn remove(&mut self, reference: &ObjectRef<K>) -> Option<Arc<K>> {
+        let old = self.as_reader().get(reference)?;
+        let place = place(&*old);
+        let mut index = self.shared.index.write().unwrap_or_else(PoisonError::into_inner);
+        if K::PACK.is_some() {
+            self.shared.write().remove(&place);
+        } else {
+            self.writer.apply_watcher_event(&Event::Delete(K::clone(&old)));
+        }
+        withdraw(&mut index, &self.shared.keys(&old), &place);
+        drop(index);
+        self.shared.changes.notify_waiters();
+        Some(old)
+    }
+
+    /// Applies an event, as the tests feed them.
+    #[cfg(test)]
+    pub(crate) fn apply_watcher_event(&mut self, event: &Event<K>) {
         match event {
-            Event::Apply(object) | Event::Delete(object) => {
-                let reference = ObjectRef::from_obj(object);
-                if let Some(old) = store.get(&reference) {
-                    shared.remove(&mut index, &old);
-                }
-                self.writer.apply_watcher_event(event);
-                if let Some(new) = store.get(&reference) {
-                    shared.insert(&mut index, &new);
-                }
-            }
-            Event::Init | Event::InitApply(_) => self.writer.apply_watcher_event(event),
-            Event::InitDone => {
-                self.writer.apply_watcher_event(event);
-                index.clear();
-                store.state().iter().for_each(|object| shared.insert(&mut index, object));
-            }
+            Event::Init => {}
+            Event::InitDone => self.is_ready(),
+            Event::Apply(object) | Event::InitApply(object) => drop(self.apply(object.clone())),
+            Event::Delete(object) => drop(self.remove(&ObjectRef::from_obj(object))),
+        }
+    }
+}
+
+fn withdraw(index: &mut Index, keys: &[u64], place: &Place) {
+    for key in keys {
+        let Some(places) = index.get_mut(key) else { continue };
+        places.retain(|other| **other != *place);
+        if places.is_empty() {
+            index.remove(key);
         }
     }
 }
@@ -328,12 +524,8 @@ mod tests {
         assert_eq!(found(&cache, "a", "y"), ["three@4", "two@6"]);
         writer.apply_watcher_event(&Event::Delete(job("a", "one", "x", "7")));
         assert!(found(&cache, "a", "x").is_empty());
-        // A new listing replaces everything.
-        for event in [Event::Init, Event::InitApply(job("a", "four", "x", "8")), Event::InitDone] {
-            writer.apply_watcher_event(&event);
-        }
-        assert_eq!(found(&cache, "a", "x"), ["four@8"]);
-        assert!(found(&cache, "a", "y").is_empty() && found(&cache, "b", "x").is_empty());
-        assert_eq!(cache.shared.index.read().unwrap().len(), 1, "nothing stays in the index");
+        writer.apply_watcher_event(&Event::Delete(job("b", "one", "x", "8")));
+        assert!(found(&cache, "b", "x").is_empty());
+        assert_eq!(cache.0.index.read().unwrap().len(), 1, "nothing stays in the index");
     }
 }

@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use codex_crds::{ConditionType, Evaluation, EvaluationSpec, EvaluationStatus, TrainingRun};
 use codex_plan::{
-    Obstruction, Plan, Read, Received,
+    Obstruction, Plan, Read, Received, StatusSeal,
     conditions::{find, is_true},
     evaluation::{self, LedgerRead, ObservedEvaluation},
     trace::{self, Span},
@@ -35,7 +35,7 @@ impl Kind for Evaluation {
     }
 
     fn changed(&self, triggers: &Triggers) {
-        triggers.object(self);
+        triggers.changed(self);
         triggers.owner(self);
         triggers.users_of_evaluation(&self.namespace().unwrap_or_default(), &self.name_any());
     }
@@ -121,6 +121,13 @@ impl Observe for Evaluation {
 
     fn obstruct(observed: &mut ObservedEvaluation, obstruction: Obstruction) {
         observed.obstruction = Some(obstruction);
+    }
+
+    fn recorded(observed: &mut ObservedEvaluation, status: EvaluationStatus, at: Timestamp) -> bool {
+        observed.object.status = Some(status);
+        observed.seal = StatusSeal::Valid;
+        observed.status_written_at = Some(at);
+        true
     }
 
     fn plan(observed: &ObservedEvaluation, now: Timestamp) -> Plan<EvaluationStatus> {

@@ -57,7 +57,15 @@ pub trait Observe: Kind + Resource<Scope = NamespaceResourceScope> + Serialize {
 
     /// Returns what the seal of its status says.
     fn check_seal(&self, context: &Context) -> StatusSeal {
-        context.seal.check_status(&Self::kind(&()), self.meta().uid.as_deref().unwrap_or_default(), self.status())
+        let check = || {
+            context.seal.check_status(&Self::kind(&()), self.meta().uid.as_deref().unwrap_or_default(), self.status())
+        };
+        let mut found = None;
+        // What was found out about this version of the object is not computed again.
+        if context.known.holds(self, "sealed status", || *found.insert(check()) == StatusSeal::Valid) {
+            return StatusSeal::Valid;
+        }
+        found.unwrap_or(StatusSeal::Broken)
     }
 
     /// Returns the object without the parts of its status that carry no valid seal.
@@ -76,6 +84,12 @@ pub trait Observe: Kind + Resource<Scope = NamespaceResourceScope> + Serialize {
 
     /// Adds what apply met to an observation.
     fn obstruct(observed: &mut Self::Observed, obstruction: Obstruction);
+
+    /// Makes an observation what it is after its plan's status was written. Returns false for a kind whose next observation may differ
+    /// in more than that.
+    fn recorded(_observed: &mut Self::Observed, _status: Self::Status, _at: Timestamp) -> bool {
+        false
+    }
 
     /// Returns the plan for an observation.
     fn plan(observed: &Self::Observed, now: Timestamp) -> Plan<Self::Status>;

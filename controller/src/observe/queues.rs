@@ -85,7 +85,16 @@ impl Queues {
 
     /// Queues the object `name` of `namespace`.
     pub fn add<K: Queued>(&self, namespace: &str, name: &str) {
-        self.waiting.added(&K::kind(&()), namespace, name);
+        self.queue::<K>(namespace, name, false);
+    }
+
+    /// Queues an object that has changed itself.
+    pub fn add_changed<K: Queued>(&self, namespace: &str, name: &str) {
+        self.queue::<K>(namespace, name, true);
+    }
+
+    fn queue<K: Queued>(&self, namespace: &str, name: &str, own: bool) {
+        self.waiting.added(&K::kind(&()), namespace, name, own);
         // The queue is closed only when the process stops.
         let _ = K::sender(self).unbounded_send(ObjectRef::new(name).within(namespace));
     }

@@ -49,7 +49,7 @@ impl Kind for ReasoningPod {
     }
 
     fn changed(&self, triggers: &Triggers) {
-        triggers.object(self);
+        triggers.changed(self);
         let namespace = self.namespace().unwrap_or_default();
         triggers.shadows_of(&namespace, &self.name_any());
         if self.spec.shadow.is_some() {

@@ -10,36 +10,48 @@ use std::{
     pin::Pin,
 };
 
+use axum::http::{HeaderValue, Request, header::ACCEPT};
 use futures::{Stream, StreamExt, stream::select_all};
 use kube::{
-    Api, Client, Resource, ResourceExt,
-    api::ObjectMeta,
-    core::{ClusterResourceScope, DeserializeGuard, NamespaceResourceScope, error_boundary::InvalidObject},
+    Api, Client, Resource,
+    client::Body,
+    core::{ApiResource, ClusterResourceScope, NamespaceResourceScope},
     runtime::{
         WatchStreamExt,
         reflector::ObjectRef,
         watcher::{self, Event, watcher},
     },
 };
-use serde::de::DeserializeOwned;
 use tokio::sync::oneshot;
+use tower::service_fn;
 use tracing::{debug, error, info, warn};
 
-use super::cache::{Cache, CacheWriter, Names};
+use super::{
+    cache::{Cache, CacheWriter, Names},
+    raw::{RawObject, Unparsed},
+};
 use crate::{error::chain, metrics::Metrics};
 
-/// An object, or why it cannot be parsed.
-pub(super) type Parsed<K> = Result<K, Box<InvalidObject>>;
+/// Reads an object of a kind.
+pub(super) type Parse<K> = fn(&RawObject) -> Result<K, Unparsed>;
 /// Events, each with the index of its watch.
-type Events<K> = Pin<Box<dyn Stream<Item = (usize, watcher::Result<Event<Parsed<K>>>)> + Send>>;
+type Events = Pin<Box<dyn Stream<Item = (usize, watcher::Result<Event<RawObject>>)> + Send>>;
 
 /// The watches of one kind.
-pub(super) struct Watch<K> {
+pub(super) struct Watch {
     /// The namespace of each watch; `None` for the whole cluster.
     namespaces: Vec<Option<String>>,
-    events: Events<K>,
+    events: Events,
     /// Whether the cluster need not have the kind.
     optional: bool,
+}
+
+impl Watch {
+    /// Watches a kind of another project that the cluster may lack. Where the API server does not know it, or refuses to list it, it has
+    /// no objects, and the caches of the other kinds do not wait for it.
+    pub(super) fn optional(self) -> Self {
+        Self { optional: true, ..self }
+    }
 }
 
 /// The objects of a kind to watch.
@@ -58,67 +70,42 @@ impl Selection {
         let config = watcher::Config::default();
         if self.labels.is_empty() { config } else { config.labels(self.labels) }
     }
+
+    /// Returns the watches of a kind.
+    pub(super) fn watch<K: Resource<DynamicType = (), Scope: WatchScope>>(&self) -> Watch {
+        let apis = K::Scope::apis(&self.client, &self.namespaces, &ApiResource::erase::<K>(&()));
+        self.events(apis)
+    }
+
+    fn events(&self, apis: Vec<Api<RawObject>>) -> Watch {
+        let namespaces = apis.iter().map(|api| api.namespace().map(str::to_owned)).collect();
+        let streams = apis
+            .into_iter()
+            .enumerate()
+            .map(|(index, api)| watcher(api, self.config()).default_backoff().map(move |event| (index, event)).boxed());
+        Watch { namespaces, events: select_all(streams).boxed(), optional: false }
+    }
 }
 
 /// The scope of a kind: namespaced or cluster-scoped.
 pub trait WatchScope: Sized {
-    /// Returns the APIs that cover `namespaces`, or all namespaces if there are none.
-    fn apis<K: Resource<Scope = Self, DynamicType = ()>>(client: &Client, namespaces: &[String]) -> Vec<Api<K>>;
+    /// Returns the APIs of a kind that cover `namespaces`, or all namespaces if there are none.
+    fn apis(client: &Client, namespaces: &[String], kind: &ApiResource) -> Vec<Api<RawObject>>;
 }
 
 impl WatchScope for NamespaceResourceScope {
-    fn apis<K: Resource<Scope = Self, DynamicType = ()>>(client: &Client, namespaces: &[String]) -> Vec<Api<K>> {
+    fn apis(client: &Client, namespaces: &[String], kind: &ApiResource) -> Vec<Api<RawObject>> {
         if namespaces.is_empty() {
-            return vec![Api::all(client.clone())];
+            return vec![Api::all_with(client.clone(), kind)];
         }
-        namespaces.iter().map(|namespace| Api::namespaced(client.clone(), namespace)).collect()
+        namespaces.iter().map(|namespace| Api::namespaced_with(client.clone(), namespace, kind)).collect()
     }
 }
 
 impl WatchScope for ClusterResourceScope {
-    fn apis<K: Resource<Scope = Self, DynamicType = ()>>(client: &Client, _: &[String]) -> Vec<Api<K>> {
-        vec![Api::all(client.clone())]
+    fn apis(client: &Client, _: &[String], kind: &ApiResource) -> Vec<Api<RawObject>> {
+        vec![Api::all_with(client.clone(), kind)]
     }
-}
-
-/// Watches a kind of `codex-ml.dev`. Objects that cannot be parsed do not end the watch.
-pub(super) fn guarded<K>(selection: &Selection) -> Watch<K>
-where
-    K: Resource<DynamicType = (), Scope: WatchScope> + Clone + Debug + DeserializeOwned + Send + 'static,
-{
-    let apis = K::Scope::apis::<DeserializeGuard<K>>(&selection.client, &selection.namespaces);
-    events(selection, apis, |guard: DeserializeGuard<K>| guard.0.map_err(Box::new))
-}
-
-/// Watches a kind whose schema is built into the API server. A guard would double the code that parses it.
-pub(super) fn objects<K>(selection: &Selection) -> Watch<K>
-where
-    K: Resource<DynamicType = (), Scope: WatchScope> + Clone + Debug + DeserializeOwned + Send + 'static,
-{
-    let apis = K::Scope::apis::<K>(&selection.client, &selection.namespaces);
-    events(selection, apis, Ok)
-}
-
-/// Watches a kind of another project that the cluster may lack. Where the API server does not know it, or refuses to list it, it has
-/// no objects, and the caches of the other kinds do not wait for it.
-pub(super) fn optional<K>(selection: &Selection) -> Watch<K>
-where
-    K: Resource<DynamicType = (), Scope: WatchScope> + Clone + Debug + DeserializeOwned + Send + 'static,
-{
-    Watch { optional: true, ..guarded(selection) }
-}
-
-fn events<W, K>(selection: &Selection, apis: Vec<Api<W>>, parse: fn(W) -> Parsed<K>) -> Watch<K>
-where
-    W: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned + Send + 'static,
-    K: 'static,
-{
-    let namespaces = apis.iter().map(|api| api.namespace().map(str::to_owned)).collect();
-    let streams = apis.into_iter().enumerate().map(|(index, api)| {
-        let events = watcher(api, selection.config()).default_backoff();
-        events.map(move |event| (index, event.map(|event| convert(event, parse)))).boxed()
-    });
-    Watch { namespaces, events: select_all(streams).boxed(), optional: false }
 }
 
 /// Returns the status code of the API server's answer to a watch.
@@ -132,14 +119,19 @@ fn answer(failure: &watcher::Error) -> Option<u16> {
     }
 }
 
-fn convert<W, K>(event: Event<W>, parse: fn(W) -> Parsed<K>) -> Event<Parsed<K>> {
-    match event {
-        Event::Apply(object) => Event::Apply(parse(object)),
-        Event::Delete(object) => Event::Delete(parse(object)),
-        Event::Init => Event::Init,
-        Event::InitApply(object) => Event::InitApply(parse(object)),
-        Event::InitDone => Event::InitDone,
-    }
+/// Returns the client that asks for the metadata of objects only.
+pub(super) fn of_metadata(client: &Client) -> Client {
+    const METADATA: &str = "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1";
+    const OF_WATCH: &str = "application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1";
+    let (inner, namespace) = (client.clone(), client.default_namespace().to_owned());
+    let send = service_fn(move |mut request: Request<Body>| {
+        let inner = inner.clone();
+        let watches = request.uri().query().is_some_and(|query| query.split('&').any(|part| part == "watch=true"));
+        let accept = HeaderValue::from_static(if watches { OF_WATCH } else { METADATA });
+        request.headers_mut().insert(ACCEPT, accept);
+        async move { inner.send(request).await }
+    });
+    Client::new(send, namespace)
 }
 
 /// Fills a cache from watches and calls a function for every change.
@@ -150,7 +142,7 @@ where
     kind: String,
     writer: CacheWriter<K>,
     store: Cache<K>,
-    strip: fn(&mut K),
+    parse: Parse<K>,
     changed: Box<dyn Fn(&K) + Send>,
     metrics: Metrics,
     /// The state of each watch, by its index.
@@ -179,24 +171,23 @@ impl<K> Reflector<K>
 where
     K: Names + Clone + Debug + 'static,
 {
-    /// Creates a reflector that fills the cache of `writer`. `strip` removes fields that are not needed before an object is
-    /// stored; `changed` is called with every object that was created, changed or deleted.
+    /// Creates a reflector that fills the cache of `writer`. `parse` reads an object without the fields that are not needed; `changed`
+    /// is called with every object that was created, deleted, or changed in what is stored.
     pub(super) fn new(
         mut writer: CacheWriter<K>,
         metrics: Metrics,
-        strip: fn(&mut K),
+        parse: Parse<K>,
         changed: impl Fn(&K) + Send + 'static,
     ) -> Self {
         // The cache counts as ready at once. `run` says when the first listing of every watch has ended.
-        writer.apply_watcher_event(&Event::Init);
-        writer.apply_watcher_event(&Event::InitDone);
+        writer.is_ready();
         let store = writer.as_reader();
         let kind = K::kind(&()).into_owned();
         Self {
             kind,
             writer,
             store,
-            strip,
+            parse,
             changed: Box::new(changed),
             metrics,
             listings: HashMap::new(),
@@ -206,7 +197,7 @@ where
     }
 
     /// Runs until the watches end, which they never do. Sends `listed` once every watch has listed its objects.
-    pub(super) async fn run(mut self, mut watch: Watch<K>, listed: oneshot::Sender<()>) {
+    pub(super) async fn run(mut self, mut watch: Watch, listed: oneshot::Sender<()>) {
         let mut listed = Some(listed);
         self.namespaces.clone_from(&watch.namespaces);
         while let Some((index, event)) = watch.events.next().await {
@@ -244,8 +235,8 @@ where
         self.writer.set_exists(false);
         let listing = self.listings.entry(index).or_default();
         (listing.relisted, listing.complete) = (None, true);
-        for object in self.store.state() {
-            self.remove(&reference(object.meta()));
+        for reference in self.store.references() {
+            self.remove(&reference);
         }
     }
 
@@ -259,32 +250,18 @@ where
         }
     }
 
-    pub(super) fn handle(&mut self, index: usize, event: Event<Parsed<K>>) {
+    pub(super) fn handle(&mut self, index: usize, event: Event<RawObject>) {
         let listing = self.listings.entry(index).or_default();
         match event {
             Event::Init => listing.relisted = Some(HashSet::new()),
-            Event::InitApply(parsed) | Event::Apply(parsed) => match parsed {
-                Ok(object) => {
-                    let reference = reference(object.meta());
-                    if let Some(relisted) = &mut listing.relisted {
-                        relisted.insert(reference.clone());
-                    }
-                    self.store(&reference, object);
+            Event::InitApply(object) | Event::Apply(object) => {
+                let reference = object.reference();
+                if let Some(relisted) = &mut listing.relisted {
+                    relisted.insert(reference.clone());
                 }
-                Err(invalid) => {
-                    let reference = reference(&invalid.metadata);
-                    self.metrics.malformed(&self.kind);
-                    error!(kind = self.kind, object = %reference, "an object cannot be parsed and is ignored: {invalid}");
-                    self.remove(&reference);
-                }
-            },
-            Event::Delete(parsed) => {
-                let reference = match &parsed {
-                    Ok(object) => reference(object.meta()),
-                    Err(invalid) => reference(&invalid.metadata),
-                };
-                self.remove(&reference);
+                self.store(&reference, &object);
             }
+            Event::Delete(object) => self.remove(&object.reference()),
             Event::InitDone => {
                 listing.complete = true;
                 self.writer.set_exists(true);
@@ -293,9 +270,8 @@ where
                 }
                 let relisted = listing.relisted.take().unwrap_or_default();
                 let namespace = self.namespaces.get(index).cloned().flatten();
-                for object in self.store.state() {
-                    let reference = reference(object.meta());
-                    let watched = namespace.is_none() || object.meta().namespace == namespace;
+                for reference in self.store.references() {
+                    let watched = namespace.is_none() || reference.namespace == namespace;
                     if watched && !relisted.contains(&reference) {
                         self.remove(&reference);
                     }
@@ -304,37 +280,33 @@ where
         }
     }
 
-    fn store(&mut self, reference: &ObjectRef<K>, mut object: K) {
+    fn store(&mut self, reference: &ObjectRef<K>, raw: &RawObject) {
+        let known = self.store.get(reference);
         // A listing may show an object that the cache already holds.
-        if self
-            .store
-            .get(reference)
-            .is_some_and(|known| known.resource_version() == object.resource_version() && known.uid() == object.uid())
-        {
+        if known.as_ref().is_some_and(|known| {
+            known.meta().resource_version == raw.meta().resource_version && known.meta().uid == raw.meta().uid
+        }) {
             return;
         }
-        object.meta_mut().managed_fields = None;
-        (self.strip)(&mut object);
-        let event = Event::Apply(object);
-        self.writer.apply_watcher_event(&event);
-        if let Event::Apply(object) = &event {
-            (self.changed)(object);
+        let object = match (self.parse)(raw) {
+            Ok(object) => object,
+            Err(why) => {
+                self.metrics.malformed(&self.kind);
+                error!(kind = self.kind, object = %reference, "an object cannot be parsed and is ignored: {why}");
+                return self.remove(reference);
+            }
+        };
+        let same = known.is_some_and(|known| known.is_like(&object));
+        let object = self.writer.apply(object);
+        if !same {
+            (self.changed)(&object);
         }
     }
 
     fn remove(&mut self, reference: &ObjectRef<K>) {
-        let Some(object) = self.store.get(reference) else { return };
-        self.writer.apply_watcher_event(&Event::Delete(K::clone(&object)));
-        (self.changed)(&object);
-    }
-}
-
-/// Returns the reference that the cache keys an object by.
-fn reference<K: Resource<DynamicType = ()>>(metadata: &ObjectMeta) -> ObjectRef<K> {
-    let reference = ObjectRef::new(metadata.name.as_deref().unwrap_or_default());
-    match &metadata.namespace {
-        Some(namespace) => reference.within(namespace),
-        None => reference,
+        if let Some(object) = self.writer.remove(reference) {
+            (self.changed)(&object);
+        }
     }
 }
 
@@ -346,21 +318,31 @@ mod tests {
     };
 
     use codex_crds::ClusterPromotionPolicy;
-    use k8s_openapi::api::core::v1::{ConfigMap, Namespace};
+    use k8s_openapi::api::core::v1::ConfigMap;
     use kube::{
-        core::{ClusterResourceScope, NamespaceResourceScope},
+        core::{ApiResource, ClusterResourceScope, NamespaceResourceScope},
         runtime::watcher::Event,
     };
+    use serde_json::json;
 
-    use super::{CacheWriter, Reflector, WatchScope};
+    use super::{CacheWriter, RawObject, Reflector, WatchScope};
     use crate::{metrics::Metrics, tests::world::Api};
 
     #[tokio::test]
     async fn a_cluster_scoped_kind_has_one_watch_whatever_the_namespaces() {
         let (client, namespaces) = (Api::default().client(), ["a".to_owned(), "b".to_owned()]);
-        assert_eq!(ClusterResourceScope::apis::<Namespace>(&client, &namespaces).len(), 1);
-        assert_eq!(NamespaceResourceScope::apis::<ConfigMap>(&client, &namespaces).len(), 2);
-        assert_eq!(NamespaceResourceScope::apis::<ConfigMap>(&client, &[]).len(), 1);
+        let kind = ApiResource::erase::<ConfigMap>(&());
+        assert_eq!(ClusterResourceScope::apis(&client, &namespaces, &kind).len(), 1);
+        assert_eq!(NamespaceResourceScope::apis(&client, &namespaces, &kind).len(), 2);
+        assert_eq!(NamespaceResourceScope::apis(&client, &[], &kind).len(), 1);
+    }
+
+    fn policy(version: &str) -> RawObject {
+        RawObject::try_from(json!({
+            "apiVersion": "codex-ml.dev/v1alpha1", "kind": "ClusterPromotionPolicy",
+            "metadata": {"name": "a", "resourceVersion": version}, "spec": {"rings": []},
+        }))
+        .unwrap()
     }
 
     #[test]
@@ -369,24 +351,14 @@ mod tests {
         let store = writer.as_reader();
         let changes = Arc::new(AtomicUsize::new(0));
         let count = changes.clone();
-        let mut reflector = Reflector::new(
-            writer,
-            Metrics::new().unwrap(),
-            |_| {},
-            move |_| {
-                count.fetch_add(1, Ordering::Relaxed);
-            },
-        );
-        let mut object =
-            ClusterPromotionPolicy::new("a", serde_json::from_value(serde_json::json!({"rings": []})).unwrap());
-        object.metadata.resource_version = Some("1".to_owned());
-        for event in
-            [Event::Init, Event::InitApply(Ok(object.clone())), Event::InitDone, Event::Apply(Ok(object.clone()))]
-        {
+        let mut reflector = Reflector::new(writer, Metrics::new().unwrap(), RawObject::parse, move |_| {
+            count.fetch_add(1, Ordering::Relaxed);
+        });
+        for event in [Event::Init, Event::InitApply(policy("1")), Event::InitDone, Event::Apply(policy("1"))] {
             reflector.handle(0, event);
         }
         assert_eq!((store.len(), changes.load(Ordering::Relaxed)), (1, 1));
-        reflector.handle(0, Event::Delete(Ok(object)));
+        reflector.handle(0, Event::Delete(policy("2")));
         assert_eq!((store.len(), changes.load(Ordering::Relaxed)), (0, 2));
     }
 
@@ -394,10 +366,8 @@ mod tests {
     fn a_kind_that_the_cluster_lacks_has_no_objects_until_it_is_installed() {
         let (writer, metrics) = (CacheWriter::<ClusterPromotionPolicy>::default(), Metrics::new().unwrap());
         let store = writer.as_reader();
-        let mut reflector = Reflector::new(writer, metrics, |_| {}, |_| {});
-        let object =
-            ClusterPromotionPolicy::new("a", serde_json::from_value(serde_json::json!({"rings": []})).unwrap());
-        for event in [Event::Init, Event::InitApply(Ok(object)), Event::InitDone] {
+        let mut reflector = Reflector::new(writer, metrics, RawObject::parse, |_| {});
+        for event in [Event::Init, Event::InitApply(policy("1")), Event::InitDone] {
             reflector.handle(0, event);
         }
         assert!(store.exists() && store.len() == 1);

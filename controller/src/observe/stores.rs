@@ -12,18 +12,15 @@ use k8s_openapi::api::{
     networking::v1::NetworkPolicy,
     policy::v1::PodDisruptionBudget,
 };
-use kube::{
-    Resource, ResourceExt,
-    core::PartialObjectMeta,
-    runtime::reflector::{ObjectRef, Store},
-};
-use tokio::time::{Instant, sleep};
+use kube::{Resource, ResourceExt, api::ObjectMeta, core::PartialObjectMeta, runtime::reflector::ObjectRef};
 
-use super::cache::{Cache, CacheWriter};
+use super::cache::{Cache, CacheWriter, Names};
 use crate::kinds::kinds;
 
 /// The label selector of the children that the controller created.
 pub const OURS: &str = "app.kubernetes.io/managed-by=codex-controller";
+/// The label selector of everything else.
+pub(super) const NOT_OURS: &str = "app.kubernetes.io/managed-by!=codex-controller";
 /// How long to wait for a cache to show a write.
 const CATCH_UP: Duration = Duration::from_secs(3);
 
@@ -127,44 +124,30 @@ macro_rules! declare_stores {
 kinds!(declare_stores);
 
 /// Returns the object `name` of `namespace` from a cache.
-pub fn get<K>(store: &Store<K>, namespace: &str, name: &str) -> Option<Arc<K>>
-where
-    K: Resource<DynamicType = ()> + Clone + 'static,
-{
-    store.get(&ObjectRef::new(name).within(namespace))
+pub fn get<K: Names>(cache: &Cache<K>, namespace: &str, name: &str) -> Option<Arc<K>> {
+    cache.get(&ObjectRef::new(name).within(namespace))
 }
 
 /// Waits until a cache shows `written` or a newer version, so that the next observation does not miss it. Gives up after a
 /// few seconds: an outdated observation costs at most a needless write.
-pub async fn caught_up<K>(store: &Store<K>, written: &K)
-where
-    K: Resource<DynamicType = ()> + Clone + 'static,
-{
-    let version = |object: &K| object.resource_version().and_then(|version| version.parse::<u64>().ok());
-    let reference = ObjectRef::from_obj(written);
-    let until = Instant::now() + CATCH_UP;
-    while Instant::now() < until {
-        let seen = store.get(&reference);
-        if seen.is_some_and(|seen| seen.uid() != written.uid() || version(&seen) >= version(written)) {
-            return;
-        }
-        sleep(Duration::from_millis(5)).await;
-    }
+pub async fn caught_up<K: Names>(cache: &Cache<K>, written: &ObjectMeta) {
+    let version = |meta: &ObjectMeta| meta.resource_version.as_ref().and_then(|version| version.parse::<u64>().ok());
+    let reference = reference(written);
+    let seen = |seen: Arc<K>| seen.meta().uid != written.uid || version(seen.meta()) >= version(written);
+    cache.until(CATCH_UP, || cache.get(&reference).is_some_and(seen)).await;
 }
 
 /// Waits until a cache no longer shows the object, or shows that it is being deleted.
-pub async fn caught_up_deleted<K>(store: &Store<K>, deleted: &K)
-where
-    K: Resource<DynamicType = ()> + Clone + 'static,
-{
+pub async fn caught_up_deleted<K: Names>(cache: &Cache<K>, deleted: &K) {
     let reference = ObjectRef::from_obj(deleted);
-    let until = Instant::now() + CATCH_UP;
-    while Instant::now() < until {
-        match store.get(&reference) {
-            Some(seen) if seen.uid() == deleted.uid() && seen.meta().deletion_timestamp.is_none() => {
-                sleep(Duration::from_millis(5)).await;
-            }
-            _ => return,
-        }
+    let gone = |seen: Arc<K>| seen.uid() != deleted.uid() || seen.meta().deletion_timestamp.is_some();
+    cache.until(CATCH_UP, || cache.get(&reference).is_none_or(gone)).await;
+}
+
+fn reference<K: Resource<DynamicType = ()>>(meta: &ObjectMeta) -> ObjectRef<K> {
+    let reference = ObjectRef::new(meta.name.as_deref().unwrap_or_default());
+    match &meta.namespace {
+        Some(namespace) => reference.within(namespace),
+        None => reference,
     }
 }

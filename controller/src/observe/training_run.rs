@@ -39,7 +39,7 @@ impl Kind for TrainingRun {
     }
 
     fn changed(&self, triggers: &Triggers) {
-        triggers.object(self);
+        triggers.changed(self);
         triggers.owner(self);
         triggers.users_of_run(&self.namespace().unwrap_or_default(), &self.name_any());
     }
@@ -108,6 +108,13 @@ impl Observe for TrainingRun {
 
     fn obstruct(observed: &mut ObservedTrainingRun, obstruction: Obstruction) {
         observed.obstruction = Some(obstruction);
+    }
+
+    fn recorded(observed: &mut ObservedTrainingRun, status: TrainingRunStatus, at: Timestamp) -> bool {
+        observed.object.status = Some(status);
+        observed.seal = StatusSeal::Valid;
+        observed.status_written_at = Some(at);
+        true
     }
 
     fn plan(observed: &ObservedTrainingRun, now: Timestamp) -> Plan<TrainingRunStatus> {

@@ -32,6 +32,11 @@ impl Triggers {
         Self { queues, stores }
     }
 
+    /// Queues an object that has changed itself.
+    pub fn changed<K: Queued>(&self, object: &K) {
+        self.queues.add_changed::<K>(&object.namespace().unwrap_or_default(), &object.name_any());
+    }
+
     /// Queues an object itself.
     pub fn object<K: Queued>(&self, object: &K) {
         self.queues.add::<K>(&object.namespace().unwrap_or_default(), &object.name_any());

@@ -1,18 +1,37 @@
 //! Events of the cluster about Jobs and pods that do not start. They are read only for those that are late and whose status
 //! does not say why, such as a pod that waits for a volume, or a Job whose pods a quota refuses.
 
+use std::time::Duration;
+
 use codex_plan::ClusterWarning;
 use jiff::Timestamp;
 use k8s_openapi::api::events::v1::Event;
 use kube::{Api, ResourceExt, api::ListParams};
+use tokio::time::Instant;
 use tracing::debug;
 
-use crate::{context::Context, error::chain};
+use crate::{by_uid::ByUid, context::Context, error::chain};
 
 /// The most Events that are read about an object.
 const MOST: u32 = 200;
 /// The most objects that Events are read about at once.
 const MOST_OBJECTS: usize = 4;
+/// How long what was read about an object is not read again.
+const FRESH: Duration = Duration::from_secs(30);
+
+/// When Events about an object were last read, and what they said.
+type Answer = (Instant, Option<ClusterWarning>);
+
+/// What Events said lately.
+#[derive(Debug, Default)]
+pub struct Asked(ByUid<Answer>);
+
+impl Asked {
+    /// Drops what is no longer fresh.
+    pub fn forget(&self) {
+        self.0.lock().retain(|_, (at, _)| at.elapsed() < FRESH);
+    }
+}
 
 /// Returns, for each of the objects with these uids, the newest Event about it if that is a warning. An older warning may no
 /// longer hold. Without the right to read Events, nothing is returned.
@@ -20,9 +39,17 @@ pub(super) async fn warnings(context: &Context, namespace: &str, uids: &[String]
     let api: Api<Event> = Api::namespaced(context.client.clone(), namespace);
     let mut found = Vec::new();
     for uid in uids.iter().take(MOST_OBJECTS) {
+        if let Some((_, known)) = context.asked.0.get(uid).filter(|(at, _)| at.elapsed() < FRESH) {
+            found.extend(known);
+            continue;
+        }
         let about = ListParams::default().fields(&format!("regarding.uid={uid}")).limit(MOST);
         match api.list(&about).await {
-            Ok(events) => found.extend(newest_warning(uid, events.items)),
+            Ok(events) => {
+                let newest = newest_warning(uid, events.items);
+                context.asked.0.insert(uid, (Instant::now(), newest.clone()));
+                found.extend(newest);
+            }
             Err(failure) => debug!(uid, error = chain(&failure), "Events cannot be read"),
         }
     }

@@ -6,18 +6,20 @@ use codex_crds::label;
 use codex_plan::reasoning_pod::{WRITER, WRITTEN_BY};
 use futures::future::join_all;
 use k8s_openapi::api::{
+    batch::v1::Job,
     core::v1::{ConfigMap, Pod},
     discovery::v1::EndpointSlice,
 };
-use kube::{Client, core::PartialObjectMeta};
+use kube::{Client, Resource, core::PartialObjectMeta};
 use tokio::{sync::oneshot, task::JoinSet};
 
 use super::{
     cache::{CacheWriter, Names},
     kind::Kind,
     queues::Queues,
-    reflector::{Reflector, Selection, Watch, guarded, objects, optional},
-    stores::{OURS, Stores, Writers},
+    raw::{RawObject, Unparsed},
+    reflector::{Parse, Reflector, Selection, Watch, WatchScope, of_metadata},
+    stores::{NOT_OURS, OURS, Stores, Writers},
     triggers::Triggers,
 };
 use crate::{kinds::kinds, metrics::Metrics};
@@ -31,12 +33,27 @@ struct Watches<'a> {
 }
 
 impl Watches<'_> {
-    fn start<K>(&mut self, writer: CacheWriter<K>, watch: Watch<K>, strip: fn(&mut K), trigger: fn(&Triggers, &K))
+    fn start<K>(&mut self, writer: CacheWriter<K>, of: &Selection, parse: Parse<K>, trigger: fn(&Triggers, &K))
     where
-        K: Names + Clone + Debug + Send + Sync + 'static,
+        K: Names + Resource<Scope: WatchScope> + Debug + Send + Sync,
+    {
+        self.run(of.watch::<K>(), writer, parse, trigger);
+    }
+
+    /// Starts the reflector of a kind of another project, which the cluster may lack.
+    fn start_optional<K>(&mut self, writer: CacheWriter<K>, of: &Selection, parse: Parse<K>, trigger: fn(&Triggers, &K))
+    where
+        K: Names + Resource<Scope: WatchScope> + Debug + Send + Sync,
+    {
+        self.run(of.watch::<K>().optional(), writer, parse, trigger);
+    }
+
+    fn run<K>(&mut self, watch: Watch, writer: CacheWriter<K>, parse: Parse<K>, trigger: fn(&Triggers, &K))
+    where
+        K: Names + Debug + Send + Sync,
     {
         let triggers = self.triggers.clone();
-        let reflector = Reflector::new(writer, self.metrics.clone(), strip, move |object| trigger(&triggers, object));
+        let reflector = Reflector::new(writer, self.metrics.clone(), parse, move |object| trigger(&triggers, object));
         let (listed, receiver) = oneshot::channel();
         self.tasks.spawn(reflector.run(watch, listed));
         self.listed.push(receiver);
@@ -53,7 +70,9 @@ pub async fn watch(
 ) -> Stores {
     let all = Selection { client: client.clone(), namespaces: namespaces.to_vec(), labels: "" };
     let ours = Selection { labels: OURS, ..all.clone() };
-    let labelled = Selection { labels: label::REASONING_POD, ..all.clone() };
+    let metadata = Selection { client: of_metadata(client), ..all.clone() };
+    let labelled = Selection { labels: label::REASONING_POD, ..metadata.clone() };
+    let of_users = Selection { labels: NOT_OURS, ..metadata.clone() };
     let mut writers = Writers::default();
     let stores = Stores::of(&mut writers);
     let triggers = Triggers::new(queues.clone(), stores.clone());
@@ -63,50 +82,99 @@ pub async fn watch(
             reconciled { $($field:ident: $kind:ty, $label:expr;)* }
             referenced { $($referenced:ident: $referenced_kind:ty;)* }
         ) => {
-            $(watches.start(writers.$field, guarded(&all), |_| {}, |triggers, object: &$kind| object.changed(triggers));)*
-            $(watches.start(writers.$referenced, guarded(&all), |_| {}, |triggers, object: &$referenced_kind| {
+            $(watches.start(writers.$field, &all, RawObject::parse, |triggers, object: &$kind| object.changed(triggers));)*
+            $(watches.start(writers.$referenced, &all, RawObject::parse, |triggers, object: &$referenced_kind| {
                 object.changed(triggers);
             });)*
         };
     }
     kinds!(watch_kinds);
-    watches.start(writers.jobs, objects(&ours), |_| {}, Triggers::child);
-    watches.start(writers.deployments, objects(&ours), |_| {}, Triggers::child);
-    watches.start(writers.horizontal_pod_autoscalers, objects(&ours), |_| {}, Triggers::child);
-    watches.start(writers.pods, objects(&ours), |_| {}, Triggers::pod);
-    watches.start(writers.labelled, objects(&labelled), strip_annotations, Triggers::labelled);
-    watches.start(writers.config_maps, objects(&ours), |_| {}, Triggers::child);
-    watches.start(writers.services, objects(&ours), |_| {}, Triggers::child);
-    watches.start(writers.http_routes, optional(&ours), |_| {}, Triggers::child);
-    watches.start(writers.endpoint_slices, objects(&ours), strip_foreign, Triggers::slice);
-    watches.start(writers.pod_disruption_budgets, objects(&ours), |_| {}, Triggers::child);
-    watches.start(writers.network_policies, objects(&ours), |_| {}, Triggers::child);
-    watches.start(writers.claims, objects(&all), strip_metadata, Triggers::claim);
+    watches.start(writers.jobs, &ours, job, Triggers::child);
+    watches.start(writers.deployments, &ours, RawObject::parse, Triggers::child);
+    watches.start(writers.horizontal_pod_autoscalers, &ours, RawObject::parse, Triggers::child);
+    watches.start(writers.pods, &ours, pod, Triggers::pod);
+    watches.start(writers.labelled, &labelled, labelled_pod, Triggers::labelled);
+    watches.start(writers.config_maps, &ours, RawObject::parse, Triggers::child);
+    watches.start(writers.services, &ours, RawObject::parse, Triggers::child);
+    watches.start_optional(writers.http_routes, &ours, RawObject::parse, Triggers::child);
+    watches.start(writers.endpoint_slices, &ours, slice, Triggers::slice);
+    watches.start(writers.pod_disruption_budgets, &ours, RawObject::parse, Triggers::child);
+    watches.start(writers.network_policies, &ours, RawObject::parse, Triggers::child);
+    watches.start(writers.claims, &metadata, existing, Triggers::claim);
     // The ConfigMaps of users: their keys are read when a plan needs them, so nothing reads this cache.
-    let users = CacheWriter::<PartialObjectMeta<ConfigMap>>::default();
-    watches.start(users, objects(&all), strip_metadata, Triggers::config_map);
+    watches.start(CacheWriter::<PartialObjectMeta<ConfigMap>>::default(), &of_users, existing, Triggers::config_map);
     join_all(watches.listed).await;
     stores
 }
 
-/// Removes metadata of pods that nothing reads.
-pub(super) fn strip_annotations(pod: &mut PartialObjectMeta<Pod>) {
-    pod.metadata.annotations = None;
-    pod.metadata.finalizers = None;
+/// Reads a Job without the parts of its status that nothing depends on. They change often.
+pub(super) fn job(raw: &RawObject) -> Result<Job, Unparsed> {
+    let mut job: Job = raw.parse()?;
+    if let Some(status) = &mut job.status {
+        status.ready = None;
+        status.terminating = None;
+        status.uncounted_terminated_pods = None;
+    }
+    Ok(job)
 }
 
-/// Removes the endpoints of slices that the cluster writes: of these only the existence matters.
-pub(super) fn strip_foreign(slice: &mut EndpointSlice) {
+/// The conditions of pods that plans read.
+const CONDITIONS: [&str; 3] = ["PodScheduled", "ContainersReady", "Ready"];
+
+/// Reads a pod without the parts of its metadata and of its status that nothing depends on.
+pub(super) fn pod(raw: &RawObject) -> Result<Pod, Unparsed> {
+    let mut pod: Pod = raw.parse()?;
+    pod.metadata.finalizers = None;
+    pod.metadata.generate_name = None;
+    let Some(status) = &mut pod.status else { return Ok(pod) };
+    status.host_ip = None;
+    status.host_ips = None;
+    status.pod_ip = None;
+    status.qos_class = None;
+    status.observed_generation = None;
+    for condition in status.conditions.iter_mut().flatten() {
+        condition.last_probe_time = None;
+        condition.observed_generation = None;
+    }
+    if let Some(conditions) = &mut status.conditions {
+        conditions.retain(|condition| CONDITIONS.contains(&condition.type_.as_str()));
+    }
+    let lists =
+        [&mut status.container_statuses, &mut status.init_container_statuses, &mut status.ephemeral_container_statuses];
+    for container in lists.into_iter().flatten().flatten() {
+        container.allocated_resources = None;
+        container.allocated_resources_status = None;
+        container.resources = None;
+        container.user = None;
+        container.volume_mounts = None;
+    }
+    Ok(pod)
+}
+
+/// Reads the metadata of a pod that bears the label of a ReasoningPod.
+pub(super) fn labelled_pod(raw: &RawObject) -> Result<PartialObjectMeta<Pod>, Unparsed> {
+    let mut pod = raw.parse_metadata()?;
+    pod.metadata.annotations = None;
+    pod.metadata.finalizers = None;
+    Ok(pod)
+}
+
+/// Reads a slice, without its endpoints if the cluster writes it: of these only the existence matters.
+pub(super) fn slice(raw: &RawObject) -> Result<EndpointSlice, Unparsed> {
+    let mut slice: EndpointSlice = raw.parse()?;
     if slice.metadata.labels.as_ref().and_then(|labels| labels.get(WRITTEN_BY)).is_none_or(|writer| writer != WRITER) {
         slice.endpoints = Vec::new();
         slice.ports = None;
     }
+    Ok(slice)
 }
 
-/// Removes metadata that nothing reads: of these objects only the existence matters.
-pub(super) fn strip_metadata<K>(object: &mut PartialObjectMeta<K>) {
+/// Reads an object of which only the existence matters.
+pub(super) fn existing<K>(raw: &RawObject) -> Result<PartialObjectMeta<K>, Unparsed> {
+    let mut object = raw.parse_metadata()?;
     object.metadata.annotations = None;
     object.metadata.labels = None;
     object.metadata.owner_references = None;
     object.metadata.finalizers = None;
+    Ok(object)
 }

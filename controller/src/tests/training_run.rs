@@ -7,6 +7,7 @@ use super::{
     evaluation::finished,
     world::{World, path, run},
 };
+use crate::{observe::get, reconcile::attend};
 
 const CHILDREN: &str = "/namespaces/team";
 
@@ -32,6 +33,35 @@ async fn a_run_writes_a_config_map_a_job_and_a_status_and_then_nothing() {
         let (requests, result) = world.reconcile::<TrainingRun>("a").await;
         result.unwrap();
         assert!(requests.is_empty(), "round {round}: {requests:?}");
+    }
+}
+
+#[tokio::test]
+async fn an_object_is_not_reconciled_because_its_own_status_was_written() {
+    let world = World::new().await;
+    world.api.put(&path("trainingruns", "a"), run("a"));
+    let attended = async || {
+        let run = get(&world.context.stores.training_runs, "team", "a").unwrap();
+        attend(run, &world.context).await.unwrap().1
+    };
+    let queues = &world.context.queues;
+    queues.add_changed::<TrainingRun>("team", "a");
+    assert!(attended().await, "it is new");
+    queues.add_changed::<TrainingRun>("team", "a");
+    assert!(!attended().await, "only its status changed");
+    assert!(attended().await, "it is time: nothing changed");
+    let mut labelled = world.api.object(&path("trainingruns", "a")).unwrap();
+    for (also_other, of_own_status) in [(true, false), (false, true)] {
+        labelled["metadata"]["labels"] = json!({ "other": also_other.to_string() });
+        labelled["status"] = json!(null);
+        world.api.put(&path("trainingruns", "a"), labelled.clone());
+        queues.add_changed::<TrainingRun>("team", "a");
+        assert!(attended().await, "another client changed it");
+        queues.add_changed::<TrainingRun>("team", "a");
+        if also_other {
+            queues.add::<TrainingRun>("team", "a");
+        }
+        assert_eq!(attended().await, !of_own_status);
     }
 }
 

@@ -19,14 +19,7 @@ use k8s_openapi::api::{
     networking::v1::NetworkPolicy,
     policy::v1::PodDisruptionBudget,
 };
-use kube::{
-    Client,
-    client::Body,
-    runtime::{
-        events::{Recorder, Reporter},
-        watcher::Event,
-    },
-};
+use kube::{Client, client::Body, runtime::watcher::Event};
 use serde_json::{Value, json};
 use tower_test::mock;
 
@@ -40,8 +33,9 @@ use crate::{
     known::Known,
     ledger::Ledger,
     metrics::Metrics,
-    observe::{Observe, Queues, Requests, Stores, Writers},
+    observe::{Asked, Observe, Queues, Requests, Stores, Writers},
     reconcile::{ReconcileError, reconcile},
+    recorder::Recorder,
     seal::Seal,
     signer::{Signer, Signing},
     unmended::Unmended,
@@ -331,10 +325,9 @@ impl World {
         let client = api.client();
         let signer = Arc::new(Signer::load(client.clone(), "codex-system", Signing::Key).await.unwrap());
         let (queues, requests) = Queues::new();
-        let reporter = Reporter { controller: "codex-controller".to_owned(), instance: Some("test".to_owned()) };
         let context = Arc::new(Context {
             clock: Clock::System,
-            recorder: Recorder::new(client.clone(), reporter),
+            recorder: Recorder::new(client.clone(), "test"),
             client,
             settings: Arc::new(Settings {
                 version: "1.2.3".to_owned(),
@@ -362,6 +355,8 @@ impl World {
             written: ByUid::default(),
             traces: None,
             obstructions: ByUid::default(),
+            settled: ByUid::default(),
+            asked: Asked::default(),
             ledger: Ledger::default(),
         });
         api.put(

@@ -206,11 +206,11 @@ impl<'a> Worker<'a> {
     }
 
     /// Whether a pod is running: its status says so, or it has reported and has not ended. A Job takes a moment to show
-    /// that its newest pod exited 0.
+    /// that its newest pod exited with a code that ends it.
     fn is_running(&self) -> bool {
         let reported = |facts: &Facts<'_>| self.reports.iter().any(|report| report.pod_uid == facts.uid());
         self.facts.iter().any(|facts| facts.is_running() || (facts.ended().is_none() && reported(facts)))
-            || self.facts.last().is_some_and(Facts::succeeded)
+            || self.facts.last().is_some_and(|facts| facts.succeeded() || facts.refused_input())
     }
 
     /// Whether the newest pod reported a failure. It exits by itself, so its Job need not be suspended.
@@ -236,6 +236,15 @@ impl<'a> Worker<'a> {
     /// Whether the Job is complete.
     pub(crate) fn is_complete(&self) -> bool {
         matches!(self.phase(), JobPhase::Complete(_))
+    }
+
+    /// Returns how the newest failed pod ended whose end the Job has shown, or shows by running another one.
+    pub(crate) fn former_failure(&self) -> Option<WorkFailure> {
+        let shown = match self.facts.split_last() {
+            Some((last, before)) if last.refused_input() => before,
+            _ => &self.facts,
+        };
+        WorkFailure::of_pods(shown, &self.reports)
     }
 
     /// Returns how the newest failed pod ended.

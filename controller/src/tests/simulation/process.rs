@@ -12,13 +12,7 @@ use std::{
 
 use codex_crds::{Evaluation, ReasoningPod, TrainingRun};
 use codex_plan::Admission;
-use kube::{
-    Client,
-    runtime::{
-        events::{Recorder, Reporter},
-        watcher::Event,
-    },
-};
+use kube::{Client, runtime::watcher::Event};
 use serde_json::Value;
 use tokio::{
     sync::watch,
@@ -43,11 +37,12 @@ use crate::{
     ledger::Ledger,
     metrics::Metrics,
     observe::{
-        Observe, Queues, Requests, get,
+        Asked, Observe, Queues, Requests, get,
         simulated::{Reflectors, WATCHES},
     },
     operator::fenced,
-    reconcile::{ReconcileError, reconcile},
+    reconcile::{ReconcileError, attend},
+    recorder::Recorder,
     seal::Seal,
     signer::{Signer, Signing},
     unmended::Unmended,
@@ -208,10 +203,9 @@ impl Process {
             }
         }
         let client = fenced(&self.client, &self.fence);
-        let reporter = Reporter { controller: "codex-controller".to_owned(), instance: Some("simulated".to_owned()) };
         let context = Arc::new(Context {
             clock: Clock::Simulated(self.clock.clone()),
-            recorder: Recorder::new(client.clone(), reporter),
+            recorder: Recorder::new(client.clone(), "simulated"),
             client,
             settings: make::settings(),
             stores: Arc::new(stores),
@@ -229,6 +223,8 @@ impl Process {
             written: ByUid::default(),
             traces: None,
             obstructions: ByUid::default(),
+            settled: ByUid::default(),
+            asked: Asked::default(),
             ledger: Ledger::default(),
         });
         self.active.send_replace(Some(context.clone()));
@@ -386,7 +382,7 @@ impl Leader {
 
 async fn one<K: Observe>(context: Arc<Context>, name: String) -> Result<Option<Duration>, ReconcileError> {
     match get(K::store(&context), NAMESPACE, &name) {
-        Some(object) => reconcile(object, &context).await,
+        Some(object) => attend(object, &context).await.map(|(again, _)| again),
         None => Ok(None),
     }
 }
@@ -394,6 +390,7 @@ async fn one<K: Observe>(context: Arc<Context>, name: String) -> Result<Option<D
 fn selects(object: &Value, kind: &str, labels: &str) -> bool {
     let label = |label: &str| object["metadata"]["labels"][label].as_str();
     let selected = match labels.split_once('=') {
+        Some((key, value)) if key.ends_with('!') => label(key.trim_end_matches('!')) != Some(value),
         Some((key, value)) => label(key) == Some(value),
         None => labels.is_empty() || label(labels).is_some(),
     };
