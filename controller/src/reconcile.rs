@@ -155,6 +155,7 @@ pub async fn reconcile<K: Observe>(object: Arc<K>, context: &Context) -> Result<
 
 /// Remembers an object whose plan stays the same now that its status is written as this version, and returns when to plan again. Its
 /// change need not be answered, because the answer would be the same plan. Everything else that changed queues the object by itself.
+#[allow(clippy::option_option, reason = "a settled object may have nothing due")]
 fn settle<K: Observe>(
     context: &Context,
     object: &K,

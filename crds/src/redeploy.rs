@@ -57,7 +57,7 @@ pub struct RedeployShadow {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 1_000_000))]
     pub min_requests: Option<i32>,
-    /// Seconds in which parity must be proved, from when the shadow is created. Then the cycle fails. Defaults to 86400, one day.
+    /// Seconds in which parity must be proved, from when the shadow is created. Then the cycle fails. Defaults to 86400.
     #[serde(default = "default_deadline")]
     #[schemars(range(min = 1, max = 2_419_200))]
     pub deadline_seconds: i64,

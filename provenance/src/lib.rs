@@ -3,9 +3,10 @@
 //! [`manifest::Manifest`] lists a model's files; its digest is the model's identity. [`oms`] writes and reads the
 //! OpenSSF Model Signing statement about a manifest, [`promotion`] the statement that allows a model in a ring,
 //! [`attestation`] the statements about a promotion that other programs read, and [`reproduction`] the one that a model was
-//! trained again. Who signs and verifies them is the crate `codex-signing`: this one needs no cryptography beyond SHA-256.
+//! trained again. Who signs and verifies them is the crate `codex-signing`: this one needs no cryptography beyond SHA-256,
+//! except `sealed`, a feature of those who load models.
 //!
-//! Everything here works on bytes and values, except [`files`] and the constructors of [`manifest::Manifest`] that
+//! Everything here works on bytes and values, except [`files`], `sealed` and the constructors of [`manifest::Manifest`] that
 //! read directories.
 
 pub mod attestation;
@@ -19,6 +20,8 @@ pub mod manifest;
 pub mod oms;
 pub mod promotion;
 pub mod reproduction;
+#[cfg(feature = "sealed")]
+pub mod sealed;
 mod statement;
 pub mod text;
 mod validity;

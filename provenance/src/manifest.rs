@@ -14,7 +14,7 @@ use sha2::Digest as _;
 use crate::{
     canonical::canonical,
     digest::{ModelDigest, OmsRoot, Sha256},
-    files::{self, Entry, IGNORED, Sealed},
+    files::{self, Entry, IGNORED},
     text::Printable,
 };
 
@@ -52,12 +52,13 @@ pub struct File {
 }
 
 /// Files of a model that give exactly the bytes of a manifest, by path.
+#[cfg(feature = "sealed")]
 #[derive(Debug, Default)]
 pub struct Held {
     /// Files in memory.
     pub files: BTreeMap<String, Vec<u8>>,
     /// Files that are read when they are needed.
-    pub sealed: BTreeMap<String, Sealed>,
+    pub sealed: BTreeMap<String, crate::sealed::Sealed>,
 }
 
 /// Reasons why a model directory or a manifest is refused.
@@ -265,7 +266,10 @@ impl Manifest {
     ///
     /// # Errors
     /// As [`read`](Self::read).
+    #[cfg(feature = "sealed")]
     pub fn hold(entries: &[Entry], kept: impl Fn(&str) -> bool + Sync) -> Result<(Self, Held), ManifestError> {
+        use crate::sealed::Sealed;
+
         enum Read {
             Kept(Vec<u8>),
             Sealed(Sealed),

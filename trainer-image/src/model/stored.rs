@@ -14,7 +14,7 @@ use std::{
 };
 
 use codex_engine::{Layout, Precision};
-use codex_provenance::{files::Sealed, manifest::Held};
+use codex_provenance::{manifest::Held, sealed::Sealed};
 use safetensors::{Dtype, tensor::TensorView};
 use serde::Deserialize;
 

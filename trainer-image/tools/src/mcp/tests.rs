@@ -84,11 +84,6 @@ fn nothing_outside_the_root_is_read() {
         Judging { evaluation: "link/evaluations/cot/evaluation.json".to_owned(), gates: "/etc/passwd".to_owned() };
     assert!(root.judge_evaluation(&judging).unwrap_err().to_string().contains("lies outside the root"));
     fs::create_dir_all(place.path().join("single/artifacts")).unwrap();
-    fs::copy(
-        place.path().join("team/run/artifacts/run_metadata.json"),
-        place.path().join("single/artifacts/run_metadata.json"),
-    )
-    .unwrap();
     symlink(
         outside.path().join("team/run/artifacts/metrics.ndjson"),
         place.path().join("single/artifacts/metrics.ndjson"),

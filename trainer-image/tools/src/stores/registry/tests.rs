@@ -150,7 +150,7 @@ async fn what_is_not_what_was_pushed_is_refused() {
     let told = fetched(&server.remote(":v1"), &at("got"), Some(wrong)).await.unwrap_err().to_string();
     assert!(told.contains(&digest.to_string()) && !at("got.partial").exists(), "{told}");
     // Another model needs --replace, and then moves the tag.
-    fs::write(at("model/config.json"), "{}").unwrap();
+    fs::write(at("model/config.json"), r#"{"model_type": "other"}"#).unwrap();
     let told = sent(&at("model"), &server.remote(":v1"), false, &[]).await.unwrap_err().to_string();
     assert!(told.contains("holds another model"), "{told}");
     let replaced = sent(&at("model"), &server.remote(":v1"), true, &[]).await.unwrap();
