@@ -358,7 +358,7 @@ pub(crate) mod tests {
     #[test]
     fn the_exposition_is_that_of_the_contract() {
         let metrics = full();
-        let families = metrics.registry.gather();
+        let families = metrics.0.registry.gather();
         let found: BTreeMap<_, _> = families.iter().map(|family| (family.name(), family)).collect();
         assert!(
             found.keys().copied().eq(contract::ALL.iter().map(|it| it.name).collect::<std::collections::BTreeSet<_>>())
