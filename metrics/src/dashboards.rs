@@ -162,14 +162,6 @@ fn operator() -> Dashboard {
                     Panel::new(
                         Lines,
                         PerSecond,
-                        "Pre-empted requests",
-                        "Running requests per second that a full cache made a server compute again; above 0, --kv-cache is small.",
-                    )
-                    .by(&server::PREEMPTIONS.rate(&chosen, RATE_INTERVAL), &[NAMESPACE, POD])
-                    .when_empty("no servers"),
-                    Panel::new(
-                        Lines,
-                        PerSecond,
                         "Refused connections",
                         "Connections per second that were closed because too many were open, by port; 0 is normal.",
                     )
@@ -562,6 +554,14 @@ fn serving() -> Dashboard {
                         "Tokens with keys and values of running requests, as a share of what all slots can hold, by server.",
                     )
                     .by(&server::CACHE_USAGE.value(&chosen), &[NAMESPACE, POD])
+                    .when_empty("no servers"),
+                    Panel::new(
+                        Lines,
+                        PerSecond,
+                        "Pre-empted requests",
+                        "Running requests per second that a full cache made a server compute again; above 0, --kv-cache is small.",
+                    )
+                    .by(&server::PREEMPTIONS.rate(&chosen, RATE_INTERVAL), &[NAMESPACE, POD])
                     .when_empty("no servers"),
                     Panel::new(
                         Lines,

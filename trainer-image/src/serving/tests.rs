@@ -121,6 +121,10 @@ fn promotion(manifest: &Manifest, payload: &[u8], golden: Option<Golden>) -> Pro
     Promotion { model: manifest.digest(), reasons }
 }
 
+fn build() -> Build {
+    Build { parameters: json!({}), ..Build::default() }
+}
+
 /// A signed and promoted model in a directory, and a server of it.
 pub(crate) struct Case {
     root: tempfile::TempDir,
@@ -211,7 +215,7 @@ impl Case {
 
     /// Signs the attestations about the promotion, and demands every kind of them.
     fn attest(&mut self, key: Option<&PrivateKey>) {
-        for Unsigned { kind, payload } in attestations(&self.promotion, &Build::default()) {
+        for Unsigned { kind, payload } in attestations(&self.promotion, &build()) {
             fs::write(self.path(kind.entry()), key.unwrap_or(&self.key).sign(&payload).unwrap()).unwrap();
         }
         self.attestations = AttestationKind::ALL.map(|kind| (kind, self.path(kind.entry()))).into();
@@ -798,7 +802,7 @@ async fn demanded_attestations_are_verified_before_the_server_is_ready() {
     assert!(predicate_type.contains("its predicate type is \"https://codex-ml.dev/promotion/v2\""), "{predicate_type}");
     let another_model = told(&|case| {
         let other = Promotion { model: ModelDigest(Sha256::of("another model")), ..case.promotion.clone() };
-        for Unsigned { kind, payload } in attestations(&other, &Build::default()) {
+        for Unsigned { kind, payload } in attestations(&other, &build()) {
             sign(case, kind, &payload);
         }
     })
@@ -807,7 +811,7 @@ async fn demanded_attestations_are_verified_before_the_server_is_ready() {
     let another_promotion = told(&|case| {
         let mut other = case.promotion.clone();
         other.reasons.training.run.uid = "another".to_owned();
-        let [Unsigned { kind, payload }, ..] = attestations(&other, &Build::default());
+        let [Unsigned { kind, payload }, ..] = attestations(&other, &build());
         sign(case, kind, &payload);
     })
     .await;
