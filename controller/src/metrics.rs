@@ -1,6 +1,6 @@
 //! The metrics of the controller, for Prometheus. Their contract is in `codex-metrics`. Labels hold no object names.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use codex_metrics::controller as contract;
 use jiff::Timestamp;
@@ -30,9 +30,11 @@ impl Port {
     }
 }
 
-/// The metrics.
+/// The metrics. Clones are the same.
 #[derive(Clone)]
-pub struct Metrics {
+pub struct Metrics(Arc<Families>);
+
+struct Families {
     registry: Registry,
     reconciliations: IntCounterVec,
     durations: HistogramVec,
@@ -82,7 +84,7 @@ impl Metrics {
         for port in [Port::Reports, Port::Health] {
             refused_connections.with_label_values(&[port.name()]).reset();
         }
-        Ok(Self {
+        Ok(Self(Arc::new(Families {
             reconciliations: contract::RECONCILIATIONS.labelled(&registry)?,
             durations: contract::RECONCILE_DURATION.labelled(&registry)?,
             errors: contract::ERRORS.labelled(&registry)?,
@@ -118,162 +120,162 @@ impl Metrics {
             certificate: contract::CERTIFICATE.single(&registry)?,
             leader: contract::LEADER.single(&registry)?,
             registry,
-        })
+        })))
     }
 
     /// Counts a reconciliation and, if it failed, the category of the failure.
     pub fn reconciled(&self, kind: &str, took: Duration, failure: Option<&'static str>) {
-        self.durations.with_label_values(&[kind]).observe(took.as_secs_f64());
+        self.0.durations.with_label_values(&[kind]).observe(took.as_secs_f64());
         // Both series of a kind exist from its first reconciliation on, so that the share of failures is 0 and not unknown.
         for (result, counts) in [("ok", failure.is_none()), ("error", failure.is_some())] {
-            self.reconciliations.with_label_values(&[kind, result]).inc_by(u64::from(counts));
+            self.0.reconciliations.with_label_values(&[kind, result]).inc_by(u64::from(counts));
         }
         if let Some(category) = failure {
-            self.errors.with_label_values(&[kind, category]).inc();
+            self.0.errors.with_label_values(&[kind, category]).inc();
         }
     }
 
     /// Records how long a change waited for its reconciliation.
     pub fn waited(&self, kind: &str, waited: Duration) {
-        self.queue_wait.with_label_values(&[kind]).observe(waited.as_secs_f64());
+        self.0.queue_wait.with_label_values(&[kind]).observe(waited.as_secs_f64());
     }
 
     /// Counts a report. `kind` is `None` if the report was rejected before it was parsed.
     pub fn report(&self, kind: Option<&str>, result: &'static str) {
-        self.reports.with_label_values(&[kind.unwrap_or("unknown"), result]).inc();
+        self.0.reports.with_label_values(&[kind.unwrap_or("unknown"), result]).inc();
     }
 
     /// Counts a write to the API server.
     pub fn wrote(&self, kind: &str, verb: &'static str) {
-        self.writes.with_label_values(&[kind, verb]).inc();
+        self.0.writes.with_label_values(&[kind, verb]).inc();
     }
 
     /// Counts a request to the API server. `code` is `None` if there was no answer. The duration of a watch is unknown.
     pub fn requested(&self, verb: &'static str, code: Option<u16>, took: Option<Duration>) {
         let code = code.map_or_else(|| "error".to_owned(), |code| code.to_string());
-        self.api_requests.with_label_values(&[verb, &code]).inc();
+        self.0.api_requests.with_label_values(&[verb, &code]).inc();
         if let Some(took) = took {
-            self.api_durations.with_label_values(&[verb]).observe(took.as_secs_f64());
+            self.0.api_durations.with_label_values(&[verb]).observe(took.as_secs_f64());
         }
     }
 
     /// Counts an attempt to sign a statement.
     pub fn signed(&self, statement: &'static str, succeeded: bool) {
-        self.signatures.with_label_values(&[statement, if succeeded { "ok" } else { "error" }]).inc();
+        self.0.signatures.with_label_values(&[statement, if succeeded { "ok" } else { "error" }]).inc();
     }
 
     /// Counts spans that were sent to a collector, or were not.
     pub fn spans(&self, result: &'static str, spans: usize) {
         if spans > 0 {
-            self.spans.with_label_values(&[result]).inc_by(spans as u64);
+            self.0.spans.with_label_values(&[result]).inc_by(spans as u64);
         }
     }
 
     /// Counts the sign-offs in a promotion that was signed.
     pub fn overridden(&self, ring: &str, sign_offs: usize) {
         if sign_offs > 0 {
-            self.manual_overrides.with_label_values(&[ring]).inc_by(sign_offs as u64);
+            self.0.manual_overrides.with_label_values(&[ring]).inc_by(sign_offs as u64);
         }
     }
 
     /// Counts an object that could not be parsed.
     pub fn malformed(&self, kind: &str) {
-        self.malformed.with_label_values(&[kind]).inc();
+        self.0.malformed.with_label_values(&[kind]).inc();
     }
 
     /// Counts a failed watch.
     pub fn watch_failed(&self, kind: &str) {
-        self.watch_errors.with_label_values(&[kind]).inc();
+        self.0.watch_errors.with_label_values(&[kind]).inc();
     }
 
     /// Counts a connection that was closed because too many were open.
     pub fn refused_connection(&self, port: Port) {
-        self.refused_connections.with_label_values(&[port.name()]).inc();
+        self.0.refused_connections.with_label_values(&[port.name()]).inc();
     }
 
     /// Sets whether this process holds the Lease.
     pub fn leads(&self, leads: bool) {
-        self.leader.set(i64::from(leads));
+        self.0.leader.set(i64::from(leads));
     }
 
     /// Sets whether this process leads and can sign.
     pub fn signs(&self, available: bool) {
-        self.signer.set(i64::from(available));
+        self.0.signer.set(i64::from(available));
     }
 
     /// Sets when keys expire. A key without an end has no series.
     pub fn keys_expire(&self, expiries: &Expiries) {
-        self.key_expiry.reset();
+        self.0.key_expiry.reset();
         for (purpose, end) in [("signing", expiries.signing), ("verifying", expiries.others)] {
             if let Some(end) = end {
-                self.key_expiry.with_label_values(&[purpose]).set(end.as_second());
+                self.0.key_expiry.with_label_values(&[purpose]).set(end.as_second());
             }
         }
     }
 
     /// Sets when the first certificate of the report endpoint expires.
     pub fn certificate_expires(&self, at: Timestamp) {
-        self.certificate.set(at.as_second());
+        self.0.certificate.set(at.as_second());
     }
 
     /// Replaces everything that is counted over the existing objects.
     pub fn count(&self, census: &Census) {
         for vector in [
-            &self.queue,
-            &self.objects,
-            &self.conditions,
-            &self.gates,
-            &self.reads,
-            &self.run_steps,
-            &self.serving,
-            &self.redeploying,
+            &self.0.queue,
+            &self.0.objects,
+            &self.0.conditions,
+            &self.0.gates,
+            &self.0.reads,
+            &self.0.run_steps,
+            &self.0.serving,
+            &self.0.redeploying,
         ] {
             vector.reset();
         }
         for vector in
-            [&self.queue_age, &self.condition_oldest, &self.gate_margin, &self.progress_oldest, &self.checkpoint_oldest]
+            [&self.0.queue_age, &self.0.condition_oldest, &self.0.gate_margin, &self.0.progress_oldest, &self.0.checkpoint_oldest]
         {
             vector.reset();
         }
         for (kind, (objects, oldest)) in &census.waiting {
-            self.queue.with_label_values(&[kind]).set(*objects);
-            self.queue_age.with_label_values(&[kind]).set(oldest.as_secs_f64());
+            self.0.queue.with_label_values(&[kind]).set(*objects);
+            self.0.queue_age.with_label_values(&[kind]).set(oldest.as_secs_f64());
         }
         for ([kind, phase, ring], objects) in &census.objects {
-            self.objects.with_label_values(&[kind, phase, ring]).set(*objects);
+            self.0.objects.with_label_values(&[kind, phase, ring]).set(*objects);
         }
         for ([kind, condition, status, reason], (objects, since)) in &census.conditions {
             let labels = [kind, condition, status, reason].map(String::as_str);
-            self.conditions.with_label_values(&labels).set(*objects);
-            self.condition_oldest.with_label_values(&labels).set(since.as_second() as f64);
+            self.0.conditions.with_label_values(&labels).set(*objects);
+            self.0.condition_oldest.with_label_values(&labels).set(since.as_second() as f64);
         }
         for ([metric, verdict], gates) in &census.gates {
-            self.gates.with_label_values(&[metric, verdict]).set(*gates);
+            self.0.gates.with_label_values(&[metric, verdict]).set(*gates);
         }
         for (metric, margin) in &census.margins {
-            self.gate_margin.with_label_values(&[metric]).set(*margin);
+            self.0.gate_margin.with_label_values(&[metric]).set(*margin);
         }
         for (problems, reads) in &census.reads {
-            self.reads.with_label_values(&[problems]).set(*reads);
+            self.0.reads.with_label_values(&[problems]).set(*reads);
         }
-        self.run_steps.with_label_values(&["completed"]).set(census.completed_steps);
-        self.run_steps.with_label_values(&["executed"]).set(census.executed_steps);
+        self.0.run_steps.with_label_values(&["completed"]).set(census.completed_steps);
+        self.0.run_steps.with_label_values(&["executed"]).set(census.executed_steps);
         for (gauge, oldest) in
-            [(&self.progress_oldest, census.progress_oldest), (&self.checkpoint_oldest, census.checkpoint_oldest)]
+            [(&self.0.progress_oldest, census.progress_oldest), (&self.0.checkpoint_oldest, census.checkpoint_oldest)]
         {
             if let Some(oldest) = oldest {
                 gauge.with_label_values::<&str>(&[]).set(oldest.as_second() as f64);
             }
         }
         for (ring, servers) in &census.serving {
-            self.serving.with_label_values(&[ring]).set(*servers);
+            self.0.serving.with_label_values(&[ring]).set(*servers);
         }
-        self.unverified.set(census.unverified);
-        self.revoked.set(census.revoked);
+        self.0.unverified.set(census.unverified);
+        self.0.revoked.set(census.revoked);
         for (phase, objects) in &census.redeploying {
-            self.redeploying.with_label_values(&[phase]).set(*objects);
+            self.0.redeploying.with_label_values(&[phase]).set(*objects);
         }
-        self.cycle_overrides.set(census.cycle_overrides);
+        self.0.cycle_overrides.set(census.cycle_overrides);
     }
 
     /// Returns all metrics in the text format.
@@ -282,7 +284,7 @@ impl Metrics {
     /// When a metric cannot be encoded.
     pub fn text(&self) -> Result<Vec<u8>, prometheus::Error> {
         let mut text = Vec::new();
-        TextEncoder::new().encode(&self.registry.gather(), &mut text)?;
+        TextEncoder::new().encode(&self.0.registry.gather(), &mut text)?;
         Ok(text)
     }
 }
