@@ -210,6 +210,18 @@ mod tests {
     use super::*;
 
     #[test]
+    fn results_are_in_order_and_the_first_failure_counts() {
+        let numbers: Vec<usize> = (0..500).collect();
+        let doubled: Result<Vec<usize>, usize> = in_parallel(&numbers, |number| Ok(number * 2));
+        assert_eq!(doubled.unwrap(), (0..500).map(|number| number * 2).collect::<Vec<_>>());
+        let refused = |number: &usize| if number % 100 == 77 { Err(*number) } else { Ok(()) };
+        for _ in 0..20 {
+            assert_eq!(in_parallel(&numbers, refused).unwrap_err(), 77);
+        }
+        assert_eq!(in_parallel(&[], refused).unwrap(), []);
+    }
+
+    #[test]
     fn the_digest_covers_several_buffers() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("weights");
