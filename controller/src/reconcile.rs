@@ -21,7 +21,7 @@ use crate::{
     context::{Context, Settled},
     effects::{EffectError, carry_out},
     error::chain,
-    observe::{Observe, ObserveError, get, requests},
+    observe::{Observe, ObserveError, get, requests, same_metadata},
     report::{self, ReportError},
     seal::SealError,
 };
@@ -165,7 +165,10 @@ fn settle<K: Observe>(
 ) -> Option<Option<Duration>> {
     let (namespace, uid) = (object.namespace()?, object.uid()?);
     let live = get(K::store(context), &namespace, &object.name_any())?;
-    let as_written = live.meta().resource_version.as_ref() == Some(&version) && live.status() == Some(&plan.status);
+    let as_written = live.meta().resource_version.as_ref() == Some(&version)
+        && live.status() == Some(&plan.status)
+        // Somebody may have changed the object after it was observed and before its status was written.
+        && same_metadata(live.meta(), object.meta());
     let now = context.now();
     if !as_written || !K::recorded(&mut observed, plan.status.clone(), context.written.get(&uid)?) {
         return None;

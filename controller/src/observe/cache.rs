@@ -87,7 +87,7 @@ pub trait Names: Resource<DynamicType = ()> + Clone + 'static {
 }
 
 /// Whether two versions have the same metadata but for the resource version.
-fn same_metadata(one: &ObjectMeta, other: &ObjectMeta) -> bool {
+pub fn same_metadata(one: &ObjectMeta, other: &ObjectMeta) -> bool {
     let mut other = other.clone();
     (other.resource_version, other.self_link) = (one.resource_version.clone(), one.self_link.clone());
     *one == other

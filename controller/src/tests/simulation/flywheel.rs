@@ -105,8 +105,10 @@ async fn year(seed: u64, shadows: bool) -> Result<(), String> {
         let minute = make::at(week * WEEK).as_second() / 60;
         let run = format!("{POD}-{minute}");
         let shadow = simulator.object("reasoningpods", &run);
-        let wrong =
-            |what: &str| Err(format!("seed {seed}, week {week}: {what}: {status}; its shadow: {}", shadow["status"]));
+        let bundles = simulator.server.lock().of_kind("ConfigMap");
+        let wrong = |what: &str| {
+            Err(format!("seed {seed}, week {week}: {what}: {status}; its shadow: {}; {bundles:?}", shadow["status"]))
+        };
         let latest = &redeploy["history"][0];
         if latest["trainingRun"] != json!(run) || !redeploy["cycle"].is_null() || !redeploy["missed"].is_null() {
             return wrong("the cycle has not ended in its week");
