@@ -16,7 +16,7 @@ use kube::{Client, Config, ResourceExt as _};
 use serde_json::{Value, json};
 
 /// The time in which the controller finds out that the Gateway API was installed.
-const INSTALLED: Duration = Duration::from_secs(180);
+const INSTALLED: Duration = Duration::from_secs(420);
 /// The time of a step, in which its requests are counted.
 const STEP: Duration = Duration::from_secs(240);
 /// The requests that are counted. Traefik takes every twentieth for a weight of 5 of 100.

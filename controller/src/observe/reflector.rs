@@ -8,6 +8,7 @@ use std::{
     collections::{BTreeSet, HashMap, HashSet},
     fmt::Debug,
     pin::Pin,
+    time::Duration,
 };
 
 use axum::http::{HeaderValue, Request, header::ACCEPT};
@@ -19,6 +20,7 @@ use kube::{
     runtime::{
         WatchStreamExt,
         reflector::ObjectRef,
+        utils::Backoff,
         watcher::{self, Event, watcher},
     },
 };
@@ -46,12 +48,20 @@ pub(super) struct Watch {
     optional: bool,
 }
 
-impl Watch {
-    /// Watches a kind of another project that the cluster may lack. Where the API server does not know it, or refuses to list it, it has
-    /// no objects, and the caches of the other kinds do not wait for it.
-    pub(super) fn optional(self) -> Self {
-        Self { optional: true, ..self }
+/// How long a watch of a kind that the cluster may lack waits after a failure. The usual backoff begins anew with each listing, and
+/// would list every second.
+struct Patience;
+
+impl Iterator for Patience {
+    type Item = Duration;
+
+    fn next(&mut self) -> Option<Duration> {
+        Some(Duration::from_mins(5))
     }
+}
+
+impl Backoff for Patience {
+    fn reset(&mut self) {}
 }
 
 /// The objects of a kind to watch.
@@ -73,17 +83,24 @@ impl Selection {
 
     /// Returns the watches of a kind.
     pub(super) fn watch<K: Resource<DynamicType = (), Scope: WatchScope>>(&self) -> Watch {
-        let apis = K::Scope::apis(&self.client, &self.namespaces, &ApiResource::erase::<K>(&()));
-        self.events(apis)
+        self.events::<K>(false)
     }
 
-    fn events(&self, apis: Vec<Api<RawObject>>) -> Watch {
+    /// Returns the watches of a kind of another project that the cluster may lack. Where the API server does not know it, or refuses to
+    /// list it, it has no objects, and the caches of the other kinds do not wait for it.
+    pub(super) fn watch_optional<K: Resource<DynamicType = (), Scope: WatchScope>>(&self) -> Watch {
+        self.events::<K>(true)
+    }
+
+    fn events<K: Resource<DynamicType = (), Scope: WatchScope>>(&self, optional: bool) -> Watch {
+        let apis = K::Scope::apis(&self.client, &self.namespaces, &ApiResource::erase::<K>(&()));
         let namespaces = apis.iter().map(|api| api.namespace().map(str::to_owned)).collect();
-        let streams = apis
-            .into_iter()
-            .enumerate()
-            .map(|(index, api)| watcher(api, self.config()).default_backoff().map(move |event| (index, event)).boxed());
-        Watch { namespaces, events: select_all(streams).boxed(), optional: false }
+        let streams = apis.into_iter().enumerate().map(|(index, api)| {
+            let events = watcher(api, self.config());
+            let events = if optional { events.backoff(Patience).boxed() } else { events.default_backoff().boxed() };
+            events.map(move |event| (index, event)).boxed()
+        });
+        Watch { namespaces, events: select_all(streams).boxed(), optional }
     }
 }
 

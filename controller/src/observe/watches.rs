@@ -45,7 +45,7 @@ impl Watches<'_> {
     where
         K: Names + Resource<Scope: WatchScope> + Debug + Send + Sync,
     {
-        self.run(of.watch::<K>().optional(), writer, parse, trigger);
+        self.run(of.watch_optional::<K>(), writer, parse, trigger);
     }
 
     fn run<K>(&mut self, watch: Watch, writer: CacheWriter<K>, parse: Parse<K>, trigger: fn(&Triggers, &K))
