@@ -42,7 +42,7 @@ async fn an_object_is_not_reconciled_because_its_own_status_was_written() {
     world.api.put(&path("trainingruns", "a"), run("a"));
     let attended = async || {
         let run = get(&world.context.stores.training_runs, "team", "a").unwrap();
-        attend(run, &world.context).await.unwrap().1
+        Box::pin(attend(run, &world.context)).await.unwrap().1
     };
     let queues = &world.context.queues;
     queues.add_changed::<TrainingRun>("team", "a");
