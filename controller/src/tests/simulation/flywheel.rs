@@ -198,7 +198,6 @@ fn a_year_of_cycles_promotes_every_good_model_once_and_no_other() {
 }
 
 #[test]
-#[ignore = "the simulated API server gives ConfigMaps no creationTimestamp, without which a shadow finds no promotion"]
 fn a_year_of_cycles_with_shadows_promotes_only_models_that_hold_parity() {
     years(2..=3, true);
 }

@@ -18,6 +18,7 @@ use super::{
     invariants::{self, Known},
     sabotage::Sabotage,
 };
+use crate::clock::Simulated;
 
 /// The namespace of all objects.
 pub(super) const NAMESPACE: &str = "team";
@@ -57,6 +58,8 @@ pub(super) struct Change {
 pub(super) struct Server {
     /// The objects by their paths.
     pub(super) objects: BTreeMap<String, Value>,
+    /// Says when objects are created.
+    clock: Simulated,
     version: u64,
     /// Changes that no watch has been told of.
     pub(super) changes: Vec<Change>,
@@ -86,9 +89,10 @@ pub(super) struct Server {
 pub(super) struct Shared(Arc<Mutex<Server>>);
 
 impl Shared {
-    pub(super) fn new(seed: u64) -> Self {
+    pub(super) fn new(seed: u64, clock: Simulated) -> Self {
         Self(Arc::new(Mutex::new(Server {
             objects: BTreeMap::new(),
+            clock,
             version: 0,
             changes: Vec::new(),
             faults: 0,
@@ -353,6 +357,9 @@ impl Server {
         let uid = before.as_ref().map_or_else(new, |it| it["metadata"]["uid"].clone());
         let metadata = object["metadata"].as_object_mut().unwrap();
         metadata.entry("uid").or_insert(uid);
+        let created =
+            before.as_ref().map_or_else(|| json!(self.clock.now()), |it| it["metadata"]["creationTimestamp"].clone());
+        metadata.entry("creationTimestamp").or_insert(created);
         metadata.entry("namespace").or_insert(json!(NAMESPACE));
         metadata.insert("generation".to_owned(), json!(if same { generation } else { generation + 1 }));
         metadata.insert("resourceVersion".to_owned(), json!(self.version.to_string()));

@@ -83,8 +83,8 @@ impl Simulator {
 
     /// Returns a simulator without objects of users, whose controllers need at most so many writes.
     pub(super) fn bare(seed: u64, sabotage: Sabotage, most_writes: usize) -> Self {
-        let server = Shared::new(seed);
         let clock = Simulated::starting_at(make::at(0));
+        let server = Shared::new(seed, clock.clone());
         let mut random = ChaCha8Rng::seed_from_u64(seed);
         {
             let mut server = server.lock();
