@@ -551,7 +551,7 @@ fn serving() -> Dashboard {
                         Lines,
                         Share,
                         "Cache in use",
-                        "Tokens with keys and values of running requests, as a share of what all slots can hold, by server.",
+                        "Tokens with keys and values of running requests, as a share of --kv-cache, by server.",
                     )
                     .by(&server::CACHE_USAGE.value(&chosen), &[NAMESPACE, POD])
                     .when_empty("no servers"),
