@@ -17,6 +17,8 @@ mod registry;
 #[cfg(test)]
 mod server;
 #[cfg(test)]
+mod test_http;
+#[cfg(test)]
 mod tests;
 mod upload;
 

@@ -2,12 +2,14 @@
 
 use std::{
     collections::BTreeMap,
-    io::{BufRead as _, BufReader, Read as _, Write as _},
-    net::{TcpListener, TcpStream},
     sync::{Arc, Mutex, MutexGuard},
 };
 
-use super::{Location, Remote, http::Connector};
+use super::{
+    Location, Remote,
+    http::Connector,
+    test_http::{Answer, Request, cut, reply, serve},
+};
 
 pub(super) const SECRET: &str = "a-secret-that-nobody-may-see";
 
@@ -35,7 +37,6 @@ pub(super) struct State {
     pub(super) sent: usize,
 }
 
-#[derive(Clone)]
 pub(super) struct Server {
     state: Arc<Mutex<State>>,
     port: u16,
@@ -43,17 +44,10 @@ pub(super) struct Server {
 
 impl Server {
     pub(super) fn start() -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let port = listener.local_addr().unwrap().port();
-        let server = Self { state: Arc::default(), port };
-        let serving = server.clone();
-        std::thread::spawn(move || {
-            for stream in listener.incoming().flatten() {
-                let serving = serving.clone();
-                std::thread::spawn(move || serving.answer(stream));
-            }
-        });
-        server
+        let state: Arc<Mutex<State>> = Arc::default();
+        let shared = Arc::clone(&state);
+        let port = serve(move |_, request| answer(&mut shared.lock().unwrap(), request));
+        Self { state, port }
     }
 
     pub(super) fn state(&self) -> MutexGuard<'_, State> {
@@ -78,137 +72,109 @@ impl Server {
             .unwrap();
         Remote { store: Arc::new(store), location, pause: short, artifact: None }
     }
+}
 
-    fn answer(&self, stream: TcpStream) {
-        let mut reader = BufReader::new(stream.try_clone().unwrap());
-        let mut lines = Vec::new();
-        loop {
-            let mut line = String::new();
-            if reader.read_line(&mut line).unwrap_or(0) == 0 {
-                return;
-            }
-            if line == "\r\n" {
-                break;
-            }
-            lines.push(line.trim_end().to_owned());
+fn answer(state: &mut State, request: Request) -> Option<Answer> {
+    let (method, target) = (request.method.as_str(), request.target.as_str());
+    let (path, query) = target.split_once('?').unwrap_or((target, ""));
+    let key = decoded(path.trim_start_matches("/bucket").trim_start_matches('/'));
+    let query: BTreeMap<&str, &str> = query.split('&').map(|pair| pair.split_once('=').unwrap_or((pair, ""))).collect();
+    state.requests.push(format!("{method} {target}"));
+    if let Some(status) = state.status {
+        return reply(status, "", format!("<Error><Code>No</Code><Message>{target}</Message></Error>").as_bytes());
+    }
+    match (method, query.contains_key("uploads"), query.get("uploadId").copied()) {
+        ("GET", ..) if query.contains_key("list-type") => {
+            let prefix = decoded(query.get("prefix").unwrap_or(&""));
+            let found = state.objects.iter().filter(|(key, _)| key.starts_with(&prefix));
+            let found: Vec<String> = found
+                .map(|(key, object)| {
+                    format!(
+                        "<Contents><Key>{key}</Key><LastModified>2026-11-28T09:00:00.000Z</LastModified>\
+                         <ETag>{}</ETag><Size>{}</Size></Contents>",
+                        tag(object),
+                        object.bytes.len()
+                    )
+                })
+                .collect();
+            let found = found.concat();
+            let text = format!("<ListBucketResult><IsTruncated>false</IsTruncated>{found}</ListBucketResult>");
+            reply(200, "", text.as_bytes())
         }
-        let header = |name: &str| {
-            let found = lines.iter().filter_map(|line| line.split_once(": "));
-            found.filter(|(key, _)| key.eq_ignore_ascii_case(name)).map(|(_, value)| value.to_owned()).next()
-        };
-        let mut first = lines[0].split(' ');
-        let (method, target) = (first.next().unwrap(), first.next().unwrap());
-        let mut body = vec![0; header("content-length").map_or(0, |length| length.parse().unwrap())];
-        reader.read_exact(&mut body).unwrap();
-        let (path, query) = target.split_once('?').unwrap_or((target, ""));
-        let key = decoded(path.trim_start_matches("/bucket").trim_start_matches('/'));
-        let query: BTreeMap<&str, &str> =
-            query.split('&').map(|pair| pair.split_once('=').unwrap_or((pair, ""))).collect();
-        let mut state = self.state();
-        state.requests.push(format!("{method} {target}"));
-        if let Some(status) = state.status {
-            return reply(
-                stream,
-                status,
-                "",
-                format!("<Error><Code>No</Code><Message>{target}</Message></Error>").as_bytes(),
-            );
+        ("GET" | "HEAD", ..) => {
+            let Some(object) = state.objects.get(&key).cloned() else { return reply(404, "", b"") };
+            if request.header("if-match").is_some_and(|expected| expected != tag(&object)) {
+                return reply(412, "", b"");
+            }
+            let total = object.bytes.len();
+            let range = request.header("range").map(|range| range.trim_start_matches("bytes=").to_owned());
+            let start: usize = range.as_ref().map_or(0, |range| range.split('-').next().unwrap().parse().unwrap());
+            let meta = object.sha256.as_ref().map_or(String::new(), |sum| format!("x-amz-meta-sha256: {sum}\r\n"));
+            let mut head = format!("ETag: {}\r\nLast-Modified: Sat, 28 Nov 2026 09:00:00 GMT\r\n{meta}", tag(&object));
+            if range.is_some() {
+                let range = format!("Content-Range: bytes {start}-{}/{total}\r\n", total - 1);
+                head.push_str(&range);
+            }
+            let status = if range.is_some() { 206 } else { 200 };
+            let bytes = &object.bytes[start..];
+            let is_manifest = key.ends_with(super::MANIFEST);
+            let end = if method == "HEAD" || is_manifest { None } else { state.cuts.pop() };
+            let body = &bytes[..end.unwrap_or(bytes.len()).min(bytes.len())];
+            if method == "GET" && !is_manifest {
+                state.sent += body.len();
+            }
+            let length = bytes.len();
+            cut(status, &head, length, if method == "HEAD" { &[] } else { body })
         }
-        match (method, query.contains_key("uploads"), query.get("uploadId").copied()) {
-            ("GET", ..) if query.contains_key("list-type") => {
-                let prefix = decoded(query.get("prefix").unwrap_or(&""));
-                let found = state.objects.iter().filter(|(key, _)| key.starts_with(&prefix));
-                let found: Vec<String> = found
-                    .map(|(key, object)| {
-                        format!(
-                            "<Contents><Key>{key}</Key><LastModified>2026-11-28T09:00:00.000Z</LastModified>\
-                             <ETag>{}</ETag><Size>{}</Size></Contents>",
-                            tag(object),
-                            object.bytes.len()
-                        )
-                    })
-                    .collect();
-                let found = found.concat();
-                let text = format!("<ListBucketResult><IsTruncated>false</IsTruncated>{found}</ListBucketResult>");
-                reply(stream, 200, "", text.as_bytes());
+        ("PUT", _, None) => {
+            let sha256 = request.header("x-amz-meta-sha256");
+            state.objects.insert(key, Object { bytes: request.body, sha256 });
+            reply(200, "ETag: \"1\"\r\n", b"")
+        }
+        ("PUT", _, Some(upload)) => {
+            if state.lost_parts > 0 {
+                state.lost_parts -= 1;
+                return None;
             }
-            ("GET" | "HEAD", ..) => {
-                let Some(object) = state.objects.get(&key).cloned() else { return reply(stream, 404, "", b"") };
-                if header("if-match").is_some_and(|expected| expected != tag(&object)) {
-                    return reply(stream, 412, "", b"");
-                }
-                let total = object.bytes.len();
-                let range = header("range").map(|range| range.trim_start_matches("bytes=").to_owned());
-                let start: usize = range.as_ref().map_or(0, |range| range.split('-').next().unwrap().parse().unwrap());
-                let meta = object.sha256.as_ref().map_or(String::new(), |sum| format!("x-amz-meta-sha256: {sum}\r\n"));
-                let mut head =
-                    format!("ETag: {}\r\nLast-Modified: Sat, 28 Nov 2026 09:00:00 GMT\r\n{meta}", tag(&object));
-                if range.is_some() {
-                    let range = format!("Content-Range: bytes {start}-{}/{total}\r\n", total - 1);
-                    head.push_str(&range);
-                }
-                let status = if range.is_some() { 206 } else { 200 };
-                let bytes = &object.bytes[start..];
-                let is_manifest = key.ends_with(super::MANIFEST);
-                let cut = if method == "HEAD" || is_manifest { None } else { state.cuts.pop() };
-                let body = &bytes[..cut.unwrap_or(bytes.len()).min(bytes.len())];
-                if method == "GET" && !is_manifest {
-                    state.sent += body.len();
-                }
-                drop(state);
-                let length = bytes.len();
-                send(stream, status, &head, length, if method == "HEAD" { &[] } else { body });
-            }
-            ("PUT", _, None) => {
-                state.objects.insert(key, Object { bytes: body, sha256: header("x-amz-meta-sha256") });
-                reply(stream, 200, "ETag: \"1\"\r\n", b"");
-            }
-            ("PUT", _, Some(upload)) => {
-                if state.lost_parts > 0 {
-                    state.lost_parts -= 1;
-                    return;
-                }
-                let number = query["partNumber"].parse().unwrap();
-                state.uploads.get_mut(upload).unwrap().insert(number, body);
-                reply(stream, 200, &format!("ETag: \"p{number}\"\r\n"), b"");
-            }
-            ("POST", true, _) => {
-                let upload = format!("upload-{}", state.requests.len());
-                state.uploads.insert(upload.clone(), BTreeMap::new());
-                state.objects.entry(format!("meta-{upload}")).or_default().sha256 = header("x-amz-meta-sha256");
-                let text = format!(
-                    "<InitiateMultipartUploadResult><UploadId>{upload}</UploadId></InitiateMultipartUploadResult>"
-                );
-                reply(stream, 200, "", text.as_bytes());
-            }
-            ("POST", _, Some(upload)) => {
-                let parts = state.uploads.remove(upload).unwrap();
-                let sha256 = state.objects.remove(&format!("meta-{upload}")).unwrap().sha256;
-                state.objects.insert(key, Object { bytes: parts.into_values().flatten().collect(), sha256 });
-                let text = "<CompleteMultipartUploadResult><ETag>\"1\"</ETag></CompleteMultipartUploadResult>";
-                reply(stream, 200, "", text.as_bytes());
-            }
-            ("DELETE", _, Some(upload)) => {
-                state.uploads.remove(upload);
-                state.objects.remove(&format!("meta-{upload}"));
-                reply(stream, 204, "", b"");
-            }
-            ("DELETE", ..) => {
+            let number = query["partNumber"].parse().unwrap();
+            state.uploads.get_mut(upload).unwrap().insert(number, request.body);
+            reply(200, &format!("ETag: \"p{number}\"\r\n"), b"")
+        }
+        ("POST", true, _) => {
+            let upload = format!("upload-{}", state.requests.len());
+            state.uploads.insert(upload.clone(), BTreeMap::new());
+            state.objects.entry(format!("meta-{upload}")).or_default().sha256 = request.header("x-amz-meta-sha256");
+            let text =
+                format!("<InitiateMultipartUploadResult><UploadId>{upload}</UploadId></InitiateMultipartUploadResult>");
+            reply(200, "", text.as_bytes())
+        }
+        ("POST", _, Some(upload)) => {
+            let parts = state.uploads.remove(upload).unwrap();
+            let sha256 = state.objects.remove(&format!("meta-{upload}")).unwrap().sha256;
+            state.objects.insert(key, Object { bytes: parts.into_values().flatten().collect(), sha256 });
+            let text = "<CompleteMultipartUploadResult><ETag>\"1\"</ETag></CompleteMultipartUploadResult>";
+            reply(200, "", text.as_bytes())
+        }
+        ("DELETE", _, Some(upload)) => {
+            state.uploads.remove(upload);
+            state.objects.remove(&format!("meta-{upload}"));
+            reply(204, "", b"")
+        }
+        ("DELETE", ..) => {
+            state.objects.remove(&key);
+            reply(204, "", b"")
+        }
+        ("POST", ..) => {
+            let text = String::from_utf8(request.body).unwrap();
+            let keys = text.split("<Key>").skip(1).map(|rest| rest.split("</Key>").next().unwrap().to_owned());
+            let mut told = String::new();
+            for key in keys {
                 state.objects.remove(&key);
-                reply(stream, 204, "", b"");
+                told.extend(["<Deleted><Key>", &key, "</Key></Deleted>"]);
             }
-            ("POST", ..) => {
-                let text = String::from_utf8(body).unwrap();
-                let keys = text.split("<Key>").skip(1).map(|rest| rest.split("</Key>").next().unwrap().to_owned());
-                let mut told = String::new();
-                for key in keys {
-                    state.objects.remove(&key);
-                    told.extend(["<Deleted><Key>", &key, "</Key></Deleted>"]);
-                }
-                reply(stream, 200, "", format!("<DeleteResult>{told}</DeleteResult>").as_bytes());
-            }
-            _ => reply(stream, 405, "", b""),
+            reply(200, "", format!("<DeleteResult>{told}</DeleteResult>").as_bytes())
         }
+        _ => reply(405, "", b""),
     }
 }
 
@@ -230,14 +196,4 @@ fn decoded(text: &str) -> String {
 
 fn tag(object: &Object) -> String {
     format!("\"{}\"", codex_provenance::Sha256::of(&object.bytes).short())
-}
-
-fn reply(stream: TcpStream, status: u16, head: &str, body: &[u8]) {
-    send(stream, status, head, body.len(), body);
-}
-
-/// Sends an answer that promises `length` bytes.
-fn send(mut stream: TcpStream, status: u16, head: &str, length: usize, body: &[u8]) {
-    let head = format!("HTTP/1.1 {status} X\r\nContent-Length: {length}\r\nConnection: close\r\n{head}\r\n");
-    let _ = stream.write_all(head.as_bytes()).and_then(|()| stream.write_all(body));
 }
