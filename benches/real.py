@@ -1,9 +1,10 @@
-"""Times LoRA, decoding, prefill and evaluation of SmolLM2-135M beside PEFT, llama.cpp and transformers. `make bench-real` runs it.
+"""Times LoRA, decoding, prefill, evaluation and GRPO of SmolLM2-135M beside PEFT, llama.cpp, transformers and TRL. `make bench-real` runs it.
 
     real.py compare PROGRAMS MODEL PROBLEMS COUNT ROUNDS WHAT   tables, from interleaved runs; PROGRAMS is cargo's folder of programs,
-                                                           WHAT a list of decoding, lora and answers
+                                                           WHAT a list of decoding, lora, answers and grpo
     real.py lora MODEL fp32|bf16 STEPS                     LoRA steps with PEFT, as lora_speed.rs takes them
     real.py generate MODEL PROBLEMS COUNT                  greedy answers with transformers, 8 at a time
+    real.py grpo MODEL PROBLEMS fp32|bf16 STEPS            GRPO steps with TRL and adapters of PEFT
     real.py llama GGUF                                     prefill and decoding with llama.cpp, as decode_speed.rs does
 
 `compare` leaves out the peers that are not installed, and says so. On processors without bf16 instructions it leaves out PEFT in
@@ -29,6 +30,8 @@ PREFILL, START, STEPS, SLOTS = 512, 64, 64, 8
 # The file types of llama.cpp: llama_ftype in include/llama.h.
 FILE_TYPES = {"f32": 0, "bf16": 32, "Q8_0": 7}
 THREADS = 2
+# GRPO: prompts of a step, answers to each of them, and the most tokens of an answer.
+PROMPTS, GROUP, ANSWER = 4, 8, 64
 
 
 def processor():
@@ -105,11 +108,80 @@ def generate(model, problems, count):
     }))
 
 
-def requantize(gguf, folder):
-    """Writes the model in the file types that are compared, and returns the files by their names."""
+def grpo(model, problems, dtype, steps):
+    torch, base = load(model)
+    import re
+
+    from datasets import Dataset
+    from peft import LoraConfig
+    from transformers import AutoTokenizer, TrainerCallback
+    from trl import GRPOConfig, GRPOTrainer
+
+    with open(problems, encoding="utf-8") as file:
+        rows = [json.loads(line) for line in file]
+    prompts = [
+        {"prompt": [{"role": "user", "content": row["prompt"]}], "answer": row["response"].rpartition("#")[2]} for row in rows
+    ]
+
+    def reward(completions, answer, **_):
+        texts = [completion[0]["content"] for completion in completions]
+        numbers = [re.findall(r"-?\d+", text) for text in texts]
+        return [float(bool(found) and found[-1] == right) for found, right in zip(numbers, answer)]
+
+    times, lengths = [], []
+
+    class Clock(TrainerCallback):
+        def on_step_begin(self, *_, **__):
+            self.start = processor(), time.perf_counter()
+
+        def on_step_end(self, *_, **__):
+            times.append((processor() - self.start[0], time.perf_counter() - self.start[1]))
+
+        def on_log(self, _arguments, _state, _control, logs=None, **_):
+            if "completions/mean_length" in (logs or {}):
+                lengths.append(logs["completions/mean_length"])
+
+    every = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+    with tempfile.TemporaryDirectory() as folder:
+        settings = GRPOConfig(
+            output_dir=folder, use_cpu=True, bf16=dtype == "bf16", max_steps=WARM_UP + steps, per_device_train_batch_size=PROMPTS * GROUP,
+            num_generations=GROUP, max_completion_length=ANSWER, mask_truncated_completions=True, scale_rewards="none", beta=0.0,
+            loss_type="dapo", temperature=1.0, learning_rate=1e-5, gradient_checkpointing=False, logging_steps=1, report_to="none",
+            save_strategy="no", seed=1,
+        )
+        trainer = GRPOTrainer(
+            model=base, reward_funcs=reward, args=settings, train_dataset=Dataset.from_list(prompts),
+            processing_class=AutoTokenizer.from_pretrained(model), callbacks=[Clock()],
+            peft_config=LoraConfig(r=16, lora_alpha=32, lora_dropout=0.0, target_modules=every, task_type="CAUSAL_LM"),
+        )
+        trainer.train()
+    print(json.dumps({
+        "seconds_per_step": statistics.median(wall for _, wall in times[WARM_UP:]),
+        "processor_s_per_step": statistics.median(used for used, _ in times[WARM_UP:]),
+        "answer_tokens": statistics.mean(lengths[WARM_UP:]),
+        "peak_mb": peak_mb(),
+    }))
+
+
+def llama_cpp():
+    """Starts llama.cpp, which then prints errors only: by itself it prints some thousand lines for each model."""
     import llama_cpp as llama
 
+    @llama.llama_log_callback
+    def errors(level, text, _):
+        if level == 4:
+            print(text.decode(), end="", file=sys.stderr)
+
+    llama.llama_log_set(errors, None)
     llama.llama_backend_init()
+    # The library calls it as long as it runs.
+    llama.codex_errors = errors
+    return llama
+
+
+def requantize(gguf, folder):
+    """Writes the model in the file types that are compared, and returns the files by their names."""
+    llama = llama_cpp()
     files = {}
     for name, kind in FILE_TYPES.items():
         settings = llama.llama_model_quantize_default_params()
@@ -120,10 +192,8 @@ def requantize(gguf, folder):
     return files
 
 
-def llama(gguf):
-    import llama_cpp as llama
-
-    llama.llama_backend_init()
+def decode(gguf):
+    llama = llama_cpp()
     model = llama.llama_model_load_from_file(gguf.encode(), llama.llama_model_default_params())
     settings = llama.llama_context_default_params()
     settings.n_ctx, settings.n_batch, settings.n_ubatch = SLOTS * 256, PREFILL, PREFILL
@@ -131,7 +201,7 @@ def llama(gguf):
     context = llama.llama_init_from_model(model, settings)
     batch = llama.llama_batch_init(PREFILL, 0, 1)
 
-    def decode(tokens):
+    def forward(tokens):
         """Takes (token, position, sequence, whether logits are wanted)."""
         batch.n_tokens = len(tokens)
         for at, (token, position, sequence, wanted) in enumerate(tokens):
@@ -149,18 +219,18 @@ def llama(gguf):
     def prefill():
         forget()
         start = time.perf_counter()
-        decode([(token, at, 0, at + 1 == PREFILL) for at, token in enumerate(ids)])
+        forward([(token, at, 0, at + 1 == PREFILL) for at, token in enumerate(ids)])
         return PREFILL / (time.perf_counter() - start)
 
     def generate(slots):
         forget()
         for slot in range(slots):
             prompt = ids[slot:START]
-            rows = decode([(token, at, slot, at + 1 == len(prompt)) for at, token in enumerate(prompt)])
+            rows = forward([(token, at, slot, at + 1 == len(prompt)) for at, token in enumerate(prompt)])
         lengths, tokens = [START - slot for slot in range(slots)], [3] * slots
         start = time.perf_counter()
         for _ in range(STEPS):
-            rows = decode([(tokens[slot], lengths[slot], slot, True) for slot in range(slots)])
+            rows = forward([(tokens[slot], lengths[slot], slot, True) for slot in range(slots)])
             for slot, row in enumerate(rows):
                 logits = llama.llama_get_logits_ith(context, row)
                 tokens[slot], lengths[slot] = 3 + (logits[3] > logits[4]), lengths[slot] + 1
@@ -185,15 +255,46 @@ def own(*arguments):
     return run(sys.executable, __file__, *arguments)
 
 
+def timed(*command):
+    """Runs a program, and returns its seconds, its seconds of processor time, and its peak of memory in MB."""
+    start = time.perf_counter()
+    process = subprocess.Popen([str(part) for part in command], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode:
+        raise subprocess.CalledProcessError(process.returncode, process.args)
+    return time.perf_counter() - start, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * 1.024e-3
+
+
 def evaluate(programs, model, count):
     """Times `codex evaluate`, loading included."""
     with tempfile.TemporaryDirectory() as folder:
         command = [f"{programs}/codex", "evaluate", "--preset", "gym-chain-sum", "--model", model, "--output", f"{folder}/out"]
-        before, start = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
-        subprocess.run([*command, "--set", f"evaluation.limit={count}"], check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        seconds, after = time.perf_counter() - start, resource.getrusage(resource.RUSAGE_CHILDREN)
-    used = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+        seconds, used, _ = timed(*command, "--set", f"evaluation.limit={count}")
     return {"problems_per_second": count / seconds, "processor_s_per_problem": used / count}
+
+
+def reward_steps(programs, model, problems, dtype, steps):
+    """Times steps of GRPO as the difference between a long and a short run, so that loading does not count."""
+    program = [
+        f"{programs}/codex", "train", "--template", "lora", "--base", model, "--data", f"problems={problems}", "--set",
+        "training.method=grpo", "--set", "training.grpo.lora=true", "--set", f"training.batch_size={PROMPTS}", "--set",
+        f"training.grpo.group={GROUP}", "--set", f"training.grpo.max_new_tokens={ANSWER}", "--set", "training.learning_rate=1e-5", "--set",
+        f"training.dtype={dtype}", "--set", "training.checkpoint_every=1000",
+    ]
+    spent = []
+    with tempfile.TemporaryDirectory() as folder:
+        for count in (WARM_UP, WARM_UP + steps):
+            output = f"{folder}/{count}"
+            spent.append(timed(*program, "--set", f"training.max_steps={count}", "--output", output))
+        rows = [json.loads(line) for line in pathlib.Path(output, "artifacts/metrics.ndjson").read_text().splitlines()]
+    (short, short_used, _), (long, long_used, peak) = spent
+    return {
+        "seconds_per_step": (long - short) / steps,
+        "processor_s_per_step": (long_used - short_used) / steps,
+        "answer_tokens": [row["value"] for row in rows if row["metric"] == "answer_tokens"][-1],
+        "peak_mb": peak,
+    }
 
 
 def table(results, columns):
@@ -263,9 +364,27 @@ def compare_answers(programs, model, problems, count, rounds, peers):
     table(repeat(contenders, rounds), columns)
 
 
+def compare_grpo(programs, model, problems, rounds, peers):
+    dtypes = ["bf16", "fp32"]
+    contenders = {
+        f"codex {dtype}": lambda dtype=dtype: reward_steps(programs, model, problems, dtype, 6) for dtype in dtypes
+    }
+    if peers:
+        dtypes = dtypes if multiplies_bf16() else ["fp32"]
+        contenders |= {f"TRL {dtype}": lambda dtype=dtype: own("grpo", model, problems, dtype, 2) for dtype in dtypes}
+    print(f"\nGRPO with adapters of rank 16, {PROMPTS} prompts with {GROUP} answers of at most {ANSWER} tokens in a step")
+    columns = [
+        ("seconds a step", "seconds_per_step", 2),
+        ("processor s a step", "processor_s_per_step", 2),
+        ("mean tokens of an answer", "answer_tokens", 1),
+        ("peak MB", "peak_mb", 0),
+    ]
+    table(repeat(contenders, rounds), columns)
+
+
 def compare(programs, model, problems, count, rounds, what):
-    if unknown := [part for part in what if part not in {"decoding", "lora", "answers"}]:
-        sys.exit(f"WHAT names {unknown[0]!r}: it is a list of decoding, lora and answers, with commas")
+    if unknown := [part for part in what if part not in {"decoding", "lora", "answers", "grpo"}]:
+        sys.exit(f"WHAT names {unknown[0]!r}: it is a list of decoding, lora, answers and grpo, with commas")
     peers = installed("torch", "transformers", "peft")
     print(f"load before: {os.getloadavg()[0]:.1f}")
     if not peers:
@@ -279,6 +398,8 @@ def compare(programs, model, problems, count, rounds, what):
         compare_lora(programs, model, rounds, peers)
     if "answers" in what:
         compare_answers(programs, model, problems, count, rounds, peers)
+    if "grpo" in what:
+        compare_grpo(programs, model, problems, rounds, peers and installed("trl"))
     print(f"\nload after: {os.getloadavg()[0]:.1f}")
 
 
@@ -287,8 +408,10 @@ match sys.argv[1:]:
         compare(programs, model, problems, int(count), int(rounds), what.split(","))
     case ["lora", model, dtype, steps]:
         lora(model, dtype, int(steps))
+    case ["grpo", model, problems, dtype, steps]:
+        grpo(model, problems, dtype, int(steps))
     case ["llama", gguf]:
-        llama(gguf)
+        decode(gguf)
     case ["generate", model, problems, count]:
         generate(model, problems, int(count))
     case _:
