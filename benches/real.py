@@ -280,7 +280,8 @@ def reward_steps(programs, model, problems, dtype, steps):
         f"{programs}/codex", "train", "--template", "lora", "--base", model, "--data", f"problems={problems}", "--set",
         "training.method=grpo", "--set", "training.grpo.lora=true", "--set", f"training.batch_size={PROMPTS}", "--set",
         f"training.grpo.group={GROUP}", "--set", f"training.grpo.max_new_tokens={ANSWER}", "--set", "training.learning_rate=1e-5", "--set",
-        f"training.dtype={dtype}", "--set", "training.checkpoint_every=1000",
+        f"training.dtype={dtype}", "--set", "training.checkpoint_every=1000", "--set", "training.scheduler=constant", "--set",
+        "training.warmup_steps=0",
     ]
     spent = []
     with tempfile.TemporaryDirectory() as folder:

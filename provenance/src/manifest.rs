@@ -51,16 +51,6 @@ pub struct File {
     pub sha256: Sha256,
 }
 
-/// Files of a model that give exactly the bytes of a manifest, by path.
-#[cfg(feature = "sealed")]
-#[derive(Debug, Default)]
-pub struct Held {
-    /// Files in memory.
-    pub files: BTreeMap<String, Vec<u8>>,
-    /// Files that are read when they are needed.
-    pub sealed: BTreeMap<String, crate::sealed::Sealed>,
-}
-
 /// Reasons why a model directory or a manifest is refused.
 #[derive(Debug, thiserror::Error)]
 pub enum ManifestError {
@@ -259,41 +249,6 @@ impl Manifest {
         }
         let manifest = Self { schema: SCHEMA, files }.validated()?;
         Ok((manifest, contents))
-    }
-
-    /// As [`read`](Self::read), but keeps in memory only the files whose path `kept` names. The others are hashed as they are,
-    /// and compared with these hashes when they are read.
-    ///
-    /// # Errors
-    /// As [`read`](Self::read).
-    #[cfg(feature = "sealed")]
-    pub fn hold(entries: &[Entry], kept: impl Fn(&str) -> bool + Sync) -> Result<(Self, Held), ManifestError> {
-        use crate::sealed::Sealed;
-
-        enum Read {
-            Kept(Vec<u8>),
-            Sealed(Sealed),
-        }
-
-        let read = files::in_parallel(entries, |Entry { path, location, size }| {
-            let unreadable = |source| ManifestError::Unreadable { path: location.clone(), source };
-            Ok(if kept(path) {
-                let (bytes, sha256) = files::read_hashed(location, *size).map_err(unreadable)?;
-                (File { path: path.clone(), size: bytes.len() as u64, sha256 }, Read::Kept(bytes))
-            } else {
-                let sealed = Sealed::of(location, *size).map_err(unreadable)?;
-                (File { path: path.clone(), size: sealed.size(), sha256: sealed.sha256() }, Read::Sealed(sealed))
-            })
-        })?;
-        let (mut held, mut files) = (Held::default(), Vec::new());
-        for (file, read) in read {
-            match read {
-                Read::Kept(bytes) => drop(held.files.insert(file.path.clone(), bytes)),
-                Read::Sealed(sealed) => drop(held.sealed.insert(file.path.clone(), sealed)),
-            }
-            files.push(file);
-        }
-        Ok((Self { schema: SCHEMA, files }.validated()?, held))
     }
 
     /// Returns the manifest of files in memory, by path.

@@ -203,7 +203,7 @@ impl Statement {
     ///
     /// # Errors
     /// [`ListingError`] says what differs.
-    pub fn check_listing(&self, entries: &[Entry], expected: ModelDigest) -> Result<(), ListingError> {
+    pub fn check_listing(&self, entries: &[Entry], expected: ModelDigest) -> Result<Manifest, ListingError> {
         let sizes: BTreeMap<_, _> = entries.iter().map(|entry| (&*entry.path, entry.size)).collect();
         let statement = self.about(&sizes);
         let names = statement.names();
@@ -220,10 +220,11 @@ impl Statement {
         if !differences.is_empty() {
             return Err(ListingError::Names(differences));
         }
-        if statement.manifest(&sizes).digest() != expected {
+        let manifest = statement.manifest(&sizes);
+        if manifest.digest() != expected {
             return Err(ListingError::Sizes(entries.iter().map(|entry| (entry.path.clone(), entry.size)).collect()));
         }
-        Ok(())
+        Ok(manifest)
     }
 }
 

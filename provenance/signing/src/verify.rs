@@ -312,7 +312,8 @@ fn list(texts: impl ExactSizeIterator<Item = String>, separator: &str) -> String
     if rest == 0 { named } else { format!("{named}{separator}and {rest} more") }
 }
 
-/// Checks the key, the OMS bundle, and the names and sizes of the files before any file is read.
+/// Checks the key, the OMS bundle, and the names and sizes of the files before any file is read. Returns the manifest that the files
+/// must have.
 ///
 /// # Errors
 /// The first check that fails.
@@ -321,7 +322,7 @@ pub fn verify_listing(
     bundle: &[u8],
     trusted: &(impl Trusts + ?Sized),
     expected: &Expected,
-) -> Result<(), VerifyError> {
+) -> Result<Manifest, VerifyError> {
     check_keys(trusted, &expected.key_fingerprints)?;
     let Opened { payload, .. } = trusted.open(bundle).map_err(VerifyError::Oms)?;
     let statement = Statement::read(&payload).map_err(VerifyError::OmsStatement)?;

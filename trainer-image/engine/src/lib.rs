@@ -29,6 +29,7 @@ mod settings;
 mod state;
 #[cfg(test)]
 mod tests;
+mod widen;
 
 pub use self::engine::Engine;
 pub use backend::{cuda_is_usable, decoder, engine, load_decoder, lora_engine, lora_memory, memory};
@@ -44,3 +45,4 @@ pub use packed::{Packed, Target};
 pub use sampling::{LogProbabilities, Sampler, Sampling, SamplingError, surprise};
 pub use settings::{Backend, Device, Precision, Settings};
 pub use state::EngineState;
+pub use widen::{StoredType, first_not_finite, widen};

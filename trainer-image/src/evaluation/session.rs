@@ -13,7 +13,8 @@ use codex_configs::{Device, Evaluation, Generation, OnDemand, PromptForm, Resolv
 use codex_engine::{Sampler, Sampling};
 use codex_provenance::{
     ModelDigest, files,
-    manifest::{Held, Manifest, ManifestError},
+    manifest::{Manifest, ManifestError},
+    sealed::Held,
 };
 use codex_reports::{EvaluationState, Stage};
 use codex_verdict::{Likelihood, Metric};

@@ -24,7 +24,7 @@ use codex_configs::Device;
 use codex_engine::{
     Decoder, Emitted, End, EngineError, Layout, ModelConfig, PromptError, Sampler, Settings, decoder, load_decoder,
 };
-use codex_provenance::manifest::Held;
+use codex_provenance::sealed::Held;
 
 use super::{
     directory::{self, Opened},

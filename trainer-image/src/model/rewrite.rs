@@ -5,7 +5,7 @@ use safetensors::{Dtype, SafeTensors};
 
 use super::{
     files::{ModelError, ModelFiles},
-    weights::weight_files,
+    weights::{convert, weight_files, width},
 };
 
 /// Replaces the values of tensors. `change` gets the name and the values of every tensor of a floating-point type, and returns
@@ -41,13 +41,9 @@ pub(crate) fn rewrite(
 
 /// Returns the values of a tensor; `None` if its type is not one of weights.
 fn read(dtype: Dtype, stored: &[u8]) -> Option<Vec<f32>> {
-    let halves = || stored.as_chunks::<2>().0.iter().map(|two| u16::from_le_bytes(*two));
-    Some(match dtype {
-        Dtype::F32 => stored.as_chunks::<4>().0.iter().map(|four| f32::from_le_bytes(*four)).collect(),
-        Dtype::F16 => halves().map(|bits| half::f16::from_bits(bits).to_f32()).collect(),
-        Dtype::BF16 => halves().map(|bits| half::bf16::from_bits(bits).to_f32()).collect(),
-        _ => return None,
-    })
+    let mut values = vec![0.0; stored.len() / width(dtype)?];
+    convert(dtype, stored, &mut values);
+    Some(values)
 }
 
 /// Writes the values of a tensor, rounded to its type. Returns the index of the first one that is not finite in it.

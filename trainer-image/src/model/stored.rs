@@ -14,7 +14,7 @@ use std::{
 };
 
 use codex_engine::{Layout, Precision};
-use codex_provenance::{manifest::Held, sealed::Sealed};
+use codex_provenance::sealed::{Held, Sealed};
 use safetensors::{Dtype, tensor::TensorView};
 use serde::Deserialize;
 
@@ -75,7 +75,7 @@ enum Source {
     /// A file as it is.
     Open(PathBuf, File),
     /// A file that was hashed.
-    Sealed(Sealed),
+    Sealed(Arc<Sealed>),
     /// Bytes in memory.
     Memory(Vec<u8>),
 }
@@ -207,7 +207,7 @@ impl<V: Values> Stored<V> {
             let count = (part.range.len() - start).min(to.len() - done);
             let here = &mut to[done..done + count];
             part.values.read(start, here)?;
-            if let Some(at) = here.iter().position(|value| !value.is_finite()) {
+            if let Some(at) = codex_engine::first_not_finite(here) {
                 return Err(ModelError::NotFinite { name: part.name.clone(), at: start + at, value: here[at] });
             }
             done += count;
@@ -415,7 +415,7 @@ mod tests {
         let size = std::fs::metadata(&path).unwrap().len();
         File::options().write(true).open(&path).unwrap().write_all_at(&[0x7f], size - 1).unwrap();
         let refused = crate::error::chain(&Stored::held(held, &layout).unwrap_err());
-        assert!(refused.contains("changed after they were hashed") && refused.contains(WEIGHTS), "{refused}");
+        assert!(refused.contains("changed after they were first read") && refused.contains(WEIGHTS), "{refused}");
     }
 
     proptest! {

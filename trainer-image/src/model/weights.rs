@@ -107,16 +107,12 @@ pub(crate) fn width(dtype: Dtype) -> Option<usize> {
 
 /// Converts the bytes of values of a supported type.
 pub(crate) fn convert(dtype: Dtype, bytes: &[u8], to: &mut [f32]) {
-    let halves = || bytes.chunks_exact(2).map(|two| u16::from_le_bytes([two[0], two[1]]));
-    match dtype {
-        Dtype::F16 => to.iter_mut().zip(halves()).for_each(|(to, bits)| *to = half::f16::from_bits(bits).to_f32()),
-        Dtype::BF16 => to.iter_mut().zip(halves()).for_each(|(to, bits)| *to = half::bf16::from_bits(bits).to_f32()),
-        _ => {
-            for (to, four) in to.iter_mut().zip(bytes.chunks_exact(4)) {
-                *to = f32::from_le_bytes([four[0], four[1], four[2], four[3]]);
-            }
-        }
-    }
+    let stored = match dtype {
+        Dtype::F16 => codex_engine::StoredType::F16,
+        Dtype::BF16 => codex_engine::StoredType::Bf16,
+        _ => codex_engine::StoredType::F32,
+    };
+    codex_engine::widen(stored, bytes, to);
 }
 
 /// Returns numbers as little-endian bytes.

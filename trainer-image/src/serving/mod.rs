@@ -58,7 +58,7 @@ use self::{
     place::SPARE,
     shadow::{Mirror, Shadow},
     tls::Certificate,
-    verified_load::{Paths, TrustedRoot, load_checked, read_unsigned, read_verified},
+    verified_load::{Paths, TrustedRoot, check, load_unsigned, load_verified},
 };
 #[cfg(test)]
 pub(crate) use self::{openai::tests::chat_model, tests::Case};
@@ -551,23 +551,26 @@ impl Server {
         let capture = self.capture.clone();
         let store = capture.as_ref().map(capture::Store::open).transpose()?;
         let source = self.source.clone();
-        let (slots, device) = (self.room.running + SPARE, self.device);
-        let (digest, verified, held) = blocking(move || match source {
-            Source::Signed { paths, expected } => {
-                let (verified, held) = read_verified(&paths, &expected)?;
-                Ok((verified.signed.model, Some(verified), held))
-            }
-            Source::Unsigned(path) => read_unsigned(&path).map(|(digest, held)| (digest, None, held)),
-        })
-        .await?;
-        phase.send_replace(Phase::Loading);
-        let promoted = verified.as_ref().map(|verified| verified.promoted.promotion.reasons.evaluations.clone());
-        let counts = Arc::clone(&metrics);
-        let (generator, golden) = blocking(move || {
-            let mut generator = load_checked(held, slots, device)?;
+        let room = (self.room.running + SPARE, self.device);
+        let (loading, counts) = (phase.clone(), Arc::clone(&metrics));
+        let (digest, verified, generator, golden) = blocking(move || {
+            let (digest, verified, mut generator) = match source {
+                Source::Signed { paths, expected } => {
+                    let verified = || drop(loading.send_replace(Phase::Loading));
+                    let (verified, generator) = load_verified(&paths, &expected, room, verified)?;
+                    (verified.signed.model, Some(verified), generator)
+                }
+                Source::Unsigned(path) => {
+                    loading.send_replace(Phase::Loading);
+                    let (digest, generator) = load_unsigned(&path, room)?;
+                    (digest, None, generator)
+                }
+            };
+            check(&mut generator)?;
+            let promoted = verified.as_ref().map(|verified| &verified.promoted.promotion.reasons.evaluations);
             let golden =
-                promoted.map(|evaluations| golden::reproduce(&mut generator, &evaluations, &counts)).transpose()?;
-            Ok((generator, golden))
+                promoted.map(|evaluations| golden::reproduce(&mut generator, evaluations, &counts)).transpose()?;
+            Ok((digest, verified, generator, golden))
         })
         .await?;
         let (tokenizer, context) = (generator.tokenizer().clone(), generator.config().max_position_embeddings);

@@ -32,10 +32,11 @@ use super::{
     Paths, ServeError, Server, Shutdown, Source, TrustedRoot,
     access::{self, Access, Client},
     batcher::{Batcher, Job, Piece, Room},
-    filter, http, load_checked,
+    filter, http,
     metrics::Metrics,
     phase::Phase,
-    read_verified, tls,
+    tls,
+    verified_load::{Unverified, check},
 };
 use crate::{
     model::{Generator, describe},
@@ -536,11 +537,11 @@ async fn a_verified_model_that_cannot_be_loaded_never_answers() {
 
     let mut files = files(64);
     files.remove("tokenizer.json");
-    let error = load_checked(in_memory(files), 2, codex_configs::Device::Cpu).err().unwrap();
+    let error = checked(files).err().unwrap();
     assert_eq!(error.failure().reason, "ModelUnusable");
     assert!(error.failure().message.contains("tokenizer.json"), "{}", error.failure().message);
     // Its context is too short even for the pinned prompts.
-    let error = load_checked(in_memory(self::files(6)), 2, codex_configs::Device::Cpu).err().unwrap();
+    let error = checked(self::files(6)).err().unwrap();
     assert_eq!(error.failure().reason, "SelfCheckFailed");
 }
 
@@ -739,7 +740,7 @@ fn a_server_takes_only_the_root_and_the_signers_of_its_arguments() {
     let root =
         Path::new(env!("CARGO_MANIFEST_DIR")).join("../provenance/signing/tests/fixtures/keyless/trusted_root.json");
     let identity = Identity { issuer: "https://a".to_owned(), subject: "https://b".to_owned() };
-    let told = |paths: &Paths, expected: &Expected| read_verified(paths, expected).err().unwrap();
+    let told = |paths: &Paths, expected: &Expected| verified(paths, expected).err().unwrap();
     let mut paths = case.paths();
     paths.identities = vec![IdentityPattern::from(&identity)];
     let with = |digest: Sha256| Some(TrustedRoot { path: root.clone(), digest });
@@ -752,7 +753,7 @@ fn a_server_takes_only_the_root_and_the_signers_of_its_arguments() {
     assert!(why.contains(&identity.fingerprint().to_string()), "{why}");
     // Keys and identities together: the key verifies its own bundles.
     case.expected.key_fingerprints.push(identity.fingerprint());
-    assert!(read_verified(&paths, &case.expected).is_ok());
+    assert!(verified(&paths, &case.expected).is_ok());
     // An identity alone: what a key signed is refused.
     paths.public_keys.clear();
     let why = told(&paths, &case.expected).to_string();
@@ -1265,9 +1266,18 @@ fn the_public_key_is_read_through_the_links_of_a_config_map() {
     fs::create_dir(&target).unwrap();
     fs::rename(case.path("key.pem"), target.join("key.pem")).unwrap();
     std::os::unix::fs::symlink(Path::new("..data/key.pem"), case.path("key.pem")).unwrap();
-    assert!(read_verified(&case.paths(), &case.expected).is_ok());
+    assert!(verified(&case.paths(), &case.expected).is_ok());
 }
 
-fn in_memory(files: BTreeMap<String, Vec<u8>>) -> codex_provenance::manifest::Held {
-    codex_provenance::manifest::Held { files, ..Default::default() }
+/// Loads a model from memory, and runs the self-check.
+fn checked(files: BTreeMap<String, Vec<u8>>) -> Result<Generator, ServeError> {
+    let held = codex_provenance::sealed::Held { files, ..Default::default() };
+    let mut generator = Generator::load_held(held, 2, codex_configs::Device::Cpu).map_err(ServeError::Model)?;
+    check(&mut generator)?;
+    Ok(generator)
+}
+
+/// Verifies a model without loading it.
+fn verified(paths: &Paths, expected: &Expected) -> Result<codex_signing::verify::Verified, ServeError> {
+    Unverified::open(paths, expected)?.0.verify()
 }

@@ -1,8 +1,10 @@
-//! Hashes a model, verifies the digests, loads the model from the bytes that were hashed, and runs a self-check. Reads files.
+//! Hashes a model and loads it from the same bytes at the same time, verifies the digests, and runs a self-check. Reads files.
 
 use std::{
     collections::BTreeSet,
+    panic::resume_unwind,
     path::{Path, PathBuf},
+    thread,
 };
 
 use codex_configs::Device;
@@ -10,7 +12,8 @@ use codex_provenance::{
     ModelDigest, Sha256,
     attestation::AttestationKind,
     files,
-    manifest::{Held, Manifest, ManifestError},
+    manifest::{Manifest, ManifestError},
+    sealed::{Hashing, Held},
 };
 use codex_signing::{
     bundle,
@@ -51,38 +54,90 @@ pub(super) struct TrustedRoot {
 /// Maximum size of a key file in bytes.
 const MAX_KEY: usize = 64 << 10;
 
-/// Checks names and sizes, hashes every file of the model, and verifies signature, promotion, ring and attestations against exactly the
-/// bytes that the returned files give.
-pub(super) fn read_verified(paths: &Paths, expected: &Expected) -> Result<(Verified, Held), ServeError> {
-    let oms_bundle = read("OMS bundle", &paths.oms_bundle, bundle::MAX_BYTES)?;
-    let promotion = read("promotion bundle", &paths.promotion, bundle::MAX_BYTES)?;
-    let attestations = paths.attestations.iter().map(|(_, path)| read("attestation", path, bundle::MAX_BYTES));
-    let attestations: Vec<Vec<u8>> = attestations.collect::<Result<_, ServeError>>()?;
-    let trusted = trusted(paths)?;
-    let refused = |source| ServeError::Manifest { path: paths.model.clone(), source };
-    let entries = match files::walk(&paths.model, &BTreeSet::new()) {
-        // The kubelet creates the folder of a model on a volume that lacks it.
-        Err(ManifestError::Empty) => {
-            return Err(ServeError::Gone { path: paths.model.clone(), expected: expected.model_digest });
-        }
-        walked => walked.map_err(refused)?,
-    };
-    // Before the first byte is read: a file that was replaced may be larger than the memory.
-    verify_listing(&entries, &oms_bundle, &trusted, expected)?;
-    let (manifest, held) = Manifest::hold(&entries, is_kept).map_err(refused)?;
-    let verified = verify_model(&manifest, &oms_bundle, &promotion, &trusted, expected)?;
-    let demanded = paths.attestations.iter().map(|(kind, _)| *kind).collect();
-    let attested = verify_demanded(&verified.promoted, attestations.iter().map(Vec::as_slice), &demanded, &trusted)?;
-    tracing::info!(
-        model = %verified.signed.model,
-        bytes = manifest.size_bytes(),
-        signer = %verified.signed.signer,
-        promotion = %verified.promoted.digest,
-        ring = %verified.promoted.promotion.reasons.ring,
-        attestations = attested.len(),
-        "verified"
-    );
-    Ok((verified, held))
+/// A model whose weights are not hashed yet.
+pub(super) struct Unverified<'a> {
+    paths: &'a Paths,
+    expected: &'a Expected,
+    oms_bundle: Vec<u8>,
+    promotion: Vec<u8>,
+    attestations: Vec<Vec<u8>>,
+    trusted: Trusted,
+    hashing: Hashing,
+    /// Whether all files but the weights have the signed bytes.
+    described: bool,
+}
+
+impl<'a> Unverified<'a> {
+    /// Checks names and sizes, and hashes every file of the model but the weights.
+    pub(super) fn open(paths: &'a Paths, expected: &'a Expected) -> Result<(Self, Held), ServeError> {
+        let oms_bundle = read("OMS bundle", &paths.oms_bundle, bundle::MAX_BYTES)?;
+        let promotion = read("promotion bundle", &paths.promotion, bundle::MAX_BYTES)?;
+        let attestations = paths.attestations.iter().map(|(_, path)| read("attestation", path, bundle::MAX_BYTES));
+        let attestations: Vec<Vec<u8>> = attestations.collect::<Result<_, ServeError>>()?;
+        let trusted = trusted(paths)?;
+        let entries = match files::walk(&paths.model, &BTreeSet::new()) {
+            // The kubelet creates the folder of a model on a volume that lacks it.
+            Err(ManifestError::Empty) => {
+                return Err(ServeError::Gone { path: paths.model.clone(), expected: expected.model_digest });
+            }
+            walked => walked.map_err(refused(&paths.model))?,
+        };
+        // Before the first byte is read: a file that was replaced may be larger than the memory.
+        let signed = verify_listing(&entries, &oms_bundle, &trusted, expected)?;
+        let (held, hashing) = Manifest::begin(&entries, is_kept).map_err(refused(&paths.model))?;
+        let described = hashing.kept().iter().all(|file| signed.files.contains(file));
+        Ok((Self { paths, expected, oms_bundle, promotion, attestations, trusted, hashing, described }, held))
+    }
+
+    /// Hashes the weights, and verifies signature, promotion, ring and attestations against exactly the bytes that the files give.
+    pub(super) fn verify(self) -> Result<Verified, ServeError> {
+        let Self { paths, expected, oms_bundle, promotion, attestations, trusted, hashing, .. } = self;
+        let manifest = hashing.finish().map_err(refused(&paths.model))?;
+        let verified = verify_model(&manifest, &oms_bundle, &promotion, &trusted, expected)?;
+        let demanded = paths.attestations.iter().map(|(kind, _)| *kind).collect();
+        let attestations = attestations.iter().map(Vec::as_slice);
+        let attested = verify_demanded(&verified.promoted, attestations, &demanded, &trusted)?;
+        tracing::info!(
+            model = %verified.signed.model,
+            bytes = manifest.size_bytes(),
+            signer = %verified.signed.signer,
+            promotion = %verified.promoted.digest,
+            ring = %verified.promoted.promotion.reasons.ring,
+            attestations = attested.len(),
+            "verified"
+        );
+        Ok(verified)
+    }
+}
+
+/// Loads a signed model while its weights are hashed. Nothing is computed with it before everything is verified.
+///
+/// `verified` is called when that is so.
+pub(super) fn load_verified(
+    paths: &Paths,
+    expected: &Expected,
+    (slots, device): (usize, Device),
+    verified: impl FnOnce(),
+) -> Result<(Verified, Generator), ServeError> {
+    let (unverified, held) = Unverified::open(paths, expected)?;
+    // What another configuration describes may not fit into memory, so it is not loaded before it is refused.
+    let early = unverified.described;
+    let load = move || Generator::load_held(held, slots, device).map_err(ServeError::Model);
+    let verify = move || unverified.verify().inspect(|_| verified());
+    if !early {
+        return Ok((verify()?, load()?));
+    }
+    thread::scope(|scope| {
+        let loading = scope.spawn(load);
+        let verified = verify();
+        let loaded = loading.join().unwrap_or_else(|panic| resume_unwind(panic));
+        // Changed weights may fail to load; that they changed says more.
+        Ok((verified?, loaded?))
+    })
+}
+
+fn refused(path: &Path) -> impl FnOnce(ManifestError) -> ServeError {
+    move |source| ServeError::Manifest { path: path.to_owned(), source }
 }
 
 /// Reads who is trusted to have signed.
@@ -103,26 +158,33 @@ fn trusted(paths: &Paths) -> Result<Trusted, ServeError> {
     Ok(Trusted { keys, identities: vec![Keyless::of(root.into(), paths.identities.clone())] })
 }
 
-/// Reads every file of a model that nobody signed, and returns the digest of what was read.
-pub(super) fn read_unsigned(path: &Path) -> Result<(ModelDigest, Held), ServeError> {
-    let refused = |source| ServeError::Manifest { path: path.to_owned(), source };
-    let entries = files::walk(path, &BTreeSet::new()).map_err(refused)?;
-    let (manifest, held) = Manifest::hold(&entries, is_kept).map_err(refused)?;
+/// Loads a model that nobody signed while it is hashed, and returns the digest of what was loaded.
+pub(super) fn load_unsigned(
+    path: &Path,
+    (slots, device): (usize, Device),
+) -> Result<(ModelDigest, Generator), ServeError> {
+    let entries = files::walk(path, &BTreeSet::new()).map_err(refused(path))?;
+    let (held, hashing) = Manifest::begin(&entries, is_kept).map_err(refused(path))?;
+    let (manifest, loaded) = thread::scope(|scope| {
+        let hashed = scope.spawn(|| hashing.finish());
+        let loaded = Generator::load_held(held, slots, device);
+        (hashed.join().unwrap_or_else(|panic| resume_unwind(panic)), loaded)
+    });
+    let manifest = manifest.map_err(refused(path))?;
     tracing::warn!(
         model = %manifest.digest(),
         bytes = manifest.size_bytes(),
         "UNSIGNED: nobody judged, signed or promoted this model; only programs on this machine can reach it"
     );
-    Ok((manifest.digest(), held))
+    Ok((manifest.digest(), loaded.map_err(ServeError::Model)?))
 }
 
 fn read(what: &'static str, path: &Path, limit: usize) -> Result<Vec<u8>, ServeError> {
     files::read_start(path, limit).map_err(|source| ServeError::Unreadable { what, path: path.to_owned(), source })
 }
 
-/// Loads the model and generates from the self-check's prompts, one by one and in a batch: both must give the same tokens.
-pub(super) fn load_checked(held: Held, slots: usize, device: Device) -> Result<Generator, ServeError> {
-    let mut generator = Generator::load_held(held, slots, device).map_err(ServeError::Model)?;
+/// Generates from the self-check's prompts, one by one and in a batch: both must give the same tokens.
+pub(super) fn check(generator: &mut Generator) -> Result<(), ServeError> {
     let failed = |prompt: &str, error: GenerateError| ServeError::SelfCheck(format!("{prompt:?}: {error}"));
     let together = generator.complete(&SELF_CHECK, SELF_CHECK_TOKENS, |_| ());
     for (prompt, batched) in SELF_CHECK.into_iter().zip(together) {
@@ -136,5 +198,5 @@ pub(super) fn load_checked(held: Held, slots: usize, device: Device) -> Result<G
             tracing::info!(prompt, completion = alone.text, "self-check");
         }
     }
-    Ok(generator)
+    Ok(())
 }
