@@ -39,13 +39,14 @@ impl Hashing {
         &self.kept
     }
 
-    /// Hashes the other files, and returns the manifest of all.
+    /// Hashes the other files, and returns the manifest of all. Leaves as many processors free as `loading` says, which read the files
+    /// meanwhile.
     ///
     /// # Errors
     /// A file cannot be read or changed since it was opened, or the manifest is invalid.
-    pub fn finish(self) -> Result<Manifest, ManifestError> {
+    pub fn finish(self, loading: usize) -> Result<Manifest, ManifestError> {
         let Self { kept, sealed } = self;
-        let hashed = files::in_parallel(&sealed, |(Entry { path, location, .. }, file)| {
+        let hashed = files::in_parallel(&sealed, loading, |(Entry { path, location, .. }, file)| {
             let sha256 = file.hash().map_err(|source| ManifestError::Unreadable { path: location.clone(), source })?;
             Ok(File { path: path.clone(), size: file.size(), sha256 })
         })?;
@@ -61,7 +62,7 @@ impl Manifest {
     /// As [`Manifest::read`].
     pub fn hold(entries: &[Entry], kept: impl Fn(&str) -> bool) -> Result<(Self, Held), ManifestError> {
         let (held, hashing) = Self::begin(entries, kept)?;
-        Ok((hashing.finish()?, held))
+        Ok((hashing.finish(0)?, held))
     }
 
     /// As [`Manifest::hold`], but leaves it to the caller when the files that are not kept are hashed. Until then they can be

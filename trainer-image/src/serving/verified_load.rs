@@ -90,9 +90,10 @@ impl<'a> Unverified<'a> {
     }
 
     /// Hashes the weights, and verifies signature, promotion, ring and attestations against exactly the bytes that the files give.
-    pub(super) fn verify(self) -> Result<Verified, ServeError> {
+    /// `loading` threads load the model meanwhile.
+    pub(super) fn verify(self, loading: usize) -> Result<Verified, ServeError> {
         let Self { paths, expected, oms_bundle, promotion, attestations, trusted, hashing, .. } = self;
-        let manifest = hashing.finish().map_err(refused(&paths.model))?;
+        let manifest = hashing.finish(loading).map_err(refused(&paths.model))?;
         let verified = verify_model(&manifest, &oms_bundle, &promotion, &trusted, expected)?;
         let demanded = paths.attestations.iter().map(|(kind, _)| *kind).collect();
         let attestations = attestations.iter().map(Vec::as_slice);
@@ -123,7 +124,7 @@ pub(super) fn load_verified(
     // What another configuration describes may not fit into memory, so it is not loaded before it is refused.
     let early = unverified.described;
     let load = move || Generator::load_held(held, slots, device).map_err(ServeError::Model);
-    let verify = move || unverified.verify().inspect(|_| verified());
+    let verify = move || unverified.verify(usize::from(early)).inspect(|_| verified());
     if !early {
         return Ok((verify()?, load()?));
     }
@@ -166,7 +167,7 @@ pub(super) fn load_unsigned(
     let entries = files::walk(path, &BTreeSet::new()).map_err(refused(path))?;
     let (held, hashing) = Manifest::begin(&entries, is_kept).map_err(refused(path))?;
     let (manifest, loaded) = thread::scope(|scope| {
-        let hashed = scope.spawn(|| hashing.finish());
+        let hashed = scope.spawn(|| hashing.finish(1));
         let loaded = Generator::load_held(held, slots, device);
         (hashed.join().unwrap_or_else(|panic| resume_unwind(panic)), loaded)
     });

@@ -127,8 +127,8 @@ impl<'a> Servers<'a> {
         Counts { all, ready, settled }
     }
 
-    /// Returns the value of [`TEMPLATE_HASH`] that a ready pod of the current template bears. `None` if there is none, or if ready
-    /// pods of a former template answer, too.
+    /// Returns the label [`TEMPLATE_HASH`] of the ready pods of the current template. `None` if no such pod is ready, or if pods of
+    /// a former template are ready, too.
     pub(crate) fn template_hash(&self) -> Option<String> {
         if self.former.iter().any(Facts::is_ready) {
             return None;

@@ -1,8 +1,8 @@
 //! The shadow of a cycle: what it runs on, whether parity is proved, and when it exists. Pure.
 //!
-//! A shadow runs on a promotion into the ring before its own, and the model of a cycle has none. So the controller promotes the model
-//! into that ring first, on the verdicts of the cycle and under the policies of that ring. In the first ring there is none before: the
-//! shadow is promoted as every ReasoningPod.
+//! A shadow runs on a promotion into the ring before its own, and the model of a cycle was not promoted before. So the controller first
+//! promotes the model into that earlier ring, on the verdicts of the cycle and under the policies of that ring. In the first ring,
+//! which has no earlier ring, the shadow runs on a promotion into that ring itself, like every ReasoningPod there.
 
 use codex_crds::{
     CyclePhase, CycleStatus, Parity, ReasoningPod, ReasoningPodSpec, Redeploy, RedeployShadow, RedeployStatus, Serving,

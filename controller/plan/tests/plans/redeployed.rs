@@ -530,7 +530,7 @@ fn a_lost_status_follows_from_the_objects_and_nothing_is_created_twice() {
     hourly.observed.deployment = make::from(deployment);
     let Aims { served, candidate } = lost(&hourly);
     assert_eq!((served.training_run.as_str(), candidate), (FIRST, None));
-    // An object that somebody else put there is none of its cycles.
+    // An Evaluation that differs from the template is not an object of a cycle.
     let mut forged = hourly.evaluations[0].clone();
     forged.spec.gates[0].min = Some(make::from(json!("0.1")));
     assert!(cycles(&[], [&forged], &[]).is_empty());
