@@ -41,6 +41,7 @@ pub use outcomes::Outcomes;
 pub use outputs::{JudgedModel, Results, Shown, Summary};
 pub use score::Scored;
 pub use session::{Outcome, Session};
+pub(crate) use self::outputs::{RECORDS, SUMMARY};
 
 use self::compare::{Compare, Comparisons};
 use crate::{

@@ -14,14 +14,17 @@ use codex_provenance::{
 use codex_reports::DataFile;
 use codex_verdict::{Measurement, Metric, Resampling, Rounding, Sample, bounds, report_digest};
 use schemars::JsonSchema;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::{
     outcomes::{self, Outcomes},
     probes::Probes,
     score::{Scored, baseline_exact_match, exact_match, metrics, trace_coverage},
 };
-use crate::atomic_fs::{self, FileError};
+use crate::{
+    atomic_fs::{self, FileError},
+    run_folder::EVALUATION,
+};
 
 /// The version of the files' shapes.
 const SCHEMA_VERSION: u32 = 2;
@@ -76,7 +79,7 @@ pub struct JudgedModel {
 }
 
 /// A number with its one-sided bounds, as decimals.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, JsonSchema)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Shown {
     /// The share or the mean.
     pub value: String,
@@ -88,7 +91,7 @@ pub struct Shown {
     pub upper: String,
     /// True if the bounds are approximate, because they are bootstrapped; then they have the confidence of
     /// `evaluation.confidence`.
-    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub approximate: bool,
 }
 
@@ -208,8 +211,12 @@ fn coverage_shown(measurement: &Measurement) -> Option<Shown> {
     Shown::of(Metric::TraceCoverage.name(), measurement)
 }
 
+/// The name of the file with a line for each problem.
+pub(crate) const RECORDS: &str = "records.ndjson";
+/// The name of the file of numbers with their bounds.
+pub(crate) const SUMMARY: &str = "summary.json";
 /// The names of the files in the output directory.
-pub(super) const FILES: [&str; 4] = ["records.ndjson", outcomes::FILE, "summary.json", "evaluation.json"];
+pub(super) const FILES: [&str; 4] = [RECORDS, outcomes::FILE, SUMMARY, EVALUATION];
 
 /// Writes the files into `output`, each whole or not at all. Returns the digest of the file of outcomes.
 ///

@@ -190,4 +190,4 @@ fn judge_gates(recorded: &dyn Recorded, gates: Vec<Gate>) -> Result<Vec<(Gate, G
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

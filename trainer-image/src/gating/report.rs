@@ -10,7 +10,10 @@ use codex_verdict::{Gate, GateResult, Measurement, accept, report_digest};
 use serde::Deserialize;
 
 use super::{GatingError, input, input::Recorded, judge_gates};
-use crate::evaluation::{Outcomes, items::confirm, outcomes};
+use crate::{
+    evaluation::{Outcomes, items::confirm, outcomes},
+    run_folder::EVALUATION,
+};
 
 /// The parts of `evaluation.json` that gates need.
 #[derive(Debug, Deserialize)]
@@ -119,6 +122,18 @@ impl Report {
     /// Returns the name and SHA-256 of each data file.
     pub fn data(&self) -> impl Iterator<Item = (&str, DataDigest)> {
         self.read.data_files.iter().map(|file| (file.name.as_str(), file.sha256))
+    }
+
+    /// Compares every metric that both reports measured with `other`, called `name`, problem by problem.
+    ///
+    /// # Errors
+    /// One sentence: a report has no outcomes beside it, or they are about other problems or settings.
+    pub fn compare(&self, name: &str, other: &Self) -> Result<BTreeMap<String, Measurement>, String> {
+        let (Some(own), Some(reference)) = (&self.outcomes, &other.outcomes) else {
+            return Err(format!("{} is missing beside an {EVALUATION}", outcomes::FILE));
+        };
+        reference.check_reference(own)?;
+        Ok(reference.compare(name, own, None))
     }
 
     /// Judges the report by gates, in the order of the gates.

@@ -17,7 +17,7 @@ struct Arguments {
 }
 
 /// Writes an evaluation of 40 problems, of which the first `right` are right, and returns the path of its report.
-fn evaluation(root: &Path, name: &str, right: usize) -> PathBuf {
+pub(crate) fn evaluation(root: &Path, name: &str, right: usize) -> PathBuf {
     let folder = root.join(name);
     fs::create_dir(&folder).unwrap();
     let model = ModelDigest(Sha256::of(name));

@@ -1,20 +1,28 @@
-//! `codex metrics compare`: compares the metrics of several runs. Prints the result, and writes a plot on request.
+//! `codex metrics compare`: compares the metrics of several runs, or the numbers of several evaluations. Prints the result, and writes
+//! a plot on request.
 
-use std::{collections::BTreeSet, path::PathBuf};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::PathBuf,
+    str::FromStr as _,
+};
 
 use clap::Args;
+use codex_verdict::Metric;
 use serde::Serialize;
+use serde_json::{Value, json};
 
 use super::{
     error::MetricsError,
+    evaluations::{self, Evaluated},
     input::{Format, Input, chosen, print_json},
     plot,
     series::{Name, Run, Statistics, shown},
     table::columns,
 };
-use crate::atomic_fs;
+use crate::{artifacts::ledger, atomic_fs, run_folder::RunFolder, tracking};
 
-/// Compare two or more runs.
+/// Compare two or more runs, or evaluations.
 #[derive(Debug, Args)]
 pub(super) struct Compare {
     #[command(flatten)]
@@ -22,17 +30,22 @@ pub(super) struct Compare {
     /// Compare only this metric. May be repeated.
     #[arg(long, value_name = "NAME")]
     metric: Vec<String>,
-    /// Order the runs by the last value of this metric, lowest first, instead of comparing them with the first one. A run
-    /// without the metric is last.
-    #[arg(long, value_name = "NAME", conflicts_with_all = ["metric", "plot"])]
+    /// Order the runs by the last value of this metric, lowest first, instead of comparing them with the first one; evaluations by
+    /// the bound that counts against the model, best first. What lacks the metric is last.
+    #[arg(long, value_name = "NAME", conflicts_with = "metric")]
     rank: Option<String>,
-    /// With --rank: highest first.
+    /// The runs are those of a sweep: label each by the settings in which they differ. A metric of evaluations, such as
+    /// `exact_match`, is then ranked over the evaluations in the directories of the runs.
+    #[arg(long)]
+    sweep: bool,
+    /// With --rank of runs: highest first.
     #[arg(long, requires = "rank")]
     highest: bool,
     /// Output format.
     #[arg(long, value_enum, default_value_t = Format::Text)]
     format: Format,
-    /// Also plot the metrics [default: loss] of all runs into one picture (.svg or .png).
+    /// Also plot the metrics into one picture (.svg or .png): the ranked one, else those of --metric [default: loss, or
+    /// `exact_match` of evaluations].
     #[arg(long, value_name = "FILE")]
     plot: Option<PathBuf>,
 }
@@ -64,27 +77,109 @@ struct Difference {
 
 impl Compare {
     pub(super) fn run(self) -> Result<(), MetricsError> {
-        let runs = self.input.read()?;
+        let (table, lines) = self.result()?;
+        match self.format {
+            Format::Json => print_json(&lines),
+            Format::Text => Ok(atomic_fs::say(table.trim_end())?),
+        }
+    }
+
+    /// Compares, and writes the plot. Returns a table and the same for programs.
+    pub(super) fn result(&self) -> Result<(String, Value), MetricsError> {
+        if let Some(evaluations) = self.evaluations()? {
+            return self.compare_evaluations(evaluations);
+        }
+        let mut runs = self.input.read()?;
         if runs.len() < 2 {
             return Err(MetricsError::OneRun);
         }
+        if self.sweep {
+            for (run, label) in runs.iter_mut().zip(self.points()) {
+                if let Some(label) = label {
+                    run.label = label;
+                }
+            }
+        }
         if let Some(metric) = &self.rank {
-            chosen(&runs, std::slice::from_ref(metric), "")?;
+            let metrics = chosen(&runs, std::slice::from_ref(metric), "")?;
+            if let Some(path) = &self.plot {
+                plot::write(&runs, &metrics, plot::Look::default(), path)?;
+            }
             let places = rank(&runs, metric, self.highest);
-            return match self.format {
-                Format::Json => print_json(&places),
-                Format::Text => Ok(atomic_fs::say(places_table(metric, &places).trim_end())?),
-            };
+            return Ok((places_table(metric, &places), json!(places)));
         }
         let named = if self.metric.is_empty() { None } else { Some(chosen(&runs, &self.metric, "")?) };
         let lines = compare(&runs, named.as_deref());
         if let Some(path) = &self.plot {
             plot::write(&runs, &chosen(&runs, &self.metric, "loss")?, plot::Look::default(), path)?;
         }
-        match self.format {
-            Format::Json => print_json(&lines),
-            Format::Text => Ok(atomic_fs::say(table(&lines).trim_end())?),
+        Ok((table(&lines), json!(lines)))
+    }
+}
+
+impl Compare {
+    /// Reads the evaluations that are named, or those of the runs of a sweep that measured the ranked metric; `None` if runs are
+    /// compared.
+    fn evaluations(&self) -> Result<Option<Vec<Evaluated>>, MetricsError> {
+        if let Some(evaluations) = self.input.evaluations()? {
+            return Ok(Some(evaluations));
         }
+        let Some(metric) = self.rank.as_deref().filter(|metric| self.sweep && Metric::from_str(metric).is_ok()) else {
+            return Ok(None);
+        };
+        let mut found = Vec::new();
+        for (run, point) in self.input.runs.iter().zip(self.points()) {
+            let Ok(folder) = RunFolder::locate("RUN", run) else { continue };
+            let label = point.unwrap_or_else(|| folder.name());
+            for path in folder.evaluations() {
+                let named = path.parent().filter(|parent| **parent != folder.root).and_then(std::path::Path::file_name);
+                let evaluation = named.map(|name| format!("{label} {}", name.to_string_lossy()));
+                let read = Evaluated::read(path, evaluation.unwrap_or_else(|| label.clone()))?;
+                found.extend(read.number(metric).is_some().then_some(read));
+            }
+        }
+        Ok(Some(found).filter(|found: &Vec<Evaluated>| !found.is_empty()))
+    }
+
+    fn compare_evaluations(&self, mut evaluations: Vec<Evaluated>) -> Result<(String, Value), MetricsError> {
+        if self.highest {
+            return Err(MetricsError::RunsOnly("--highest"));
+        }
+        if evaluations.len() < 2 {
+            return Err(MetricsError::OneRun);
+        }
+        let compared = match &self.rank {
+            Some(metric) => evaluations::rank(&mut evaluations, metric)?,
+            None => evaluations::compare(&evaluations, &self.metric)?,
+        };
+        if let Some(path) = &self.plot {
+            let drawn = evaluations::plotted(&evaluations);
+            let wanted = self.rank.as_ref().map_or(self.metric.as_slice(), std::slice::from_ref);
+            let metrics = chosen(&drawn, wanted, evaluations::METRIC)?;
+            plot::write(&drawn, &metrics, plot::Look::default().of_evaluations(), path)?;
+        }
+        Ok(compared)
+    }
+
+    /// Returns a label for each run: the settings in which the runs differ; `None` for a run whose settings are unknown.
+    fn points(&self) -> Vec<Option<String>> {
+        let settings = |run: &PathBuf| {
+            let ledger = ledger::locate(run);
+            tracking::settings(ledger.parent()?).map(BTreeMap::from_iter)
+        };
+        let all: Vec<Option<BTreeMap<String, String>>> = self.input.runs.iter().map(settings).collect();
+        let keys: BTreeSet<&String> = all.iter().flatten().flat_map(BTreeMap::keys).collect();
+        let varies = |key: &&String| {
+            let mut values = all.iter().flatten().map(|settings| settings.get(*key));
+            let first = values.next();
+            values.any(|value| Some(value) != first)
+        };
+        let varied: Vec<&String> = keys.into_iter().filter(varies).collect();
+        let label = |settings: &BTreeMap<String, String>| {
+            let each = varied.iter().filter_map(|key| Some(format!("{key}={}", settings.get(*key)?)));
+            Some(each.collect::<Vec<_>>().join(" ")).filter(|label| !label.is_empty())
+        };
+        all.iter().map(|settings| settings.as_ref().and_then(label)).collect()
     }
 }
 

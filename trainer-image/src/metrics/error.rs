@@ -5,7 +5,8 @@ use std::path::PathBuf;
 use codex_reports::exit;
 
 use crate::{
-    artifacts::ledger::LineError, atomic_fs::FileError, error::CommandError, overlap::Overlap, tracking::TrackingError,
+    artifacts::ledger::LineError, atomic_fs::FileError, error::CommandError, gating::GatingError, overlap::Overlap,
+    tracking::TrackingError,
 };
 
 /// Metrics cannot be shown.
@@ -16,7 +17,8 @@ pub enum MetricsError {
     File(#[from] FileError),
     /// The directory has no ledger.
     #[error(
-        "{0:?} has no metrics ledger: name a run's directory (it holds artifacts/metrics.ndjson) or a metrics.ndjson"
+        "{0:?} has no metrics ledger: name a run's directory (it holds artifacts/metrics.ndjson) or a metrics.ndjson; all commands \
+         but tail also take an evaluation's directory (it holds evaluation.json)"
     )]
     NoLedger(PathBuf),
     /// A line of the ledger is invalid.
@@ -56,6 +58,34 @@ pub enum MetricsError {
     /// `compare` was given one run.
     #[error("compare needs at least two runs; one was given")]
     OneRun,
+    /// Runs and evaluations are named together.
+    #[error("{} is an evaluation and {} is none: name runs or evaluations", evaluation.display(), other.display())]
+    Mixed {
+        /// An evaluation.
+        evaluation: PathBuf,
+        /// A path that is no evaluation.
+        other: PathBuf,
+    },
+    /// An evaluation cannot be read, or contradicts its digest or its outcomes.
+    #[error(transparent)]
+    Evaluation(#[from] GatingError),
+    /// The records of an evaluation are not those that were counted.
+    #[error("{}: {right} of {records} records are right, but evaluation.json counts {successes} of {n}: evaluate again", path.display())]
+    Records {
+        /// The records.
+        path: PathBuf,
+        /// Number of right ones.
+        right: u64,
+        /// Number of records.
+        records: usize,
+        /// Number of right answers in the results.
+        successes: u64,
+        /// Number of problems in the results.
+        n: u64,
+    },
+    /// An option is for runs only.
+    #[error("{0} is for runs: evaluations are ordered by the bound that counts against the model; remove {0}")]
+    RunsOnly(&'static str),
     /// The output is neither SVG nor PNG.
     #[error("--output {0:?} has an unknown extension: use .svg or .png")]
     Picture(PathBuf),

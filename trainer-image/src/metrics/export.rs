@@ -1,10 +1,14 @@
-//! `codex metrics export`: the metrics of a run in the forms of other tools. Writes files.
+//! `codex metrics export`: the metrics of a run, or the numbers of an evaluation, in the forms of other tools. Writes files.
 
 use std::path::PathBuf;
 
 use clap::Args;
 
-use super::{error::MetricsError, input};
+use super::{
+    error::MetricsError,
+    evaluations::{self, Evaluated},
+    input,
+};
 use crate::{
     artifacts::ledger,
     atomic_fs,
@@ -12,10 +16,10 @@ use crate::{
     tracking::{self, Format},
 };
 
-/// Write the metrics of a run for another tool.
+/// Write the metrics of a run, or the numbers of an evaluation, for another tool.
 #[derive(Debug, Args)]
 pub(super) struct Export {
-    /// Directory of the run, or its ledger (`metrics.ndjson`).
+    /// Directory of the run, its ledger (`metrics.ndjson`), or the directory of an evaluation.
     #[arg(value_name = "RUN")]
     run: PathBuf,
     /// Form of the export.
@@ -35,9 +39,15 @@ impl Export {
         let inputs = ["model", "checkpoints"].map(|name| Named::new(format!("RUN/{name}"), self.run.join(name)));
         let ledger = Named::new("the ledger of RUN", ledger::locate(&self.run));
         let inputs: Vec<Named> = inputs.into_iter().chain([ledger]).collect();
-        overlap::check(&[Named::new("--output", &self.output)], &inputs)?;
-        let ledger = input::read(&self.run, self.skip_bad)?;
+        let outputs = [self.output.clone(), self.output.join(ledger::FILE)].map(|path| Named::new("--output", path));
+        overlap::check(&outputs, &inputs)?;
+        let (ledger, is_evaluation) = match evaluations::results(&self.run) {
+            Some(path) => (Evaluated::read(path.clone(), input::name(&path))?.ledger()?, true),
+            None => (input::read(&self.run, self.skip_bad)?, false),
+        };
         let (path, lacking) = tracking::export(self.format, &ledger, &self.output)?;
+        // What describes a run does not belong to an evaluation.
+        let lacking = if is_evaluation { Vec::new() } else { lacking };
         for part in lacking {
             tracing::warn!("{part}: the export does not show it");
         }

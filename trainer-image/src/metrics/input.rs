@@ -4,16 +4,21 @@ use std::path::{Path, PathBuf};
 
 use clap::{Args, ValueEnum};
 
-use super::{error::MetricsError, series::Run};
+use super::{
+    error::MetricsError,
+    evaluations::{self, Evaluated},
+    series::Run,
+};
 use crate::{
     artifacts::ledger::{self, Ledger},
     atomic_fs::{self, FileError},
+    run_folder::EVALUATION,
 };
 
 /// The runs to read, and how strictly.
 #[derive(Debug, Args)]
 pub(super) struct Input {
-    /// Directories of runs, or ledgers (`metrics.ndjson`).
+    /// Directories of runs or their ledgers (`metrics.ndjson`), or directories of evaluations.
     #[arg(required = true, value_name = "RUN")]
     pub(super) runs: Vec<PathBuf>,
     /// Ignore invalid lines, and log how many there are.
@@ -34,12 +39,30 @@ impl Input {
     /// Reads the runs, and labels each with the shortest name that is unique.
     pub(super) fn read(&self) -> Result<Vec<Run>, MetricsError> {
         let ledgers: Vec<Ledger> = self.runs.iter().map(|run| self.ledger(run)).collect::<Result<_, _>>()?;
-        let names: Vec<String> = ledgers.iter().map(|ledger| name(&ledger.path)).collect();
-        let label = |index: usize| {
-            let unique = names.iter().filter(|name| **name == names[index]).count() == 1;
-            if unique { names[index].clone() } else { self.runs[index].display().to_string() }
+        let labels = self.labels(ledgers.iter().map(|ledger| ledger.path.as_path()));
+        Ok(labels.into_iter().zip(&ledgers).map(|(label, ledger)| Run::of(label, ledger)).collect())
+    }
+
+    /// Reads the evaluations, labelled as runs are; `None` if the arguments name runs.
+    pub(super) fn evaluations(&self) -> Result<Option<Vec<Evaluated>>, MetricsError> {
+        let found: Vec<Option<PathBuf>> = self.runs.iter().map(|named| evaluations::results(named)).collect();
+        let Some(evaluation) = found.iter().flatten().next().cloned() else { return Ok(None) };
+        if let Some(other) = found.iter().position(Option::is_none) {
+            return Err(MetricsError::Mixed { evaluation, other: self.runs[other].clone() });
+        }
+        let paths: Vec<PathBuf> = found.into_iter().flatten().collect();
+        let labels = self.labels(paths.iter().map(PathBuf::as_path));
+        paths.into_iter().zip(labels).map(|(path, label)| Evaluated::read(path, label)).collect::<Result<_, _>>().map(Some)
+    }
+
+    /// Returns the shortest unique name for each file.
+    fn labels<'a>(&self, paths: impl Iterator<Item = &'a Path>) -> Vec<String> {
+        let names: Vec<String> = paths.map(name).collect();
+        let label = |(name, named): (&String, &PathBuf)| {
+            let is_unique = names.iter().filter(|other| *other == name).count() == 1;
+            if is_unique { name.clone() } else { named.display().to_string() }
         };
-        Ok(ledgers.iter().enumerate().map(|(index, ledger)| Run::of(label(index), ledger)).collect())
+        names.iter().zip(&self.runs).map(label).collect()
     }
 
     fn ledger(&self, run: &Path) -> Result<Ledger, MetricsError> {
@@ -80,12 +103,12 @@ pub(super) fn open(run: &Path) -> Result<Ledger, MetricsError> {
     Ok(Ledger::read(&path)?)
 }
 
-/// Returns the name of the run with this ledger: its directory's name.
-fn name(path: &Path) -> String {
+/// Returns the name of the run with this ledger, or of the evaluation with these results: its directory's name.
+pub(super) fn name(path: &Path) -> String {
     let path = std::fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
     let parent = path.parent();
     let inside = parent.filter(|parent| parent.ends_with("artifacts")).and_then(Path::parent).or(parent);
-    let called = if path.ends_with(ledger::FILE) { inside.and_then(Path::file_name) } else { path.file_stem() };
+    let called = if path.ends_with(ledger::FILE) || path.ends_with(EVALUATION) { inside.and_then(Path::file_name) } else { path.file_stem() };
     called.map_or_else(|| path.display().to_string(), |name| name.to_string_lossy().into_owned())
 }
 

@@ -1,10 +1,12 @@
-//! `codex metrics`: summarizes, follows, plots, compares and exports the metrics ledgers of runs. Does I/O.
+//! `codex metrics`: summarizes, follows, plots, compares and exports the metrics ledgers of runs, and the numbers of evaluations. Does
+//! I/O.
 //!
-//! A run is named by its directory, its `artifacts` directory or the ledger itself. An invalid line is refused with its file,
+//! A run is named by its directory, its `artifacts` directory or the ledger itself, an evaluation by its directory. An invalid line is refused with its file,
 //! number and cause, or, with `--skip-bad`, ignored and counted.
 
 mod compare;
 mod error;
+mod evaluations;
 mod export;
 mod input;
 mod plot;
@@ -26,7 +28,7 @@ use crate::{
     wording::counted,
 };
 
-/// Summarize, follow, plot, compare and export the metrics of runs.
+/// Summarize, follow, plot, compare and export the metrics of runs and evaluations.
 #[derive(Debug, Args)]
 pub struct Metrics {
     #[command(subcommand)]
@@ -35,7 +37,7 @@ pub struct Metrics {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Print the first, last, least and greatest value of every metric.
+    /// Print the first, last, least and greatest value of every metric, or the numbers of an evaluation with their bounds.
     Summarize(summary::Summarize),
     /// Check every line; print invalid ones and exit with code 2.
     Validate(Validate),
@@ -43,16 +45,16 @@ enum Command {
     Tail(tail::Tail),
     /// Plot metrics over the steps, as SVG or PNG by the extension of the output.
     Plot(plot::Plot),
-    /// Compare two or more runs: what differs, and from which step on.
+    /// Compare two or more runs or evaluations: what differs, and from which step on, or how surely.
     Compare(compare::Compare),
-    /// Write the metrics of a run as a table, an event file of TensorBoard or a file store of MLflow.
+    /// Write the metrics of a run or an evaluation as a table, lines of JSON, or in the form of another tool.
     Export(export::Export),
 }
 
 /// Check every line.
 #[derive(Debug, Args)]
 struct Validate {
-    /// Directories of runs, or ledgers.
+    /// Directories of runs or their ledgers, or directories of evaluations, whose results and records are checked.
     #[arg(required = true, value_name = "RUN")]
     runs: Vec<PathBuf>,
 }
@@ -81,6 +83,13 @@ impl Validate {
     fn run(self) -> Result<(), MetricsError> {
         let (mut bad, mut lines) = (0, 0);
         for run in &self.runs {
+            if let Some(path) = evaluations::results(run) {
+                let (refused, records) = evaluations::Evaluated::read(path.clone(), String::new())?.validate()?;
+                let counts = format!("{}, {}", counted(records, "record"), counted(refused, "invalid line"));
+                atomic_fs::say(&format!("{}: {counts}", path.display()))?;
+                (bad, lines) = (bad + refused, lines + records);
+                continue;
+            }
             let ledger = input::open(run)?;
             for line in &ledger.bad {
                 atomic_fs::say(&format!("{}:{}: {}", ledger.path.display(), line.line, line.why))?;

@@ -1,4 +1,5 @@
-//! `codex metrics plot`: plots metrics over the steps, one panel per metric, one line per run and split. Writes the picture.
+//! `codex metrics plot`: plots metrics over the steps, one panel per metric, one line per run and split. Numbers of evaluations are
+//! plotted over the evaluations, with their bounds. Writes the picture.
 //!
 //! The font (`DejaVu` Sans) is embedded in the program, so that a picture is the same on every machine.
 
@@ -21,6 +22,7 @@ use plotters::{
 
 use super::{
     error::MetricsError,
+    evaluations,
     input::{Input, chosen},
     series::{Name, Run, shown},
 };
@@ -36,7 +38,7 @@ use crate::{
 pub(super) struct Plot {
     #[command(flatten)]
     input: Input,
-    /// Metric to plot; each has its own panel. May be repeated [default: loss].
+    /// Metric to plot; each has its own panel. May be repeated [default: loss, or `exact_match` of evaluations].
     #[arg(long, value_name = "NAME")]
     metric: Vec<String>,
     /// The picture to write: a name that ends in .svg or .png.
@@ -58,11 +60,24 @@ pub(super) struct Look {
     /// Height of each panel in pixels.
     #[arg(long, default_value_t = 420, value_parser = whole::<u32>(150..=4000))]
     height: u32,
+    /// What the horizontal axis counts.
+    #[arg(skip = STEP)]
+    pub(super) counted: &'static str,
 }
+
+/// What the horizontal axis of a plot of runs counts.
+const STEP: &str = "step";
 
 impl Default for Look {
     fn default() -> Self {
-        Self { log: false, width: 960, height: 420 }
+        Self { log: false, width: 960, height: 420, counted: STEP }
+    }
+}
+
+impl Look {
+    /// Returns the same look with an axis that counts evaluations.
+    pub(super) fn of_evaluations(self) -> Self {
+        Self { counted: "evaluation", ..self }
     }
 }
 
@@ -71,6 +86,11 @@ impl Plot {
         // Refuses an unknown extension before anything is read.
         Kind::of(&self.output)?;
         self.check_overlap()?;
+        if let Some(evaluations) = self.input.evaluations()? {
+            let lines = evaluations::plotted(&evaluations);
+            let metrics = chosen(&lines, &self.metric, evaluations::METRIC)?;
+            return write(&lines, &metrics, self.look.of_evaluations(), &self.output);
+        }
         let runs = self.input.read()?;
         write(&runs, &chosen(&runs, &self.metric, "loss")?, self.look, &self.output)
     }
@@ -125,6 +145,8 @@ impl Kind {
 struct Panel {
     metric: String,
     log: bool,
+    /// What the horizontal axis counts.
+    counted: &'static str,
     lines: Vec<Line>,
     steps: Range<f64>,
     /// The range of the values, or of their decadic logarithms.
@@ -179,7 +201,7 @@ impl Panel {
         let points = || lines.iter().flat_map(|line| &line.points);
         let steps = range(points().map(|(step, _)| *step), 0.0);
         let values = range(points().map(|(_, value)| *value), 0.05);
-        Ok(Self { metric: metric.to_owned(), log: look.log, lines, steps, values })
+        Ok(Self { metric: metric.to_owned(), log: look.log, counted: look.counted, lines, steps, values })
     }
 
     /// Returns the tick marks of the value axis.
@@ -217,7 +239,7 @@ impl Panel {
         let value = |at: &f64| short(if self.log { 10_f64.powf(*at) } else { *at });
         chart
             .configure_mesh()
-            .x_desc("step")
+            .x_desc(self.counted)
             .x_label_formatter(&|step| format!("{step:.0}"))
             .y_label_formatter(&value)
             .label_style((FONT, 13))
@@ -417,7 +439,7 @@ mod tests {
     fn ticks_are_round() {
         let ticks = |log: bool, least: f64, greatest: f64| -> Vec<String> {
             let values = if log { least.log10()..greatest.log10() } else { least..greatest };
-            let panel = Panel { metric: String::new(), log, lines: Vec::new(), steps: 0.0..1.0, values };
+            let panel = Panel { metric: String::new(), log, counted: STEP, lines: Vec::new(), steps: 0.0..1.0, values };
             panel.ticks().into_iter().map(|at| short(if log { 10_f64.powf(at) } else { at })).collect()
         };
         assert_eq!(ticks(true, 0.09, 3.98), ["0.1", "0.2", "0.5", "1", "2"]);

@@ -7,13 +7,14 @@ use serde::Serialize;
 
 use super::{
     error::MetricsError,
+    evaluations,
     input::{Format, Input, print_json},
     series::{Name, Run, Statistics, shown},
     table::columns,
 };
 use crate::atomic_fs;
 
-/// Print the first, last, least and greatest value of every metric.
+/// Print the first, last, least and greatest value of every metric, or the numbers of an evaluation with their bounds.
 #[derive(Debug, Args)]
 pub(super) struct Summarize {
     #[command(flatten)]
@@ -43,6 +44,12 @@ struct Metric<'a> {
 
 impl Summarize {
     pub(super) fn run(self) -> Result<(), MetricsError> {
+        if let Some(evaluations) = self.input.evaluations()? {
+            return match self.format {
+                Format::Json => print_json(&evaluations::summaries(&evaluations)),
+                Format::Text => Ok(atomic_fs::say(evaluations::summarize(&evaluations).trim_end())?),
+            };
+        }
         let runs = self.input.read()?;
         let summaries: Vec<Summary> = runs.iter().map(Summary::of).collect();
         match self.format {

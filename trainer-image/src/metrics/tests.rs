@@ -1,8 +1,21 @@
+use std::{fs, path::Path};
+
+use clap::Parser;
+use codex_configs::compose_training;
+use serde_json::{Value, json};
+
 use super::{
     input::{Input, chosen},
     *,
 };
-use crate::artifacts::ledger::tests::{row, text};
+use crate::{
+    artifacts::ledger::{
+        Ledger,
+        tests::{row, text},
+    },
+    gating::tests::evaluation,
+    run_folder,
+};
 
 fn input(runs: &[&std::path::Path], skip_bad: bool) -> Input {
     Input { runs: runs.iter().map(|run| run.to_path_buf()).collect(), skip_bad }
@@ -55,4 +68,158 @@ fn missing_ledgers_rows_and_metrics_are_named() {
     let (_, sentence) = said(chosen(&runs, &["los".to_owned()], "loss").unwrap_err());
     assert_eq!(sentence, "--metric \"los\" is unknown: the runs have loss");
     assert_eq!(chosen(&runs, &[], "loss").unwrap(), ["loss"]);
+}
+
+#[derive(Parser)]
+struct Arguments {
+    #[command(flatten)]
+    metrics: Metrics,
+}
+
+/// Runs `codex metrics` with these arguments.
+fn metrics(line: &[&str]) -> Result<i32, String> {
+    let line = ["metrics"].iter().chain(line);
+    Arguments::try_parse_from(line).unwrap().metrics.run().map_err(|error| error.sentence())
+}
+
+/// Writes evaluations of 40 problems with these numbers of right answers, and returns their directories.
+fn evaluations<const N: usize>(root: &Path, each: [(&str, usize); N]) -> [PathBuf; N] {
+    each.map(|(name, right)| evaluation(root, name, right).parent().unwrap().to_owned())
+}
+
+fn read(named: &[&Path]) -> Vec<evaluations::Evaluated> {
+    input(named, false).evaluations().unwrap().unwrap()
+}
+
+#[test]
+fn evaluations_are_compared_problem_by_problem_with_bounds() {
+    let root = tempfile::tempdir().unwrap();
+    let [before, after, alone] = evaluations(root.path(), [("before", 20), ("after", 39), ("alone", 30)]);
+    fs::remove_file(alone.join("outcomes.json")).unwrap();
+    let (table, lines) = evaluations::compare(&read(&[&before, &after, &alone]), &[]).unwrap();
+    insta::assert_snapshot!(table);
+    assert_eq!(lines[1]["better_than_first"]["value"], "0.475");
+    assert_eq!((&lines[0]["better_than_first"], &lines[2]["better_than_first"]), (&Value::Null, &Value::Null));
+    let (table, _) = evaluations::compare(&read(&[&before, &after]), &["exact_match".to_owned()]).unwrap();
+    assert!(!table.contains("perplexity"), "{table}");
+    let unknown = evaluations::compare(&read(&[&before, &after]), &["bleu".to_owned()]).unwrap_err();
+    assert_eq!(unknown.to_string(), "--metric \"bleu\" is unknown: the runs have exact_match, perplexity");
+}
+
+#[test]
+fn evaluations_are_ranked_by_the_bound_that_counts_against_the_model() {
+    let root = tempfile::tempdir().unwrap();
+    let [worse, best, equal] = evaluations(root.path(), [("worse", 20), ("best", 39), ("equal", 20)]);
+    let places = |metric: &str| -> Vec<(String, u64)> {
+        let (_, lines) = evaluations::rank(&mut read(&[&worse, &best, &equal]), metric).unwrap();
+        let place = |line: &Value| (line["evaluation"].as_str().unwrap().to_owned(), line["place"].as_u64().unwrap());
+        lines.as_array().unwrap().iter().map(place).collect()
+    };
+    let expected = [("best", 1), ("worse", 2), ("equal", 2)].map(|(name, place)| (name.to_owned(), place));
+    assert_eq!(places("exact_match"), expected);
+    // A lower perplexity is better.
+    assert_eq!(places("perplexity"), expected);
+    let [worse, best] = [&worse, &best].map(|path| path.to_str().unwrap());
+    let refused = metrics(&["compare", "--rank", "exact_match", "--highest", worse, best]).unwrap_err();
+    assert!(refused.starts_with("--highest is for runs: "), "{refused}");
+    let plot = root.path().join("ranked.svg");
+    assert_eq!(metrics(&["compare", "--rank", "exact_match", worse, best, "--plot", plot.to_str().unwrap()]), Ok(0));
+    let drawn = fs::read_to_string(plot).unwrap();
+    assert!(["at least eval", "at most eval", "evaluation"].iter().all(|text| drawn.contains(text)), "{drawn}");
+}
+
+#[test]
+fn an_evaluation_is_summarized_with_its_categories() {
+    let root = tempfile::tempdir().unwrap();
+    let [lite] = evaluations(root.path(), [("lite", 30)]);
+    let model = codex_provenance::Sha256::of("lite");
+    let shown = json!({ "value": "0.75", "n": 40, "lower": "0.6", "upper": "0.9" });
+    let summary = |model| json!({ "model": model, "categories": { "addition": shown, "none": null }, "coverage": {} });
+    fs::write(lite.join("summary.json"), summary(json!(model)).to_string()).unwrap();
+    insta::assert_snapshot!(evaluations::summarize(&read(&[&lite])));
+    fs::write(lite.join("summary.json"), summary(json!(codex_provenance::Sha256::of("other"))).to_string()).unwrap();
+    assert!(!evaluations::summarize(&read(&[&lite])).contains("addition"));
+}
+
+#[test]
+fn the_numbers_of_an_evaluation_are_exported_as_rows() {
+    let root = tempfile::tempdir().unwrap();
+    let [lite] = evaluations(root.path(), [("lite", 30)]);
+    let (lite, output) = (lite.to_str().unwrap(), root.path().join("out"));
+    for format in ["csv", "ndjson", "tensorboard"] {
+        assert_eq!(metrics(&["export", lite, "--format", format, "--output", output.to_str().unwrap()]), Ok(0));
+    }
+    let table = fs::read_to_string(output.join("metrics.csv")).unwrap();
+    assert_eq!(table.lines().count(), 3, "{table}");
+    let rows = Ledger::read(&output.join("metrics.ndjson")).unwrap();
+    assert!(rows.bad.is_empty());
+    let first = &rows.rows[0];
+    assert_eq!((first.metric.as_str(), first.value.to_bits(), first.dataset.as_str()), ("exact_match", 0.75_f64.to_bits(), "cot-lite"));
+    assert_eq!((first.run_id.as_str(), first.split.as_str(), first.tags["n"].as_str()), ("lite", "eval", "40"));
+    assert!(first.tags["lower"].parse::<f64>().unwrap() < 0.75 && first.tags["upper"].parse::<f64>().unwrap() > 0.75);
+    // An export beside the results does not make the directory a run.
+    assert_eq!(metrics(&["export", lite, "--format", "ndjson", "--output", lite]), Ok(0));
+    assert_eq!(metrics(&["summarize", lite]), Ok(0));
+}
+
+#[test]
+fn a_ledger_is_not_exported_onto_itself() {
+    let root = tempfile::tempdir().unwrap();
+    let path = root.path().join("artifacts/metrics.ndjson");
+    atomic_fs::write(&path, &text(&[row(1, "loss", 1.0)])).unwrap();
+    let (run, artifacts) = (root.path().to_str().unwrap(), path.parent().unwrap().to_str().unwrap());
+    let refused = metrics(&["export", run, "--format", "ndjson", "--output", artifacts]).unwrap_err();
+    assert!(refused.contains("is the same as the ledger of RUN"), "{refused}");
+}
+
+#[test]
+fn records_that_contradict_the_results_are_found() {
+    let root = tempfile::tempdir().unwrap();
+    let [lite] = evaluations(root.path(), [("lite", 30)]);
+    let records = |right: usize| -> String {
+        (1..=40).map(|line| format!("{{\"line\": {line}, \"correct\": {}}}\n", line <= right)).collect()
+    };
+    let (path, named) = (lite.join("records.ndjson"), lite.to_str().unwrap());
+    let missing = metrics(&["validate", named]).unwrap_err();
+    assert!(missing.contains("records.ndjson") && missing.contains("No such file"), "{missing}");
+    fs::write(&path, records(30)).unwrap();
+    assert_eq!(metrics(&["validate", named]), Ok(0));
+    fs::write(&path, records(31)).unwrap();
+    let told = metrics(&["validate", named]).unwrap_err();
+    assert!(told.contains("31 of 40 records are right, but evaluation.json counts 30 of 40"), "{told}");
+    fs::write(&path, records(30).replacen("true", "1", 1)).unwrap();
+    assert_eq!(metrics(&["validate", named]).unwrap_err(), "1 of 40 lines are invalid");
+    fs::write(lite.join("evaluation.json"), fs::read_to_string(lite.join("evaluation.json")).unwrap().replace("30", "31")).unwrap();
+    let told = metrics(&["validate", named]).unwrap_err();
+    assert!(told.contains("its reportDigest is "), "{told}");
+}
+
+#[test]
+fn runs_of_a_sweep_are_ranked_by_the_bounds_of_their_evaluations() {
+    let root = tempfile::tempdir().unwrap();
+    let runs = [(1, 900), (2, 990)].map(|(seed, right)| {
+        let run = root.path().join(format!("uid-{seed}"));
+        let model = run_folder::tests::run(&run);
+        let config = compose_training("cot-starter", &[], None, seed, Vec::new()).unwrap();
+        fs::write(run.join("artifacts/config.yaml"), config.to_yaml().unwrap()).unwrap();
+        fs::write(run.join("artifacts/metrics.ndjson"), text(&[row(1, "loss", 1.0 / seed as f64)])).unwrap();
+        run_folder::tests::evaluation(&run, "lite", model, right);
+        run.to_str().unwrap().to_owned()
+    });
+    let compared = |rank: &str| {
+        let line = ["compare", "--sweep", "--rank", rank, &runs[0], &runs[1]];
+        let Command::Compare(command) = Arguments::try_parse_from(["metrics"].iter().chain(&line)).unwrap().metrics.command
+        else {
+            panic!("compare")
+        };
+        command.result().unwrap().0
+    };
+    let table = compared("exact_match");
+    let lines: Vec<&str> = table.lines().collect();
+    assert!(lines[1].contains("seed=2 lite") && lines[2].contains("seed=1 lite"), "{table}");
+    assert!(lines[1].contains("0.99") && lines[1].contains("1000"), "{table}");
+    let table = compared("loss");
+    assert!(table.lines().nth(1).is_some_and(|line| line.contains("seed=2")), "{table}");
+    let mixed = metrics(&["compare", &runs[0], &format!("{}/evaluations/lite", runs[1])]).unwrap_err();
+    assert!(mixed.contains("is an evaluation and") && mixed.ends_with("name runs or evaluations"), "{mixed}");
 }

@@ -1,6 +1,9 @@
 //! The metrics of any ledger in the form of a tracker. Does I/O.
 
-use std::path::{Path, PathBuf};
+use std::{
+    io,
+    path::{Path, PathBuf},
+};
 
 use clap::ValueEnum;
 
@@ -10,13 +13,18 @@ use super::{
     mlflow_files::{self, experiment_name},
     tensorboard, wandb,
 };
-use crate::{artifacts::ledger::Ledger, atomic_fs};
+use crate::{
+    artifacts::ledger::{self, Ledger},
+    atomic_fs::{self, FileError},
+};
 
 /// The form of an export.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Format {
     /// A table: `metrics.csv`.
     Csv,
+    /// Lines of JSON in the form of the ledger: `metrics.ndjson`.
+    Ndjson,
     /// An event file of TensorBoard.
     Tensorboard,
     /// A file store of MLflow.
@@ -39,6 +47,16 @@ pub(crate) fn export(format: Format, ledger: &Ledger, output: &Path) -> Result<(
         Format::Csv => {
             let path = output.join(csv::FILE);
             atomic_fs::write(&path, &csv::table(&ledger.rows)?)?;
+            Ok((path, Vec::new()))
+        }
+        Format::Ndjson => {
+            let path = output.join(ledger::FILE);
+            let mut lines = Vec::new();
+            for row in &ledger.rows {
+                serde_json::to_writer(&mut lines, row).map_err(io::Error::other).map_err(FileError::of("encoding", &path))?;
+                lines.push(b'\n');
+            }
+            atomic_fs::write(&path, &lines)?;
             Ok((path, Vec::new()))
         }
         Format::Tensorboard => {

@@ -139,6 +139,11 @@ impl Trackers {
 /// Starts a tracker, or says why it cannot be used.
 type StartTracker = fn(&Start, &Failures) -> Result<Box<dyn Tracker>, TrackingError>;
 
+/// Returns the settings of the run with these artifacts by their keys; `None` if its configuration is missing or damaged.
+pub(crate) fn settings(artifacts: &Path) -> Option<Vec<(String, String)>> {
+    Some(Described::read(artifacts, None).0.params).filter(|params| !params.is_empty())
+}
+
 /// Returns the name of a series as trackers show it, such as `train/loss`.
 fn series(row: &Row) -> String {
     format!("{}/{}", row.split, row.metric)
