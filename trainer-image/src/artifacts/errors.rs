@@ -1,4 +1,4 @@
-//! `errors.ndjson`: a line for each failed attempt. Appends to a file.
+//! `errors.ndjson`: a line for each failed attempt, or for each failure of a server. Appends to a file.
 
 use std::{fs::OpenOptions, io::Write as _, path::Path};
 
@@ -39,6 +39,58 @@ pub struct ErrorRow {
     /// The error and its causes, outermost first.
     #[schemars(length(min = 1))]
     pub chain: Vec<String>,
+}
+
+/// The value of `$schema` in each line of a server.
+pub const SERVER_SCHEMA: &str = "https://codex-ml.dev/schemas/server-errors/v1";
+
+/// A failure of a server. It holds no text of a request or an answer, and no key.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+#[schemars(title = "errors.ndjson of codex serve: one line")]
+pub struct ServerErrorRow {
+    /// The schema of the line.
+    #[serde(rename = "$schema")]
+    #[schemars(extend("const" = SERVER_SCHEMA))]
+    pub schema: String,
+    /// Time of writing.
+    #[schemars(with = "String", extend("format" = "date-time"))]
+    pub timestamp: Timestamp,
+    /// The object's uid in a cluster, else the name of the served model; empty without a name.
+    pub run_id: String,
+    /// What failed.
+    pub source: ServerErrorSource,
+    /// The reason in CamelCase, such as `VerificationFailed`.
+    pub reason: String,
+    /// The path of the request that failed; null if it was none.
+    pub endpoint: Option<String>,
+    /// The process's exit code; null while the server goes on.
+    pub exit_code: Option<i32>,
+    /// The error and its causes, outermost first.
+    #[schemars(length(min = 1))]
+    pub chain: Vec<String>,
+}
+
+/// What failed in a server.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum ServerErrorSource {
+    /// The server: it ends, or never becomes ready.
+    Server,
+    /// The engine: a decoder failed, or makes no step.
+    Engine,
+    /// A request, answered with status 500.
+    Request,
+    /// The API keys, read again.
+    ApiKeys,
+    /// The safety rules, read again.
+    SafetyRules,
+    /// The file of safety events.
+    SafetyEvents,
+    /// The certificate and its key, read again.
+    Certificate,
+    /// The file of shadows, read again.
+    Shadows,
 }
 
 /// Returns the messages of an error and its causes, outermost first.

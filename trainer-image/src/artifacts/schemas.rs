@@ -5,7 +5,13 @@
 
 use schemars::{JsonSchema, Schema, generate::SchemaSettings};
 
-use super::{data_report::DataReport, environment::Environment, errors::ErrorRow, ledger::Row, metadata, reasoning};
+use super::{
+    data_report::DataReport,
+    environment::Environment,
+    errors::{ErrorRow, ServerErrorRow},
+    ledger::Row,
+    metadata, reasoning,
+};
 use crate::{
     checklist::{Checklist, Survey},
     evaluation::{Outcomes, Results, Scored, Summary},
@@ -14,7 +20,7 @@ use crate::{
 };
 
 /// Returns every schema with its file name. The schema of an `.ndjson` file describes each line.
-pub fn all() -> [(&'static str, Schema); 17] {
+pub fn all() -> [(&'static str, Schema); 18] {
     [
         ("checklist.schema.json", of::<Checklist>()),
         ("data_report.schema.json", of::<DataReport>()),
@@ -30,6 +36,7 @@ pub fn all() -> [(&'static str, Schema); 17] {
         ("registry_record.schema.json", of::<Record>()),
         ("run_metadata.schema.json", of::<metadata::RunMetadata>()),
         ("served_traces.schema.json", of::<reasoning::ServedTrace>()),
+        ("server_errors.schema.json", of::<ServerErrorRow>()),
         ("summary.schema.json", of::<Summary>()),
         ("survey.schema.json", of::<Survey>()),
         ("verification.schema.json", of::<Verification>()),

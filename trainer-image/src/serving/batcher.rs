@@ -29,6 +29,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use super::{
     access::Client,
     capture::{self, Capture, Trace},
+    errors::Errors,
     grammar::Constraint,
     metrics::Metrics,
     place::Places,
@@ -49,6 +50,8 @@ pub(super) struct Batcher {
     mirror: Option<Arc<Mirror>>,
     /// Traces requests.
     capture: Option<Arc<Capture>>,
+    /// Where failures are recorded.
+    errors: Arc<Errors>,
 }
 
 /// When the engine thread was last seen to go on.
@@ -150,6 +153,7 @@ pub(super) struct Pieces {
     deadline: Option<(tokio::time::Instant, Duration)>,
     /// What is copied to shadows once the response has ended.
     copy: Option<Recording>,
+    errors: Arc<Errors>,
 }
 
 impl Pieces {
@@ -165,6 +169,7 @@ impl Pieces {
         match (&piece, &mut self.copy) {
             (Some(Piece::Token(token)), Some(copy)) => copy.token(token.id),
             (Some(Piece::End(Ok(_))), _) => self.answered(false),
+            (Some(Piece::End(Err(error))), _) => self.errors.generation(error),
             _ => {}
         }
         piece
@@ -259,12 +264,18 @@ impl Batcher {
             .name("engine".to_owned())
             .spawn(move || run(generator, taken, room, &metrics, &seen))?;
         let permits = Arc::new(Semaphore::new(capacity));
-        Ok(Self { requests, permits, capacity, time_limit: None, progress, mirror: None, capture: None })
+        let errors = Arc::default();
+        Ok(Self { requests, permits, capacity, time_limit: None, progress, mirror: None, capture: None, errors })
     }
 
     /// Ends responses that have not ended within this time.
     pub(super) fn with_time_limit(self, time_limit: Option<Duration>) -> Self {
         Self { time_limit, ..self }
+    }
+
+    /// Records failures of the decoder.
+    pub(super) fn with_errors(self, errors: Arc<Errors>) -> Self {
+        Self { errors, ..self }
     }
 
     /// Copies requests to shadows, once they are answered.
@@ -296,7 +307,7 @@ impl Batcher {
         let request = Request { job, pieces, permit, client, queued: Instant::now(), trace };
         self.requests.try_send(request).map_err(|_| RequestError::Ended)?;
         let deadline = self.time_limit.map(|limit| (tokio::time::Instant::now() + limit, limit));
-        Ok(Pieces { received, deadline, copy })
+        Ok(Pieces { received, deadline, copy, errors: Arc::clone(&self.errors) })
     }
 
     /// Generates the response to a prompt and returns it whole.

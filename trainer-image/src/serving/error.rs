@@ -138,6 +138,9 @@ pub enum ServeError {
     /// The file of traces cannot be used.
     #[error("--trace-store: traces cannot be written")]
     Traces(#[source] FileError),
+    /// The file of failures cannot be used.
+    #[error("--errors: failures cannot be written")]
+    Errors(#[source] FileError),
     /// The address cannot be listened on.
     #[error("cannot listen on {address}")]
     Listen {
@@ -192,6 +195,7 @@ impl ServeError {
             | Self::Filter(_)
             | Self::Tls(_)
             | Self::Traces(_)
+            | Self::Errors(_)
             | Self::Public(_) => "InvalidSettings",
             Self::Listen { .. } => "AddressUnavailable",
             Self::Signals(_) | Self::Metrics(_) | Self::Engine(_) | Self::Http(_) | Self::Mirror(_) => "ServerFailed",

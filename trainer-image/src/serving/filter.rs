@@ -2,12 +2,14 @@
 
 use std::{fmt, io, path::PathBuf, sync::Arc};
 
+use super::errors::Errors;
 use crate::safety::{Checked, Direction, Guard, Log, RulesError};
 
 /// The rules and the log of a server.
 pub(super) struct Filter {
     guard: Guard,
     log: Log,
+    errors: Arc<Errors>,
 }
 
 /// Where the rules are, and where events go.
@@ -41,19 +43,23 @@ impl Filter {
     ///
     /// # Errors
     /// The rules or the log cannot be used.
-    pub(super) fn new(settings: &Settings) -> Result<Option<Arc<Self>>, FilterError> {
+    pub(super) fn new(settings: &Settings, errors: Arc<Errors>) -> Result<Option<Arc<Self>>, FilterError> {
         let Some(rules) = &settings.rules else { return Ok(None) };
         let guard = Guard::new(rules)?;
         let log = Log::open(settings.events.as_deref()).map_err(|source| {
             let path = settings.events.clone().unwrap_or_default();
             FilterError::Events { path, source }
         })?;
-        Ok(Some(Arc::new(Self { guard, log })))
+        Ok(Some(Arc::new(Self { guard, log, errors })))
     }
 
     /// Reads the rules again.
-    pub(super) fn reload(&self) {
+    ///
+    /// # Errors
+    /// One sentence: no text is admitted, because the rules are invalid or cannot be read.
+    pub(super) fn reload(&self) -> Result<(), String> {
         self.guard.reload();
+        self.guard.rules().map(drop)
     }
 }
 
@@ -97,7 +103,11 @@ impl Check {
         let rules = self.filter.guard.rules().map_err(Refusal::Unchecked)?;
         let checked = rules.check(text, direction);
         let recorded = self.filter.log.record(&checked, direction, self.source, &self.key);
-        recorded.map_err(|error| Refusal::Unchecked(format!("the safety event cannot be recorded: {error}")))?;
+        let recorded = recorded.map_err(|error| format!("the safety event cannot be recorded: {error}"));
+        if !checked.hits.is_empty() {
+            self.filter.errors.safety_events(recorded.clone());
+        }
+        recorded.map_err(Refusal::Unchecked)?;
         let rule = checked.blocked_by().map(str::to_owned);
         let Checked { text, cut, .. } = checked;
         text.map(|text| (text, cut)).ok_or_else(|| Refusal::Blocked(rule.unwrap_or_default()))

@@ -24,6 +24,7 @@ use tokio::sync::watch;
 use super::{
     access::{self, Access, Client},
     batcher::{Job, RequestError},
+    errors::Errors,
     filter::{Check, Filter, Refusal},
     metrics::{Endpoint, Metrics, Tokens},
     openai,
@@ -47,6 +48,8 @@ pub(super) struct Gates {
     pub(super) filter: Option<Arc<Filter>>,
     /// Makes the server a shadow, which answers nobody.
     pub(super) shadow: Option<Arc<Shadow>>,
+    /// Where failures are recorded.
+    pub(super) errors: Arc<Errors>,
 }
 
 struct Shared {
@@ -85,6 +88,10 @@ impl App {
     pub(super) fn check(&self, endpoint: Endpoint, client: &Client) -> Option<Check> {
         let filter = self.0.gates.filter.as_ref()?;
         Some(Check::new(Arc::clone(filter), endpoint.path(), client.name()))
+    }
+
+    pub(super) fn errors(&self) -> &Errors {
+        &self.0.gates.errors
     }
 
     /// Returns what makes the server a shadow.
@@ -335,7 +342,9 @@ async fn answer(
 
 /// Returns 200 unless the engine thread has died.
 async fn health(State(app): State<App>) -> Response {
-    match app.phase().model().map_or(Ok(()), |model| model.batcher.check()) {
+    let checked = app.phase().model().map_or(Ok(()), |model| model.batcher.check());
+    app.errors().engine(&checked);
+    match checked {
         Err(why) => ErrorResponse::new(StatusCode::SERVICE_UNAVAILABLE, why.to_string()).into_response(),
         Ok(()) => Json(serde_json::json!({ "status": "ok" })).into_response(),
     }

@@ -48,6 +48,7 @@ impl Local {
             shadow: None,
             compared: super::TRAFFIC,
             capture: None,
+            errors: None,
             name: None,
         };
         let work = move || {

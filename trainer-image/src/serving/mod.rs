@@ -11,8 +11,10 @@
 
 mod access;
 mod batcher;
+mod bounded_file;
 mod capture;
 mod error;
+mod errors;
 mod filter;
 mod golden;
 mod grammar;
@@ -50,6 +52,7 @@ use self::{
     access::{Access, Quota},
     batcher::{Batcher, Room},
     capture::Capture,
+    errors::Errors,
     filter::Filter,
     grammar::Grammars,
     http::{App, Gates},
@@ -66,6 +69,7 @@ pub use error::ServeError;
 
 use crate::{
     arguments::{socket_address, whole},
+    artifacts::errors::ServerErrorSource,
     error::{CommandError, chain},
     reporting::Reporter,
 };
@@ -195,6 +199,10 @@ pub struct Serve {
     /// Append what safety rules hit to this file, as JSON lines without the texts.
     #[arg(long, value_name = "FILE", requires = "safety_rules")]
     safety_events: Option<PathBuf>,
+    /// Append failures of the server to this file, as JSON lines without texts of requests or keys. At 4 MiB it is renamed to FILE.1, in
+    /// place of an earlier one, and begins anew.
+    #[arg(long, value_name = "FILE")]
+    errors: Option<PathBuf>,
     /// Serve HTTPS with this certificate, in PEM, the server's own first. Both files are read again every few seconds.
     #[arg(long, value_name = "FILE", requires = "tls_key")]
     tls_certificate: Option<PathBuf>,
@@ -353,6 +361,8 @@ struct Server {
     compared: Duration,
     /// What is captured of requests.
     capture: Option<capture::Settings>,
+    /// The file of failures.
+    errors: Option<PathBuf>,
     name: Option<String>,
 }
 
@@ -412,6 +422,7 @@ impl Server {
             shadow: arguments.shadow,
             compared: TRAFFIC,
             capture: arguments.capture.settings(),
+            errors: arguments.errors,
             name: arguments.name,
         })
     }
@@ -426,9 +437,25 @@ impl Server {
         self.run_until_ready(listener, reporter, stop, || ()).await
     }
 
-    /// Does the same, and calls `ready` once it answers requests.
+    /// Does the same, and calls `ready` once it answers requests. Records why the server ends, if it fails.
     async fn run_until_ready(
         self,
+        listener: TcpListener,
+        reporter: &Reporter<ServingState>,
+        stop: &Shutdown,
+        ready: impl FnOnce() + Send,
+    ) -> Result<(), ServeError> {
+        let errors = Errors::open(self.errors.as_ref(), self.name.as_deref())?;
+        let served = self.serve_with(&errors, listener, reporter, stop, ready).await;
+        if let Err(error) = &served {
+            errors.server(error);
+        }
+        served
+    }
+
+    async fn serve_with(
+        self,
+        errors: &Arc<Errors>,
         listener: TcpListener,
         reporter: &Reporter<ServingState>,
         stop: &Shutdown,
@@ -441,7 +468,7 @@ impl Server {
         let metrics = Arc::new(Metrics::new().map_err(ServeError::Metrics)?);
         crate::gpu::register(metrics.registry(), self.device).map_err(ServeError::Metrics)?;
         let access = Arc::new(Access::new(self.access.clone(), Arc::clone(&metrics))?);
-        let filter = Filter::new(&self.filter)?;
+        let filter = Filter::new(&self.filter, Arc::clone(errors))?;
         let certificate = self.tls.clone().map(Certificate::new).transpose()?;
         let expected = match &self.source {
             Source::Signed { expected, .. } => Some(expected.clone()),
@@ -449,7 +476,12 @@ impl Server {
         };
         let mirror = self.mirror.clone().map(|path| Mirror::new(path, Arc::clone(&metrics))).transpose()?;
         let shadow = self.shadow.clone().map(|path| Shadow::new(path, Arc::clone(&metrics)));
-        let gates = Gates { access: Arc::clone(&access), filter: filter.clone(), shadow: shadow.clone() };
+        let gates = Gates {
+            access: Arc::clone(&access),
+            filter: filter.clone(),
+            shadow: shadow.clone(),
+            errors: Arc::clone(errors),
+        };
         let app = App::new(expected, gates, watched, Arc::clone(&metrics), self.name.clone());
         let engine_metrics = Arc::clone(&metrics);
         let closing = CancellationToken::new();
@@ -457,10 +489,11 @@ impl Server {
         if let Some(certificate) = &certificate {
             http = http.with_tls(certificate.config()?);
         }
-        let files = Reloaded { access, filter, certificate, mirror: mirror.clone(), shadow: shadow.clone() };
+        let (copied, compared, told) = (mirror.clone(), shadow.clone(), Arc::clone(errors));
+        let files = Reloaded { access, filter, certificate, mirror: copied, shadow: compared, errors: told };
         let _reloading = AbortOnDropHandle::new(tokio::spawn(reload(files, self.reload)));
         let http = tokio::spawn(http.serve(http::router(app), closing.clone()));
-        let served = self.until_stopped(&phase, engine_metrics, (mirror, shadow), reporter, stop, ready).await;
+        let served = self.until_stopped(&phase, (engine_metrics, errors), (mirror, shadow), reporter, stop, ready).await;
         if let Err(error) = &served {
             phase.send_replace(Phase::Refused(chain(error).into()));
             // The listener stays open during the final report, so that probes see the reason.
@@ -477,7 +510,7 @@ impl Server {
     async fn until_stopped(
         &self,
         phase: &watch::Sender<Phase>,
-        metrics: Arc<Metrics>,
+        (metrics, errors): (Arc<Metrics>, &Arc<Errors>),
         (mirror, shadow): (Option<Arc<Mirror>>, Option<Arc<Shadow>>),
         reporter: &Reporter<ServingState>,
         stop: &Shutdown,
@@ -485,7 +518,7 @@ impl Server {
     ) -> Result<(), ServeError> {
         let model = tokio::select! {
             () = stop.requested.cancelled() => return Ok(()),
-            model = self.open(phase, Arc::clone(&metrics), mirror.clone()) => Arc::new(model?),
+            model = self.open(phase, (Arc::clone(&metrics), errors), mirror.clone()) => Arc::new(model?),
         };
         phase.send_replace(Phase::Ready(Arc::clone(&model)));
         reporter.update(|state| {
@@ -545,11 +578,11 @@ impl Server {
     async fn open(
         &self,
         phase: &watch::Sender<Phase>,
-        metrics: Arc<Metrics>,
+        (metrics, errors): (Arc<Metrics>, &Arc<Errors>),
         mirror: Option<Arc<Mirror>>,
     ) -> Result<ServedModel, ServeError> {
         let capture = self.capture.clone();
-        let store = capture.as_ref().map(capture::Store::open).transpose()?;
+        let store = capture.as_ref().map(capture::Settings::open).transpose()?;
         let source = self.source.clone();
         let room = (self.room.running + SPARE, self.device);
         let (loading, counts) = (phase.clone(), Arc::clone(&metrics));
@@ -586,7 +619,8 @@ impl Server {
         let capture = capture.zip(store);
         let capture = capture.map(|(settings, store)| Capture::start(settings, store, digest, Arc::clone(&metrics)));
         let batcher = Batcher::start(generator, self.room, metrics).map_err(ServeError::Engine)?;
-        let batcher = batcher.with_time_limit(self.time_limit).with_mirror(mirror).with_capture(capture.transpose()?);
+        let batcher = batcher.with_time_limit(self.time_limit).with_errors(Arc::clone(errors));
+        let batcher = batcher.with_mirror(mirror).with_capture(capture.transpose()?);
         Ok(ServedModel { digest, verified, golden, tokenizer, ends, markers, context, grammars, batcher })
     }
 }
@@ -599,23 +633,25 @@ struct Reloaded {
     certificate: Option<Arc<Certificate>>,
     mirror: Option<Arc<Mirror>>,
     shadow: Option<Arc<Shadow>>,
+    errors: Arc<Errors>,
 }
 
 impl Reloaded {
     fn reload(&self) {
-        let Self { access, filter, certificate, mirror, shadow } = self;
-        access.reload();
+        let Self { access, filter, certificate, mirror, shadow, errors } = self;
+        errors.reread(ServerErrorSource::ApiKeys, access.reload());
         if let Some(filter) = filter {
-            filter.reload();
+            errors.reread(ServerErrorSource::SafetyRules, filter.reload());
         }
         if let Some(certificate) = certificate {
-            certificate.reload();
+            errors.reread(ServerErrorSource::Certificate, certificate.reload());
         }
+        // A server has one of them.
         if let Some(mirror) = mirror {
-            mirror.reload();
+            errors.reread(ServerErrorSource::Shadows, mirror.reload());
         }
         if let Some(shadow) = shadow {
-            shadow.reload();
+            errors.reread(ServerErrorSource::Shadows, shadow.reload());
         }
     }
 }

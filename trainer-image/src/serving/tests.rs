@@ -148,6 +148,7 @@ pub(crate) struct Case {
     traffic: Option<Duration>,
     pub(super) mirror: Option<std::path::PathBuf>,
     pub(super) shadow: Option<std::path::PathBuf>,
+    errors: Option<std::path::PathBuf>,
 }
 
 impl Case {
@@ -202,6 +203,7 @@ impl Case {
             traffic: None,
             mirror: None,
             shadow: None,
+            errors: None,
         }
     }
 
@@ -262,6 +264,7 @@ impl Case {
             shadow: self.shadow.clone(),
             compared: Duration::from_millis(5),
             capture: None,
+            errors: self.errors.clone(),
             name: Some("cot".to_owned()),
         }
     }
@@ -1242,7 +1245,7 @@ async fn a_refused_model_is_reported_on_every_endpoint() {
     let metrics = Arc::new(Metrics::new().unwrap());
     let app = http::App::new(
         Some(case.expected.clone()),
-        http::Gates { access: Access::open(Arc::clone(&metrics)), filter: None, shadow: None },
+        http::Gates { access: Access::open(Arc::clone(&metrics)), filter: None, shadow: None, errors: Arc::default() },
         watched,
         metrics,
         None,
@@ -1280,4 +1283,54 @@ fn checked(files: BTreeMap<String, Vec<u8>>) -> Result<Generator, ServeError> {
 /// Verifies a model without loading it.
 fn verified(paths: &Paths, expected: &Expected) -> Result<codex_signing::verify::Verified, ServeError> {
     Unverified::open(paths, expected)?.0.verify(0)
+}
+
+/// Returns the lines of a server's errors.
+fn failures(path: &Path) -> Vec<Value> {
+    let text = fs::read_to_string(path).unwrap_or_default();
+    text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn failures_of_a_server_are_lines_without_texts() {
+    let mut case = Case::new(64);
+    let (rules, path) = (case.path("rules.yaml"), case.path("errors.ndjson"));
+    fs::write(&rules, "rules: [{ id: a, action: block, literal: forbidden }]").unwrap();
+    case.filter = filter::Settings { rules: Some(rules.clone()), events: None };
+    case.errors = Some(path.clone());
+    let server = case.ready().await;
+    // A refused request is no failure of the server.
+    assert_eq!(server.infer(json!({ "prompt": "forbidden" })).await.0, 422);
+    assert_eq!(failures(&path), [Value::Null; 0]);
+    fs::write(&rules, "rules: [{ id: a, action: block, literal: secret, what: 5 }]").unwrap();
+    for _ in 0..500 {
+        if !failures(&path).is_empty() {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    assert_eq!(server.infer(json!({ "prompt": "347+86:" })).await.0, 503);
+    // Rules that stay invalid are one line, however often they are read.
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    let lines = failures(&path);
+    assert_eq!(lines.len(), 1, "{lines:?}");
+    assert_eq!((&lines[0]["source"], &lines[0]["reason"]), (&json!("safety_rules"), &json!("ReloadFailed")));
+    assert_eq!((&lines[0]["run_id"], &lines[0]["exit_code"]), (&json!("cot"), &Value::Null));
+    let text = fs::read_to_string(&path).unwrap();
+    assert!(!["secret", "forbidden", "347+86"].iter().any(|said| text.contains(said)), "{text}");
+    server.stop.requested.cancel();
+    server.end.await.unwrap().unwrap();
+}
+
+#[tokio::test]
+async fn a_refused_model_is_a_line_with_its_exit_code() {
+    let mut case = Case::new(64);
+    let path = case.path("errors.ndjson");
+    case.errors = Some(path.clone());
+    fs::write(case.path("model/config.json"), "{}").unwrap();
+    case.start().await.end.await.unwrap().unwrap_err();
+    let lines = failures(&path);
+    assert_eq!(lines.len(), 1, "{lines:?}");
+    assert_eq!((&lines[0]["source"], &lines[0]["exit_code"]), (&json!("server"), &json!(exit::BAD_INPUT)));
+    assert_eq!(lines[0]["reason"], "VerificationFailed");
 }

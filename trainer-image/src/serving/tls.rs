@@ -96,30 +96,30 @@ impl Certificate {
     }
 
     /// Reads the files again if they changed. A certificate that cannot be used is logged, and the one before stays in use.
-    pub(super) fn reload(&self) {
-        let files = match Files::read(&self.settings) {
-            Ok(files) => files,
+    ///
+    /// # Errors
+    /// One sentence: a file cannot be read, or the new certificate is refused.
+    pub(super) fn reload(&self) -> Result<(), String> {
+        let files = Files::read(&self.settings).map_err(|error| {
             // A volume that is being replaced; the next time tells.
-            Err(error) => return tracing::debug!(error = crate::error::chain(&error), "the certificate was not read"),
-        };
+            let told = crate::error::chain(&error);
+            tracing::debug!(error = told, "the certificate was not read");
+            told
+        })?;
         let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
         let digest = files.digest();
         if *seen == digest {
-            return;
+            return Ok(());
         }
         *seen = digest;
-        match files.certified(&self.settings, &self.provider) {
-            Ok(certified) => {
-                *self.current.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(certified);
-                tracing::info!("new connections use the new certificate");
-            }
-            Err(error) => {
-                tracing::error!(
-                    error = crate::error::chain(&error),
-                    "the new certificate is refused; the old one stays in use"
-                );
-            }
-        }
+        let certified = files.certified(&self.settings, &self.provider).map_err(|error| {
+            let told = crate::error::chain(&error);
+            tracing::error!(error = told, "the new certificate is refused; the old one stays in use");
+            told
+        })?;
+        *self.current.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(certified);
+        tracing::info!("new connections use the new certificate");
+        Ok(())
     }
 
     /// Returns the settings of a server that shows this certificate.
@@ -240,25 +240,28 @@ mod tests {
         let folder = Folder::new();
         let first = folder.issue();
         let certificate = Certificate::new(folder.settings()).unwrap();
-        certificate.reload();
+        certificate.reload().unwrap();
         assert_eq!(shown(&certificate), first);
         let second = folder.issue();
-        certificate.reload();
+        certificate.reload().unwrap();
         assert_eq!(shown(&certificate), second);
         let key = fs::read_to_string(folder.settings().key).unwrap();
         folder.write("tls.key", "no key");
-        certificate.reload();
+        let refused = certificate.reload().unwrap_err();
+        assert!(refused.contains("tls.key") && !refused.contains("no key"), "{refused}");
         assert_eq!(shown(&certificate), second);
         fs::remove_file(folder.settings().key).unwrap();
-        certificate.reload();
+        certificate.reload().unwrap_err();
         assert_eq!(shown(&certificate), second);
         // The key is that of another certificate until both are there.
         folder.issue();
         folder.write("tls.key", &key);
-        certificate.reload();
+        certificate.reload().unwrap_err();
+        // The same files are refused once.
+        certificate.reload().unwrap();
         assert_eq!(shown(&certificate), second);
         let last = folder.issue();
-        certificate.reload();
+        certificate.reload().unwrap();
         assert_eq!(shown(&certificate), last);
         assert_eq!(certificate.config().unwrap().alpn_protocols, [b"http/1.1".to_vec()]);
     }

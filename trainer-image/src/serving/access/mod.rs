@@ -167,11 +167,15 @@ impl Access {
     }
 
     /// Reads the keys again. Problems are logged: an invalid entry admits nobody; keys that cannot be read stay as they are.
-    pub(super) fn reload(&self) {
-        let (Some(path), Some(keys)) = (&self.settings.keys, &self.keys) else { return };
+    ///
+    /// # Errors
+    /// One sentence: an entry is invalid, or the keys cannot be read or were removed.
+    pub(super) fn reload(&self) -> Result<(), String> {
+        let (Some(path), Some(keys)) = (&self.settings.keys, &self.keys) else { return Ok(()) };
         match Keys::read(path) {
             Ok((new, problems)) => {
                 let problems: Vec<String> = problems.iter().map(|problem| crate::error::chain(problem)).collect();
+                let result = if problems.is_empty() { Ok(()) } else { Err(problems.join("; ")) };
                 let mut told = self.problems.lock().unwrap_or_else(PoisonError::into_inner);
                 if *told != problems {
                     for problem in &problems {
@@ -180,20 +184,27 @@ impl Access {
                     *told = problems;
                 }
                 if new.equals(&keys.read().unwrap_or_else(PoisonError::into_inner)) {
-                    return;
+                    return result;
                 }
                 tracing::info!(keys = new.all().count(), "the API keys changed");
                 *keys.write().unwrap_or_else(PoisonError::into_inner) = new;
                 self.arrange();
+                result
             }
             Err(KeysError::Count { count: 0, .. }) => {
                 let mut keys = keys.write().unwrap_or_else(PoisonError::into_inner);
+                let told = "all API keys were removed: nobody is admitted";
                 if keys.all().next().is_some() {
-                    tracing::error!("all API keys were removed: nobody is admitted");
+                    tracing::error!("{told}");
                     *keys = Keys::default();
                 }
+                Err(told.to_owned())
             }
-            Err(error) => tracing::error!("{}; the former keys stay valid", crate::error::chain(&error)),
+            Err(error) => {
+                let told = crate::error::chain(&error);
+                tracing::error!("{told}; the former keys stay valid");
+                Err(told)
+            }
         }
     }
 
@@ -301,7 +312,11 @@ pub(super) async fn guard(State(app): State<App>, mut request: Request, next: Ne
     match app.access().admit(request.headers(), &path, endpoint.is_some(), Instant::now()) {
         Ok(client) => {
             request.extensions_mut().insert(client);
-            next.run(request).await
+            let response = next.run(request).await;
+            if let Some(endpoint) = endpoint.filter(|_| response.status() == StatusCode::INTERNAL_SERVER_ERROR) {
+                app.errors().request(endpoint);
+            }
+            response
         }
         Err(error) => {
             if let Some(endpoint) = endpoint {

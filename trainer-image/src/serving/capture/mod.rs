@@ -3,9 +3,9 @@
 //! A trace is a measurement: which model answered, how many tokens, and how sure the model was of the first token of its response. It
 //! has no text and is not what the model thinks. The queue to the file is bounded; what does not fit is dropped and counted.
 
-mod store;
 #[cfg(test)]
 mod tests;
+mod writer;
 
 use std::{
     path::PathBuf,
@@ -21,8 +21,7 @@ use codex_engine::{End, LogProbabilities};
 use codex_provenance::ModelDigest;
 use jiff::Timestamp;
 
-pub(super) use self::store::Store;
-use super::{ServeError, metrics::Metrics};
+use super::{ServeError, bounded_file::BoundedFile, metrics::Metrics};
 use crate::{
     arguments::whole,
     artifacts::reasoning::{self, ServedTrace},
@@ -89,6 +88,16 @@ pub(super) struct Settings {
     pub(super) size: u64,
 }
 
+impl Settings {
+    /// Opens the file.
+    ///
+    /// # Errors
+    /// A file operation fails.
+    pub(super) fn open(&self) -> Result<BoundedFile, ServeError> {
+        BoundedFile::open(&self.path, self.size).map_err(ServeError::Traces)
+    }
+}
+
 impl Arguments {
     /// Returns what to capture, if anything.
     pub(super) fn settings(self) -> Option<Settings> {
@@ -118,14 +127,14 @@ impl Capture {
     /// The thread cannot be started.
     pub(super) fn start(
         settings: Settings,
-        store: Store,
+        store: BoundedFile,
         weights: ModelDigest,
         metrics: Arc<Metrics>,
     ) -> Result<Arc<Self>, ServeError> {
         let (queue, traces) = sync_channel(QUEUE);
         let counts = Arc::clone(&metrics);
         let thread = std::thread::Builder::new().name("traces".to_owned());
-        thread.spawn(move || store::write(store, &traces, &counts)).map_err(ServeError::Engine)?;
+        thread.spawn(move || writer::write(store, &traces, &counts)).map_err(ServeError::Engine)?;
         let minute = Mutex::new((Instant::now(), 0));
         Ok(Arc::new(Self { settings, weights, metrics, queue, requests: AtomicU64::new(0), minute }))
     }

@@ -12,7 +12,7 @@ fn settings(path: &Path) -> Settings {
 
 fn capture(settings: Settings) -> (Arc<Capture>, Arc<Metrics>) {
     let metrics = Arc::new(Metrics::new().unwrap());
-    let store = Store::open(&settings).unwrap();
+    let store = settings.open().unwrap();
     let weights = "9f".repeat(32).parse().unwrap();
     (Capture::start(settings, store, weights, Arc::clone(&metrics)).unwrap(), metrics)
 }
@@ -131,7 +131,7 @@ fn a_full_queue_and_a_file_that_fails_are_counted() {
     }
     assert_eq!(count(&metrics, DROPPED), 2);
     drop(traces);
-    let told = Store::open(&settings(Path::new("/proc/traces"))).unwrap_err().to_string();
+    let told = settings(Path::new("/proc/traces")).open().unwrap_err().to_string();
     assert!(told.contains("--trace-store"), "{told}");
     for wrong in ["0", "1.5", "x", "NaN"] {
         assert!(share(wrong).unwrap_err().contains("above 0 and up to 1"), "{wrong}");

@@ -97,7 +97,8 @@ impl Mirror {
             .into();
         let shared = Shared { pair, key, agent, sequence: AtomicU64::new(0), served: OnceLock::new(), metrics };
         let mirror = Self { path, shadows: RwLock::default(), shared: Arc::new(shared) };
-        mirror.reload();
+        // The reason is logged, and the next time tells again.
+        let _ = mirror.reload();
         Ok(Arc::new(mirror))
     }
 
@@ -113,17 +114,18 @@ impl Mirror {
     }
 
     /// Reads the file again. An absent or empty file names no shadow; an invalid one changes nothing.
-    pub(in crate::serving) fn reload(&self) {
-        let bytes = match read(&self.path) {
-            Ok(bytes) => bytes,
-            Err(error) => {
-                tracing::error!(%error, path = %self.path.display(), "the file with the shadows cannot be read; the former ones stay");
-                return;
-            }
-        };
+    ///
+    /// # Errors
+    /// One sentence: the file cannot be read, or has become invalid.
+    pub(in crate::serving) fn reload(&self) -> Result<(), String> {
+        let path = self.path.display();
+        let bytes = read(&self.path).map_err(|error| {
+            tracing::error!(%error, %path, "the file with the shadows cannot be read; the former ones stay");
+            format!("{path} cannot be read: {error}")
+        })?;
         let mut shadows = self.shadows.write().unwrap_or_else(PoisonError::into_inner);
         if shadows.0 == bytes {
-            return;
+            return Ok(());
         }
         let named = if bytes.iter().all(u8::is_ascii_whitespace) {
             Ok(MirrorFile::default())
@@ -131,17 +133,18 @@ impl Mirror {
             codex_json::from_slice::<MirrorFile>(&bytes)
         };
         let former = Arc::clone(&shadows.1);
-        let next = match named {
+        let (next, result) = match named {
             Ok(file) => {
                 tracing::info!(shadows = file.shadows.len(), "the shadows changed");
-                Arc::new(file.shadows.into_iter().filter_map(|target| self.lane(target, &former)).collect())
+                (Arc::new(file.shadows.into_iter().filter_map(|target| self.lane(target, &former)).collect()), Ok(()))
             }
             Err(error) => {
-                tracing::error!(%error, path = %self.path.display(), "the file with the shadows is invalid; the former ones stay");
-                former
+                tracing::error!(%error, %path, "the file with the shadows is invalid; the former ones stay");
+                (former, Err(format!("{path} is invalid: {error}")))
             }
         };
         *shadows = (bytes, next);
+        result
     }
 
     /// Returns the way to a shadow: the former one, if its address is the same, or a new one with a thread of its own.

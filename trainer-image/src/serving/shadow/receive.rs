@@ -105,25 +105,30 @@ impl Shadow {
             comparisons: Mutex::default(),
             metrics,
         };
-        shadow.reload();
+        // The reason is logged, and the next time tells again.
+        let _ = shadow.reload();
         Arc::new(shadow)
     }
 
     /// Reads the file again. Without a valid one, no copy is accepted.
-    pub(in crate::serving) fn reload(&self) {
-        let (bytes, accepted) = match read(&self.path) {
-            Ok(read) => read,
+    ///
+    /// # Errors
+    /// One sentence: there is no valid file.
+    pub(in crate::serving) fn reload(&self) -> Result<(), String> {
+        let ((bytes, accepted), result) = match read(&self.path) {
+            Ok(read) => (read, Ok(())),
             Err(why) => {
-                tracing::error!(path = %self.path.display(), "{why}; no copy is accepted until it is valid");
-                (Vec::new(), ShadowFile::default())
+                let path = self.path.display();
+                tracing::error!(%path, "{why}; no copy is accepted until it is valid");
+                ((Vec::new(), ShadowFile::default()), Err(format!("{path}: {why}")))
             }
         };
         let mut accepts = self.accepts.write().unwrap_or_else(PoisonError::into_inner);
-        if accepts.0 == bytes {
-            return;
+        if accepts.0 != bytes {
+            tracing::info!(keys = accepted.keys.len(), "the servers whose copies are accepted changed");
+            *accepts = (bytes, Arc::new(accepted));
         }
-        tracing::info!(keys = accepted.keys.len(), "the servers whose copies are accepted changed");
-        *accepts = (bytes, Arc::new(accepted));
+        result
     }
 
     /// Returns what was compared since the server started.

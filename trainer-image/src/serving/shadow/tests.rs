@@ -241,7 +241,7 @@ fn copies_that_find_no_place_are_dropped_and_counted() {
     assert!(mirror.begin(&job).is_none(), "without a file nothing is copied");
     let target = MirrorTarget { uid: UID.to_owned(), url, sample_percent: 100 };
     fs::write(&path, serde_json::to_vec(&MirrorFile { shadows: vec![target] }).unwrap()).unwrap();
-    mirror.reload();
+    mirror.reload().unwrap();
     for _ in 0..100 {
         let mut recording = mirror.begin(&job).unwrap();
         recording.token(3);
@@ -256,7 +256,7 @@ fn copies_that_find_no_place_are_dropped_and_counted() {
     // An invalid file changes nothing, and one without shadows ends it.
     for (contents, copies) in [("{", true), ("", false)] {
         fs::write(&path, contents).unwrap();
-        mirror.reload();
+        assert_eq!(mirror.reload().is_err(), copies, "{contents:?}");
         assert_eq!(mirror.begin(&job).is_some(), copies, "{contents:?}");
     }
 }
