@@ -39,6 +39,19 @@ impl AppendFile {
         Ok(())
     }
 
+    /// Returns the number of bytes.
+    pub(crate) fn length(&self) -> u64 {
+        self.length
+    }
+
+    /// Makes what was appended durable.
+    ///
+    /// # Errors
+    /// When the file system refuses.
+    pub(crate) fn sync(&self) -> Result<(), FileError> {
+        self.file.sync_data().map_err(FileError::of("writing", &self.path))
+    }
+
     /// Returns the path.
     pub(crate) fn path(&self) -> &Path {
         &self.path

@@ -9,6 +9,7 @@ use jiff::Timestamp;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::segments::{Segment, segments};
 use crate::atomic_fs::{self, FileError};
 
 /// The value of `$schema` in each row.
@@ -96,18 +97,20 @@ impl Row {
 /// An invalid line.
 #[derive(Debug)]
 pub struct BadLine {
+    /// The file.
+    pub path: PathBuf,
     /// The line number, counted from 1.
     pub line: usize,
     /// The reason.
     pub why: LineError,
 }
 
-/// The content of a ledger.
+/// The content of a ledger, with its full files.
 #[derive(Debug, Default)]
 pub struct Ledger {
     /// The path of the ledger.
     pub path: PathBuf,
-    /// The rows, in the order of the file.
+    /// The rows, in the order of the files.
     pub rows: Vec<Row>,
     /// The invalid lines.
     pub bad: Vec<BadLine>,
@@ -129,7 +132,7 @@ impl Ledger {
             }
             match Row::parse(line) {
                 Ok(row) => ledger.rows.push(row),
-                Err(why) => ledger.bad.push(BadLine { line: index + 1, why }),
+                Err(why) => ledger.bad.push(BadLine { path: PathBuf::new(), line: index + 1, why }),
             }
         }
         // A complete row counts even without its final line feed.
@@ -140,13 +143,29 @@ impl Ledger {
         ledger
     }
 
-    /// Reads a ledger from a file.
+    /// Reads a ledger from a file and from those that were full before it.
     ///
     /// # Errors
-    /// When the file cannot be read.
+    /// When a file cannot be read, or none exists.
     pub fn read(path: &Path) -> Result<Self, FileError> {
-        Ok(Self { path: path.to_owned(), ..Self::parse(&atomic_fs::read(path)?) })
+        let mut files = segments(path).map_err(FileError::of("listing", path))?;
+        if files.is_empty() {
+            files.push(Segment { path: path.to_owned(), number: None });
+        }
+        let mut ledger = Self { path: path.to_owned(), ..Self::default() };
+        for Segment { path, .. } in files {
+            let Self { rows, bad, unfinished, .. } = Self::parse(&atomic_fs::read(&path)?);
+            ledger.rows.extend(rows);
+            ledger.bad.extend(bad.into_iter().map(|bad| BadLine { path: path.clone(), ..bad }));
+            ledger.unfinished |= unfinished;
+        }
+        Ok(ledger)
     }
+}
+
+/// Whether a ledger is at `path`: the file or a full one before it, which a kill may leave alone.
+pub fn exists(path: &Path) -> bool {
+    segments(path).is_ok_and(|files| !files.is_empty())
 }
 
 /// Returns the path of the ledger of `run`, which is the ledger itself, a run's directory, or its `artifacts` directory.
@@ -155,14 +174,14 @@ pub fn locate(run: &Path) -> PathBuf {
     if !run.is_dir() {
         return run.to_owned();
     }
-    inside.iter().find(|path| path.exists()).unwrap_or(&inside[0]).clone()
+    inside.iter().find(|path| exists(path)).unwrap_or(&inside[0]).clone()
 }
 
 #[cfg(test)]
 pub(crate) mod tests {
     use proptest::prelude::*;
 
-    use super::*;
+    use super::{super::segments::numbered, *};
 
     pub(crate) fn row(step: u64, metric: &str, value: f64) -> Row {
         Row {
@@ -250,6 +269,23 @@ pub(crate) mod tests {
             assert_eq!(read.bad[0].line, 3);
             assert!(read.bad[0].why.to_string().contains(why), "{}", read.bad[0].why);
         }
+    }
+
+    #[test]
+    fn full_files_are_read_before_the_last_one() {
+        let root = tempfile::tempdir().unwrap();
+        let path = root.path().join(FILE);
+        assert!(Ledger::read(&path).unwrap_err().to_string().contains("metrics.ndjson"));
+        let rows: Vec<Row> = (1..=12).map(|step| row(step, "loss", 0.5)).collect();
+        for (number, rows) in (1..).zip(rows[..11].chunks(1)) {
+            atomic_fs::write(&numbered(&path, number), &text(rows)).unwrap();
+        }
+        assert_eq!(Ledger::read(&path).unwrap().rows, rows[..11], "a kill between two files");
+        atomic_fs::write(&path, &text(&rows[11..])).unwrap();
+        atomic_fs::write(&numbered(&path, 2), b"nonsense\n").unwrap();
+        let read = Ledger::read(&path).unwrap();
+        assert_eq!(read.rows, [&rows[..1], &rows[2..]].concat());
+        assert_eq!((read.bad.len(), &read.bad[0].path, read.bad[0].line), (1, &numbered(&path, 2), 1));
     }
 
     #[test]

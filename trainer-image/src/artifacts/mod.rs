@@ -8,3 +8,4 @@ pub mod ledger;
 pub mod metadata;
 pub mod reasoning;
 pub mod schemas;
+pub mod segments;

@@ -80,7 +80,7 @@ pub(super) fn results(named: &Path) -> Option<PathBuf> {
         return Some(named.to_owned());
     }
     let (inside, run) = (named.join(EVALUATION), named.join("artifacts").join(ledger::FILE));
-    (inside.is_file() && !run.exists()).then_some(inside)
+    (inside.is_file() && !ledger::exists(&run)).then_some(inside)
 }
 
 impl Evaluated {

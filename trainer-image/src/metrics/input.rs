@@ -86,7 +86,7 @@ pub(super) fn read(run: &Path, skip_bad: bool) -> Result<Ledger, MetricsError> {
         let bad = ledger.bad.len();
         let lines = bad + ledger.rows.len();
         let first = ledger.bad.swap_remove(0);
-        return Err(MetricsError::BadLine { path: ledger.path, line: first.line, bad, lines, why: first.why });
+        return Err(MetricsError::BadLine { path: first.path, line: first.line, bad, lines, why: first.why });
     }
     if ledger.rows.is_empty() {
         return Err(MetricsError::Empty(ledger.path));
@@ -97,7 +97,7 @@ pub(super) fn read(run: &Path, skip_bad: bool) -> Result<Ledger, MetricsError> {
 /// Reads the ledger of a run, named by its directory or by the ledger itself.
 pub(super) fn open(run: &Path) -> Result<Ledger, MetricsError> {
     let path = ledger::locate(run);
-    if run.is_dir() && !path.exists() {
+    if run.is_dir() && !ledger::exists(&path) {
         return Err(MetricsError::NoLedger(run.to_owned()));
     }
     Ok(Ledger::read(&path)?)

@@ -92,7 +92,7 @@ impl Validate {
             }
             let ledger = input::open(run)?;
             for line in &ledger.bad {
-                atomic_fs::say(&format!("{}:{}: {}", ledger.path.display(), line.line, line.why))?;
+                atomic_fs::say(&format!("{}:{}: {}", line.path.display(), line.line, line.why))?;
             }
             let unfinished = if ledger.unfinished { ", the last line incomplete" } else { "" };
             let (rows, refused) = (ledger.rows.len(), ledger.bad.len());

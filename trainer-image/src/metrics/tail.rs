@@ -1,7 +1,8 @@
 //! `codex metrics tail`: prints the newest rows of a run, one line per step; with `--follow`, also new ones. Reads a growing file.
 //!
-//! A run that resumes from a checkpoint replaces its ledger; `--follow` logs that and prints no row twice. It polls twice a
-//! second, because file system notifications do not work across network file systems.
+//! A run that resumes from a checkpoint cuts its ledger; `--follow` logs that and prints no row twice. A full file of the ledger gets a
+//! number, and its rows are followed by those of the next one. It polls twice a second, because file system notifications do not work
+//! across network file systems.
 
 use std::{
     fs::File,
@@ -25,7 +26,10 @@ use signal_hook::{
 use super::{error::MetricsError, series::shown};
 use crate::{
     arguments::whole,
-    artifacts::ledger::{self, Row},
+    artifacts::{
+        ledger::{self, Row},
+        segments::{Segment, segments},
+    },
     atomic_fs::{self, FileError},
 };
 
@@ -55,7 +59,7 @@ impl Tail {
             for signal in [SIGTERM, SIGINT] {
                 flag::register(signal, Arc::clone(&stop)).map_err(MetricsError::Signals)?;
             }
-        } else if self.run.is_dir() && !ledger::locate(&self.run).exists() {
+        } else if self.run.is_dir() && !ledger::exists(&ledger::locate(&self.run)) {
             return Err(MetricsError::NoLedger(self.run));
         }
         let mut follower = Follower::new(&self.run);
@@ -77,7 +81,7 @@ impl Tail {
     }
 }
 
-/// Reads new rows of a file that grows or is replaced.
+/// Reads new rows of a ledger that grows, is rotated or is cut.
 #[derive(Debug)]
 struct Follower {
     run: PathBuf,
@@ -106,19 +110,35 @@ impl Follower {
     /// Reads new rows. A missing file is an error if it `must_exist`.
     fn look(&mut self, must_exist: bool) -> Result<Seen, MetricsError> {
         let path = ledger::locate(&self.run);
-        let reading = || FileError::of("reading", &path);
-        let other = self.replaced(&path).map_err(reading())?;
-        if other {
-            match File::open(&path) {
-                Ok(file) => (self.file, self.rest, self.lines) = (Some(file), Vec::new(), 0),
-                Err(error) if error.kind() == std::io::ErrorKind::NotFound && !must_exist => return Ok(Seen::default()),
-                Err(error) => return Err(reading()(error).into()),
-            }
+        let mut files = segments(&path).map_err(FileError::of("listing", &path))?;
+        if files.is_empty() && must_exist {
+            files.push(Segment { path: path.clone(), number: None });
         }
-        let Some(file) = &mut self.file else { return Ok(Seen::default()) };
-        file.read_to_end(&mut self.rest).map_err(reading())?;
-        let before = self.newest;
-        let (mut seen, mut kept) = (Seen::default(), 0);
+        let (mut seen, before) = (Seen::default(), self.newest);
+        let held = self.held(&files).map_err(FileError::of("reading", &path))?;
+        // Without the held file, the ledger is new, or was cut when its run resumed.
+        let anew = held.is_none().then_some(before).flatten();
+        if let Some(held) = held {
+            self.read(&files[held].path, None, &mut seen)?;
+            files.drain(..=held);
+        }
+        let replaced = anew.filter(|_| !files.is_empty());
+        let mut kept = 0;
+        for Segment { path, .. } in files {
+            self.file = Some(File::open(&path).map_err(FileError::of("reading", &path))?);
+            (self.rest, self.lines) = (Vec::new(), 0);
+            kept = kept.max(self.read(&path, anew, &mut seen)?);
+        }
+        seen.replaced = replaced.map(|_| kept);
+        Ok(seen)
+    }
+
+    /// Reads the rows of the held file, whose path is `path`, from where it was read last. Leaves out those that are not newer than `anew`,
+    /// and returns the last step of these.
+    fn read(&mut self, path: &Path, anew: Option<Timestamp>, seen: &mut Seen) -> Result<u64, MetricsError> {
+        let Some(file) = &mut self.file else { return Ok(0) };
+        file.read_to_end(&mut self.rest).map_err(FileError::of("reading", path))?;
+        let mut kept = 0;
         while let Some(end) = self.rest.iter().position(|byte| *byte == b'\n') {
             let line: Vec<u8> = self.rest.drain(..=end).collect();
             self.lines += 1;
@@ -126,8 +146,8 @@ impl Follower {
                 continue;
             }
             match Row::parse(&line) {
-                // A new ledger repeats rows of the one that it replaced.
-                Ok(row) if other && before.is_some_and(|newest| row.timestamp <= newest) => kept = kept.max(row.step),
+                // A ledger that was cut repeats rows that were read before.
+                Ok(row) if anew.is_some_and(|newest| row.timestamp <= newest) => kept = kept.max(row.step),
                 Ok(row) => {
                     self.newest = self.newest.max(Some(row.timestamp));
                     seen.rows.push(row);
@@ -135,20 +155,19 @@ impl Follower {
                 Err(why) => tracing::warn!("{}:{}: invalid ledger row: {why}", path.display(), self.lines),
             }
         }
-        seen.replaced = (other && before.is_some()).then_some(kept);
-        Ok(seen)
+        Ok(kept)
     }
 
-    /// Returns whether the file was replaced or truncated since it was read.
-    fn replaced(&mut self, path: &Path) -> std::io::Result<bool> {
-        let Some(file) = &mut self.file else { return Ok(true) };
+    /// Returns which of these files is held; `None` if none is, or if it was cut since it was read.
+    fn held(&mut self, files: &[Segment]) -> std::io::Result<Option<usize>> {
+        let Some(file) = &mut self.file else { return Ok(None) };
         let (held, place) = (file.metadata()?, file.stream_position()?);
-        Ok(match std::fs::metadata(path) {
-            Ok(there) => (there.dev(), there.ino()) != (held.dev(), held.ino()) || there.len() < place,
-            // The old file was removed, and the new one does not exist yet.
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => false,
-            Err(error) => return Err(error),
-        })
+        let same = |segment: &Segment| {
+            let found = std::fs::metadata(&segment.path).ok()?;
+            ((found.dev(), found.ino()) == (held.dev(), held.ino())).then_some(found.len())
+        };
+        let found = files.iter().enumerate().find_map(|(index, segment)| Some((index, same(segment)?)));
+        Ok(found.filter(|(_, length)| *length >= place).map(|(index, _)| index))
     }
 }
 
@@ -172,7 +191,10 @@ mod tests {
     use std::io::Write as _;
 
     use super::*;
-    use crate::artifacts::ledger::tests::{row, text};
+    use crate::artifacts::{
+        ledger::tests::{row, text},
+        segments::numbered,
+    };
 
     #[test]
     fn a_growing_ledger_is_followed_through_a_resume() {
@@ -208,5 +230,39 @@ mod tests {
         atomic_fs::write(&path, &again).unwrap();
         let seen = follower.look(false).unwrap();
         assert_eq!((seen.rows, seen.replaced), (later, Some(10)));
+    }
+
+    #[test]
+    fn a_ledger_is_followed_from_file_to_file() {
+        let root = tempfile::tempdir().unwrap();
+        let path = ledger::locate(root.path());
+        let rows: Vec<Row> = (1..=12).map(|step| row(step, "loss", 1.5)).collect();
+        let steps = |seen: &Seen| seen.rows.iter().map(|row| row.step).collect::<Vec<_>>();
+        atomic_fs::write(&path, &text(&rows[..2])).unwrap();
+        let mut follower = Follower::new(root.path());
+        assert_eq!(steps(&follower.look(true).unwrap()), [1, 2]);
+        // Two files are full before the next look.
+        let mut file = File::options().append(true).open(&path).unwrap();
+        file.write_all(&text(&rows[2..3])).unwrap();
+        std::fs::rename(&path, numbered(&path, 1)).unwrap();
+        atomic_fs::write(&numbered(&path, 2), &text(&rows[3..6])).unwrap();
+        atomic_fs::write(&path, &text(&rows[6..7])).unwrap();
+        let seen = follower.look(true).unwrap();
+        assert_eq!((steps(&seen), seen.replaced), (vec![3, 4, 5, 6, 7], None));
+        // A kill between two files, and what follows it.
+        std::fs::rename(&path, numbered(&path, 3)).unwrap();
+        assert_eq!(steps(&follower.look(true).unwrap()), [0; 0]);
+        atomic_fs::write(&path, &text(&rows[7..8])).unwrap();
+        let seen = follower.look(true).unwrap();
+        assert_eq!((steps(&seen), seen.replaced), (vec![8], None));
+        assert_eq!(steps(&Follower::new(root.path()).look(true).unwrap()), [1, 2, 3, 4, 5, 6, 7, 8]);
+        // A resume from step 5 makes the second file the last one again.
+        std::fs::remove_file(&path).unwrap();
+        std::fs::remove_file(numbered(&path, 3)).unwrap();
+        std::fs::remove_file(numbered(&path, 2)).unwrap();
+        let again = Row { timestamp: rows[11].timestamp, ..rows[5].clone() };
+        atomic_fs::write(&path, &text(&[rows[3].clone(), rows[4].clone(), again.clone()])).unwrap();
+        let seen = follower.look(true).unwrap();
+        assert_eq!((seen.rows, seen.replaced), (vec![again], Some(5)));
     }
 }

@@ -26,6 +26,7 @@ use super::{
     data::Stop,
 };
 use crate::{
+    artifacts::segments,
     atomic_fs, composing,
     error::CommandError,
     exposition::{Exposition, ExpositionError},
@@ -97,6 +98,10 @@ pub struct Train {
     /// Seconds from SIGTERM to SIGKILL: terminationGracePeriodSeconds of the pod.
     #[arg(long, value_name = "SECONDS", env = "CODEX_GRACE_SECONDS", value_parser = crate::arguments::whole::<u64>(0..=u64::MAX))]
     pub(super) grace_seconds: Option<u64>,
+    /// The most bytes of metrics.ndjson, ledger.ndjson and states.ndjson. A full one is renamed to FILE.1, FILE.2 and so on, and a new
+    /// one begins.
+    #[arg(long, value_name = "BYTES", default_value_t = segments::SIZE, value_parser = crate::arguments::whole::<u64>(4096..=1 << 40))]
+    pub(super) ledger_size: u64,
     /// Address on which /metrics is served to Prometheus, such as 127.0.0.1:9464.
     #[arg(long, env = "CODEX_METRICS_ADDRESS", value_name = "ADDRESS:PORT", value_parser = crate::arguments::socket_address)]
     pub(super) metrics_address: Option<SocketAddr>,
@@ -234,6 +239,7 @@ impl Train {
             accept_other_bits: self.accept_other_bits,
             required: Some(&self.required),
             grace: self.grace_seconds.map(Duration::from_secs),
+            ledger_size: self.ledger_size,
         }
     }
 

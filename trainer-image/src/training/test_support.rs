@@ -18,8 +18,9 @@ use super::{
     checkpoint::{StateInfo, newest},
     data::{Dataset, Encoder, Places, Stop},
     fault_injection,
+    records::{LEDGER, STATES},
 };
-use crate::{reporting::Reporter, text::Tokenizer};
+use crate::{artifacts::segments, reporting::Reporter, text::Tokenizer};
 
 /// Overrides of the small setting in the documentation of the training module.
 pub(crate) const TINY: [&str; 8] = [
@@ -75,8 +76,18 @@ pub(crate) fn with_files(
     output: &Path,
     stop: Stop,
 ) -> Attempt {
+    rotating(resolved, files, output, (segments::SIZE, stop))
+}
+
+/// Runs an attempt whose files of rows have at most `size` bytes.
+fn rotating(
+    resolved: &Resolved<Training>,
+    files: &[(String, PathBuf)],
+    output: &Path,
+    (size, stop): (u64, Stop),
+) -> Attempt {
     let reporter = Reporter::<TrainingState>::nowhere();
-    let session = Session::new(resolved, files, output, &reporter, stop);
+    let session = Session { ledger_size: size, ..Session::new(resolved, files, output, &reporter, stop) };
     let outcome = session.run();
     Attempt { outcome, state: reporter.state() }
 }
@@ -134,11 +145,17 @@ pub(crate) fn scratch() -> PathBuf {
     if memory.is_dir() { memory } else { std::env::temp_dir() }
 }
 
-/// Returns everything that must not depend on kills: the last state, tensor by tensor, the model, the ledger, the chain.
+/// The most bytes of a file of rows in attempts that are killed: a few rows.
+const SMALL: u64 = 1000;
+
+/// Returns everything that must not depend on kills: the last state, tensor by tensor, the ledger, the chain, the model.
 pub(crate) fn remains(output: &Path) -> (StateInfo, Vec<Vec<u8>>) {
     let found = newest(&output.join("checkpoints"), u64::MAX, |_| unreachable!()).unwrap().unwrap();
-    let files = ["artifacts/ledger.ndjson", "artifacts/states.ndjson", "model/model.safetensors"];
-    (found.info, files.map(|file| fs::read(output.join(file)).unwrap()).to_vec())
+    let rows = |name: &str| {
+        let files = segments::segments(&output.join("artifacts").join(name)).unwrap();
+        files.into_iter().flat_map(|file| fs::read(file.path).unwrap()).collect()
+    };
+    (found.info, vec![rows(LEDGER), rows(STATES), fs::read(output.join("model/model.safetensors")).unwrap()])
 }
 
 /// Runs an attempt that dies at the last of `looks` checks or `writes` writes. Returns whether it died.
@@ -155,7 +172,7 @@ pub(crate) fn mortal(
         false
     };
     fault_injection::set(Some(Arc::clone(writes)));
-    let ended = catch_unwind(AssertUnwindSafe(|| with_files(run, &[], output, &die)));
+    let ended = catch_unwind(AssertUnwindSafe(|| rotating(run, &[], output, (SMALL, &die))));
     fault_injection::set(None);
     match ended {
         // The writer thread died, and this one noticed at its next checkpoint.

@@ -83,7 +83,8 @@ pub(crate) struct RecordEnds {
 }
 
 impl AsyncWriter {
-    /// Starts the thread for a run that resumes at `step`. Later rows of its records in `artifacts` are dropped.
+    /// Starts the thread for a run that resumes at `step`. Later rows of its records in `artifacts` are dropped. Files of records have at
+    /// most `size` bytes.
     ///
     /// # Errors
     /// When a file operation fails, or the thread cannot start.
@@ -91,7 +92,7 @@ impl AsyncWriter {
         lock: LockHandle,
         store: CheckpointStore,
         origin: Origin,
-        artifacts: &Path,
+        (artifacts, size): (&Path, u64),
         step: u64,
     ) -> Result<(Self, RecordEnds), CheckpointError> {
         let states = AppendLog::open::<StateRow>(artifacts.join(STATES), step)?;
@@ -99,7 +100,7 @@ impl AsyncWriter {
         let (chain, recorded) = states.last.as_ref().map_or((None, 0), |row| (Some(row.chain), row.step));
         let notices = [ledger.notice, states.notice].into_iter().flatten().collect();
         let ends = RecordEnds { ledger: ledger.last, state: states.last, notices };
-        let (states, ledger) = (states.log, ledger.log);
+        let (states, ledger) = (states.log.rotated_at(size), ledger.log.rotated_at(size));
         let mut worker =
             Worker { lock, store, origin, states, ledger, chain, recorded, pending: (Vec::new(), Vec::new()) };
         let ((jobs, todo), (answers, done)) = (channel::<WriteJob>(), channel());
@@ -209,10 +210,8 @@ impl Worker {
         checkpoint: Option<BTreeMap<String, f64>>,
     ) -> Result<Option<SavedCheckpoint>, CheckpointError> {
         self.lock.check()?;
-        self.ledger.append(&self.pending.1)?;
-        self.pending.1.clear();
-        self.states.append(&self.pending.0)?;
-        self.pending.0.clear();
+        self.ledger.append_each(&mut self.pending.1)?;
+        self.states.append_each(&mut self.pending.0)?;
         checkpoint.map(|metrics| self.store.save(snapshot, digests, metrics, &self.origin)).transpose()
     }
 }

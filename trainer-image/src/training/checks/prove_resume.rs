@@ -15,6 +15,7 @@ use serde_json::json;
 
 use super::ProofError;
 use crate::{
+    artifacts::segments::{Segment, segments},
     atomic_fs::{self, FileError},
     reporting::{self, Reporter},
     training::{
@@ -33,6 +34,8 @@ use crate::{
 const KILLS: u64 = 3;
 /// Number of tries if the run ends before all kills.
 const TRIES: u32 = 5;
+/// The most bytes of a file of rows: a few steps.
+const LEDGER_SIZE: u64 = 4096;
 /// Interval between two checks of the progress of a child.
 const POLL: Duration = Duration::from_millis(1);
 
@@ -174,6 +177,8 @@ impl ResumeProof<'_> {
         let log_file = log_file.map_err(FileError::of("creating", &log))?;
         let mut command = Command::new(program);
         command.arg("train").arg("--config").arg(config).arg("--output").arg(output);
+        // Small files, so that the proof covers their rotation.
+        command.arg("--ledger-size").arg(LEDGER_SIZE.to_string());
         if let Some(base) = self.base {
             command.arg("--base").arg(base.path()).arg("--base-digest").arg(base.digest().to_string());
         }
@@ -227,6 +232,16 @@ impl ResumeProof<'_> {
         Ok(None)
     }
 
+    /// Returns the names and bytes of the files of rows called `name`, the oldest first.
+    fn files(output: &Path, name: &str) -> Result<Vec<(String, Vec<u8>)>, FileError> {
+        let path = output.join("artifacts").join(name);
+        let read = |Segment { path, number }: Segment| {
+            let name = number.map_or_else(|| name.to_owned(), |number| format!("{name}.{number}"));
+            Ok((name, atomic_fs::read(&path)?))
+        };
+        segments(&path).map_err(FileError::of("listing", &path))?.into_iter().map(read).collect()
+    }
+
     /// Returns the digest of the last state, and everything in which the runs differ.
     fn compare(straight: &Path, killed: &Path, steps: u64) -> Result<(String, Vec<String>), TrainError> {
         let last = |output: &Path| -> Result<ValidCheckpoint, TrainError> {
@@ -241,13 +256,16 @@ impl ResumeProof<'_> {
             let tensors = differing_names(&one.info.tensors, &two.info.tensors);
             differences.push(format!("the state of step {steps}, in {}", some_tensors(&tensors)));
         }
-        for file in [format!("artifacts/{LEDGER}"), format!("artifacts/{STATES}")] {
-            let read = |output: &Path| atomic_fs::read(&output.join(&file));
-            let (one, two) = (read(straight)?, read(killed)?);
-            if one != two {
-                let line = one.split(|byte| *byte == b'\n').zip(two.split(|byte| *byte == b'\n'));
-                let line = line.take_while(|(one, two)| one == two).count() + 1;
-                differences.push(format!("{file}, from line {line} on"));
+        for name in [LEDGER, STATES] {
+            let (one, two) = (Self::files(straight, name)?, Self::files(killed, name)?);
+            match one.iter().zip(&two).find(|(one, two)| one != two) {
+                Some(((file, one), (other, two))) if file == other => {
+                    let line = one.split(|byte| *byte == b'\n').zip(two.split(|byte| *byte == b'\n'));
+                    let line = line.take_while(|(one, two)| one == two).count() + 1;
+                    differences.push(format!("artifacts/{file}, from line {line} on"));
+                }
+                None if one.len() == two.len() => {}
+                _ => differences.push(format!("artifacts/{name}, in {} and {}", counted(one.len(), "file"), counted(two.len(), "file"))),
             }
         }
         let model = |output: &Path| atomic_fs::read(&output.join("model/model.safetensors"));

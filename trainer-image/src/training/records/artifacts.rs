@@ -235,6 +235,11 @@ pub(crate) struct MetricsLedger {
 }
 
 impl MetricsLedger {
+    /// Begins a new file when one has no room for the metrics of a step within `size` bytes.
+    pub(crate) fn rotated_at(self, size: u64) -> Self {
+        Self { log: self.log.rotated_at(size), ..self }
+    }
+
     /// Appends the metrics of a step, measured on `split`, and returns their rows.
     ///
     /// # Errors

@@ -2,14 +2,21 @@
 //!
 //! No row holds a time or a machine, so a run that was killed and resumed leaves the same bytes as one that was not.
 
-use std::{collections::BTreeMap, io, path::Path};
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+};
 
 use codex_provenance::Sha256;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use sha2::Digest as _;
 
 use super::RecordsError;
-use crate::{atomic_fs, training::state::Digests};
+use crate::{
+    artifacts::segments::{Segment, segments},
+    atomic_fs::{self, FileError},
+    training::state::Digests,
+};
 
 /// Name of the file of chained digests.
 pub(crate) const STATES: &str = "states.ndjson";
@@ -90,15 +97,25 @@ impl Row for LedgerRow {
     }
 }
 
-/// Reads all rows of a file, in order; none if it does not exist. The last line may be cut short, as a kill leaves it.
+/// Reads all rows of a file and of those that were full before it, in order; none if it does not exist. The last line may be cut short,
+/// as a kill leaves it.
 ///
 /// # Errors
 /// [`RecordsError`] for every other line that is not a row.
 pub(crate) fn read_rows<R: Row>(path: &Path) -> Result<Vec<R>, RecordsError> {
-    match atomic_fs::read(path) {
-        Err(error) if error.source.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
-        read => parse(path, &read?),
+    Ok(read_files(path)?.into_iter().flat_map(|(_, rows)| rows).collect())
+}
+
+/// Does the same for each file.
+fn read_files<R: Row>(path: &Path) -> Result<Vec<(PathBuf, Vec<R>)>, RecordsError> {
+    let mut files: Vec<(PathBuf, Vec<R>)> = Vec::new();
+    let mut before = None;
+    for Segment { path, .. } in segments(path).map_err(FileError::of("listing", path))? {
+        let rows = parse(&path, &atomic_fs::read(&path)?, before)?;
+        before = rows.last().map(Row::step).or(before);
+        files.push((path, rows));
     }
+    Ok(files)
 }
 
 /// Reads the rows of a run's states and checks their chain.
@@ -106,13 +123,17 @@ pub(crate) fn read_rows<R: Row>(path: &Path) -> Result<Vec<R>, RecordsError> {
 /// # Errors
 /// [`RecordsError`] with the line.
 pub(crate) fn read_states(path: &Path) -> Result<Vec<StateRow>, RecordsError> {
-    let rows = read_rows::<StateRow>(path)?;
-    check_chain(path, &rows)?;
-    Ok(rows)
+    let (mut all, mut before) = (Vec::new(), None);
+    for (path, rows) in read_files::<StateRow>(path)? {
+        check_chain(&path, &rows, before)?;
+        before = rows.last().map(|row| row.chain).or(before);
+        all.extend(rows);
+    }
+    Ok(all)
 }
 
-fn check_chain(path: &Path, rows: &[StateRow]) -> Result<(), RecordsError> {
-    let mut before = None;
+/// Checks the chain of the rows of a file that follow the chain value `before`.
+fn check_chain(path: &Path, rows: &[StateRow], mut before: Option<Sha256>) -> Result<(), RecordsError> {
     for (index, row) in rows.iter().enumerate() {
         if row.chain != link(row.step, row.digest, before) {
             return Err(RecordsError::Chain { path: path.to_owned(), line: index + 1, step: row.step });
@@ -122,7 +143,8 @@ fn check_chain(path: &Path, rows: &[StateRow]) -> Result<(), RecordsError> {
     Ok(())
 }
 
-fn parse<R: Row>(path: &Path, bytes: &[u8]) -> Result<Vec<R>, RecordsError> {
+/// Parses the rows of a file, which follow a row of the step `before`.
+fn parse<R: Row>(path: &Path, bytes: &[u8], before: Option<u64>) -> Result<Vec<R>, RecordsError> {
     let mut rows: Vec<R> = Vec::new();
     for (index, line) in bytes.split_inclusive(|byte| *byte == b'\n').enumerate() {
         let Some(line) = line.strip_suffix(b"\n") else { break };
@@ -132,7 +154,7 @@ fn parse<R: Row>(path: &Path, bytes: &[u8]) -> Result<Vec<R>, RecordsError> {
             line: line_number,
             source,
         })?;
-        if let Some(before) = rows.last().map(Row::step).filter(|before| *before >= row.step()) {
+        if let Some(before) = rows.last().map(Row::step).or(before).filter(|before| *before >= row.step()) {
             return Err(RecordsError::Order { path: path(), line: line_number, step: row.step(), before });
         }
         rows.push(row);
@@ -188,14 +210,14 @@ mod tests {
     fn a_modified_chain_is_detected() {
         let path = Path::new(STATES);
         let rows = states(4);
-        check_chain(path, &rows).unwrap();
+        check_chain(path, &rows, None).unwrap();
         let mut changed = rows.clone();
         changed[1].digest = changed[0].digest;
-        assert!(matches!(check_chain(path, &changed), Err(RecordsError::Chain { line: 2, step: 2, .. })));
+        assert!(matches!(check_chain(path, &changed, None), Err(RecordsError::Chain { line: 2, step: 2, .. })));
         let without = [&rows[..1], &rows[2..]].concat();
-        assert!(matches!(check_chain(path, &without), Err(RecordsError::Chain { line: 2, step: 3, .. })));
+        assert!(matches!(check_chain(path, &without, None), Err(RecordsError::Chain { line: 2, step: 3, .. })));
         let twice = [&rows[..], &rows[1..2]].concat();
-        let error = parse::<StateRow>(path, &lines(&twice)).unwrap_err();
+        let error = parse::<StateRow>(path, &lines(&twice), None).unwrap_err();
         assert!(matches!(error, RecordsError::Order { line: 5, step: 2, before: 4, .. }), "{error}");
     }
 

@@ -137,7 +137,7 @@ impl Session<'_> {
         let total = executed_steps(settings, dataset.records());
         let store = CheckpointStore::open(self.output.join("checkpoints"), identity, Retention::of(settings, total))?;
         let probe = self.grace.map(|_| store.probe(snapshot_size(model, settings))).transpose()?;
-        let (writer, ends) = AsyncWriter::start(lock.handle(), store, origin, &artifacts_directory, state.step)?;
+        let (writer, ends) = AsyncWriter::start(lock.handle(), store, origin, (&artifacts_directory, self.ledger_size), state.step)?;
         ends.notices.into_iter().for_each(|notice| self.notice(notice));
         match ends.ledger {
             Some(row) if row.step == state.step => self.check_order(&row, &state, &dataset)?,
@@ -171,6 +171,7 @@ impl Session<'_> {
         artifacts.environment(training.seed, state.engine.path())?;
         let names: Vec<&str> = training.data.iter().map(|data| data.name.as_str()).collect();
         let (ledger, notice) = artifacts.metrics_ledger(state.step, state.evaluation_pending, names.join("+"))?;
+        let ledger = ledger.rotated_at(self.ledger_size);
         if let Some(notice) = notice {
             self.notice(notice);
         }

@@ -10,6 +10,7 @@ use codex_reports::{Model, TrainingState};
 
 use super::TrainerMetrics;
 use crate::{
+    artifacts::segments,
     reporting::Reporter,
     training::{Base, Required, TrainError},
 };
@@ -37,6 +38,8 @@ pub struct Session<'a> {
     pub required: Option<&'a Required>,
     /// Time from SIGTERM to SIGKILL, if known.
     pub grace: Option<Duration>,
+    /// The most bytes of a file of the ledgers and of the states; then it gets a number, and a new one begins.
+    pub ledger_size: u64,
 }
 
 /// How an attempt ended.
@@ -74,6 +77,7 @@ impl<'a> Session<'a> {
             accept_other_bits: false,
             required: None,
             grace: None,
+            ledger_size: segments::SIZE,
         }
     }
 

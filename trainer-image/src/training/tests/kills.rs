@@ -12,9 +12,15 @@ use std::{
 use codex_reports::Stage;
 use proptest::prelude::*;
 
-use crate::training::{
-    Outcome,
+use crate::{
+    artifacts::segments::{Segment, segments},
+    reporting::Reporter,
+};
+use crate::{
+    training::{
+    Outcome, Session,
     checkpoint::scan,
+    forensics::RecordedRun,
     test_support::{
         ALL, asked_at, attempt, both, finished, killed_at, metrics, mortal, remains, resolved, scratch, speck, threads,
         walk,
@@ -64,6 +70,34 @@ fn a_resumed_run_gives_the_same_bytes_for_any_number_of_threads() {
     assert_eq!(finished(&again), model);
     assert_eq!(again.state.steps_executed, 30);
     assert_eq!(again.state.stage, Stage::Finished);
+}
+
+/// Files of rows are rotated, and the commands that read a run follow them.
+#[test]
+fn a_run_with_small_files_of_rows_leaves_the_same_files_after_a_kill() {
+    let run = speck(&["training.checkpoint_every=4"]);
+    let session = |output: &Path| {
+        let reporter = Reporter::nowhere();
+        let session = Session { ledger_size: 1000, ..Session::new(&run, &[], output, &reporter, &|| false) };
+        session.run().unwrap();
+    };
+    let names = |root: &Path| -> Vec<(PathBuf, Vec<u8>)> {
+        let files = ["ledger.ndjson", "states.ndjson"].map(|name| segments(&root.join("artifacts").join(name)).unwrap());
+        let read = |file: Segment| (file.path.strip_prefix(root).unwrap().to_owned(), fs::read(&file.path).unwrap());
+        files.into_iter().flatten().map(read).collect()
+    };
+    let (whole, killed) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    session(whole.path());
+    let expected = names(whole.path());
+    assert!(expected.len() > 6, "{:?}", expected.iter().map(|(name, _)| name).collect::<Vec<_>>());
+    assert!(killed_at(&run, killed.path(), 1 + 25 + 2 + 2 * 7 + 1));
+    session(killed.path());
+    assert!(names(killed.path()) == expected);
+    assert!(segments(&killed.path().join("artifacts/metrics.ndjson")).unwrap().len() > 1);
+    assert_eq!(metrics(killed.path()), metrics(whole.path()));
+    let recorded = RecordedRun::open(whole.path()).unwrap();
+    assert!(recorded.ledger().unwrap().keys().copied().eq(1..=12));
+    assert_eq!(recorded.states().unwrap().len(), 12);
 }
 
 #[test]
