@@ -70,6 +70,9 @@ pub enum TrackingError {
     /// The attempt ended before the server had all rows.
     #[error("the server has not received all rows before the attempt ended")]
     Unsent,
+    /// The registry did not answer in time.
+    #[error("the registry has not answered before the run ended")]
+    Unregistered,
     /// MLflow takes directories below one of this name for files of a run, and reads no runs there.
     #[error("{path:?} is below a directory named artifacts, where MLflow reads no runs: name another directory")]
     BelowArtifacts {
@@ -142,6 +145,16 @@ impl Failures {
             tracker = self.tracker,
             error = chain(error),
             "the tracker is not used in this attempt; training goes on, and the ledger has all metrics"
+        );
+    }
+
+    /// Counts and logs that the model of the run is not registered.
+    pub(super) fn unregistered(&self, error: &TrackingError) {
+        self.count();
+        tracing::warn!(
+            tracker = self.tracker,
+            error = chain(error),
+            "the model is not registered with MLflow; the run has finished, and its model is written"
         );
     }
 

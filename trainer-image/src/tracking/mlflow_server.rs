@@ -3,7 +3,7 @@
 //! A server that is away neither stops nor slows the run: rows wait in the thread up to a limit, and the run only hands them over.
 
 use std::{
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::mpsc::{Receiver, RecvTimeoutError, Sender, SyncSender, channel, sync_channel},
     time::{Duration, Instant},
 };
@@ -73,9 +73,7 @@ impl MlflowServer {
     /// # Errors
     /// When a variable is missing or invalid.
     pub(super) fn start(start: &Start, failures: &Failures) -> Result<Self, TrackingError> {
-        let certificates = variable("SSL_CERT_FILE").map(PathBuf::from);
-        let client = Client::new(variable(URI).as_deref(), variable(TOKEN).as_deref(), certificates)?;
-        Self::open(start, failures, client, experiment_name(), PAUSE)
+        Self::open(start, failures, Client::of_environment()?, experiment_name(), PAUSE)
     }
 
     /// Starts to send to a server. After a failed request it is left alone for `pause`.
@@ -92,7 +90,7 @@ impl MlflowServer {
             client,
             experiment,
             run: start.run.clone(),
-            file: start.artifacts.join(FILE),
+            artifacts: start.artifacts.to_owned(),
             history: start.history.to_vec(),
             failures: failures.apart(),
             pause,
@@ -122,9 +120,16 @@ impl Tracker for MlflowServer {
 
 /// The content of [`FILE`].
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
-struct Noted {
-    tracking_uri: String,
-    run_id: String,
+pub(super) struct Noted {
+    pub(super) tracking_uri: String,
+    pub(super) run_id: String,
+}
+
+impl Noted {
+    /// Reads the file in the `artifacts` directory of a run; `None` if there is none, or if it is damaged.
+    pub(super) fn read(artifacts: &Path) -> Option<Self> {
+        codex_json::from_slice(&atomic_fs::read(&artifacts.join(FILE)).ok()?).ok()
+    }
 }
 
 /// The thread's side.
@@ -133,7 +138,8 @@ struct Link {
     /// Name of the experiment.
     experiment: String,
     run: Described,
-    file: PathBuf,
+    /// The `artifacts` directory of the run.
+    artifacts: PathBuf,
     /// Rows of the ledger before this attempt, for a run that the server does not know yet.
     history: Vec<Row>,
     failures: Failures,
@@ -225,9 +231,8 @@ impl Link {
         if let Some(id) = &self.id {
             return Ok(id.clone());
         }
-        if let Some(Noted { tracking_uri, run_id }) =
-            atomic_fs::read(&self.file).ok().and_then(|bytes| codex_json::from_slice(&bytes).ok())
-            && tracking_uri == self.client.uri
+        if let Some(Noted { tracking_uri, run_id }) = Noted::read(&self.artifacts)
+            && self.client.is_at(&tracking_uri)
         {
             let status = Status::Running.name();
             match self.client.post("runs/update", &json!({ "run_id": run_id, "status": status })) {
@@ -256,7 +261,7 @@ impl Link {
         self.rows = std::mem::take(&mut self.history);
         self.keep(new);
         let noted = Noted { tracking_uri: self.client.uri.clone(), run_id: run_id.clone() };
-        atomic_fs::write_json(&self.file, &noted)?;
+        atomic_fs::write_json(&self.artifacts.join(FILE), &noted)?;
         Ok(run_id)
     }
 
@@ -305,7 +310,7 @@ fn settle<T>(waiting: &mut Vec<T>, count: usize, sent: Result<(), TrackingError>
 }
 
 /// Returns pairs as MLflow's objects.
-fn pairs(pairs: &[(String, String)]) -> Vec<Value> {
+pub(super) fn pairs(pairs: &[(String, String)]) -> Vec<Value> {
     pairs.iter().map(|(key, value)| json!({ "key": key, "value": value })).collect()
 }
 
@@ -320,7 +325,7 @@ fn metric(row: &Row) -> Value {
     json!({ "key": series(row), "value": value, "timestamp": row.timestamp.as_millisecond(), "step": row.step })
 }
 
-fn text(answer: &Value, pointer: &str) -> Option<String> {
+pub(super) fn text(answer: &Value, pointer: &str) -> Option<String> {
     answer.pointer(pointer).and_then(Value::as_str).map(str::to_owned)
 }
 
@@ -368,7 +373,21 @@ impl Client {
         format!("{}/api/2.0/mlflow/{path}", self.uri)
     }
 
-    fn post(&self, path: &str, body: &Value) -> Result<Value, TrackingError> {
+    /// Returns the client of the server that the environment names.
+    ///
+    /// # Errors
+    /// When a variable is missing or invalid.
+    pub(super) fn of_environment() -> Result<Self, TrackingError> {
+        let certificates = variable("SSL_CERT_FILE").map(PathBuf::from);
+        Self::new(variable(URI).as_deref(), variable(TOKEN).as_deref(), certificates)
+    }
+
+    /// Whether the server is the one at `uri`.
+    pub(super) fn is_at(&self, uri: &str) -> bool {
+        self.uri == uri
+    }
+
+    pub(super) fn post(&self, path: &str, body: &Value) -> Result<Value, TrackingError> {
         let url = self.url(path);
         let mut request = self.agent.post(&url);
         if let Some(token) = &self.token {
@@ -377,7 +396,7 @@ impl Client {
         read(url, request.send_json(body))
     }
 
-    fn get(&self, path: &str, (name, value): (&str, &str)) -> Result<Value, TrackingError> {
+    pub(super) fn get(&self, path: &str, (name, value): (&str, &str)) -> Result<Value, TrackingError> {
         let url = self.url(path);
         let mut request = self.agent.get(&url).query(name, value);
         if let Some(token) = &self.token {
@@ -390,7 +409,7 @@ impl Client {
         self.post("runs/log-batch", body).map(drop)
     }
 
-    fn lacks(&self, path: &str, field: &'static str) -> TrackingError {
+    pub(super) fn lacks(&self, path: &str, field: &'static str) -> TrackingError {
         TrackingError::Answer { url: self.url(path), field }
     }
 }

@@ -10,6 +10,7 @@ mod error;
 mod event;
 mod export;
 mod mlflow_files;
+mod mlflow_registry;
 mod mlflow_server;
 mod tensorboard;
 #[cfg(test)]
@@ -29,6 +30,7 @@ use self::{
 pub(crate) use self::{
     error::TrackingError,
     export::{Format, export},
+    mlflow_registry::register,
 };
 use crate::{
     artifacts::{
@@ -41,6 +43,9 @@ use crate::{
 /// Names of the trackers, as values of the metric label `tracker`.
 pub(crate) const NAMES: [&str; 5] =
     [csv::NAME, tensorboard::NAME, mlflow_files::NAME, mlflow_server::NAME, wandb::NAME];
+
+/// Name of the tracker at MLflow's server, which counts failures of its registry, too.
+pub(crate) use self::mlflow_server::NAME as MLFLOW_SERVER;
 
 /// How an attempt of a run ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -4,16 +4,21 @@ use std::{
     io::{BufRead as _, BufReader, Read as _, Write as _},
     net::{TcpListener, TcpStream},
     path::PathBuf,
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
+use codex_provenance::{ModelDigest, Sha256};
 use jiff::Timestamp;
 use prost::Message as _;
 use serde_json::{Value, json};
 
 use super::{
     event::{Content, Event, What, masked_checksum},
+    mlflow_registry::Asked,
     mlflow_server::Client,
     *,
 };
@@ -441,11 +446,11 @@ impl Server {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let uri = format!("http://{}", listener.local_addr().unwrap());
         let (requests, away) = (Arc::new(Mutex::new(Vec::new())), Arc::new(Mutex::new(away)));
-        let (seen, left) = (Arc::clone(&requests), Arc::clone(&away));
+        let (seen, left, registered) = (Arc::clone(&requests), Arc::clone(&away), AtomicBool::new(false));
         std::thread::spawn(move || {
             for stream in listener.incoming() {
                 // A client that went away.
-                let _ = serve(&stream.unwrap(), &seen, &left);
+                let _ = serve(&stream.unwrap(), &seen, &left, &registered);
             }
         });
         Self { uri, requests, away }
@@ -457,7 +462,12 @@ impl Server {
     }
 }
 
-fn serve(mut stream: &TcpStream, seen: &Mutex<Vec<Request>>, away: &Mutex<usize>) -> std::io::Result<()> {
+fn serve(
+    mut stream: &TcpStream,
+    seen: &Mutex<Vec<Request>>,
+    away: &Mutex<usize>,
+    registered: &AtomicBool,
+) -> std::io::Result<()> {
     let mut reader = BufReader::new(stream.try_clone()?);
     let (mut first, mut headers) = (String::new(), BTreeMap::new());
     reader.read_line(&mut first)?;
@@ -484,6 +494,16 @@ fn serve(mut stream: &TcpStream, seen: &Mutex<Vec<Request>>, away: &Mutex<usize>
                 }
                 "experiments/get-by-name" => (200, json!({ "experiment": { "experiment_id": "7" } })),
                 "experiments/create" => (200, json!({ "experiment_id": "7" })),
+                "registered-models/create" if registered.load(Ordering::Relaxed) => {
+                    (400, json!({ "error_code": "RESOURCE_ALREADY_EXISTS", "message": "again" }))
+                }
+                "model-versions/search" if registered.load(Ordering::Relaxed) => {
+                    (200, json!({ "model_versions": [{ "version": "1" }] }))
+                }
+                "model-versions/create" => {
+                    registered.store(true, Ordering::Relaxed);
+                    (200, json!({ "model_version": { "version": "1" } }))
+                }
                 "runs/create" => (200, json!({ "run": { "info": { "run_id": "f00d" } } })),
                 _ => (200, json!({})),
             };
@@ -597,4 +617,43 @@ fn variables_that_name_no_server_say_what_is_right() {
         let found = refused(uri, token);
         assert!(found.starts_with(told) && !found.contains("pass"), "{found}");
     }
+}
+
+#[test]
+fn a_model_gets_one_version_of_a_registered_model() {
+    let (server, root) = (Server::start(0), tempfile::tempdir().unwrap());
+    crate::run_folder::tests::run(root.path());
+    let (artifacts, model) = (root.path().join("artifacts"), ModelDigest(Sha256::of("model")));
+    assert_eq!(at_server(&server, &artifacts, &rows(2), &[4], Ended::Finished), 0);
+    server.take();
+    let register = |name: &str, ring: Option<&str>| {
+        let client = Client::new(Some(&server.uri), None, None).unwrap();
+        let asked = Asked { client, name: name.to_owned(), ring: ring.map(str::to_owned), artifacts: &artifacts, model };
+        asked.register_within(Duration::from_secs(10))
+    };
+    register("cot", Some("0D_base_")).unwrap();
+    let requests = server.take();
+    let paths: Vec<&str> = requests.iter().map(|(path, ..)| path.split('?').next().unwrap()).collect();
+    assert_eq!(paths, ["registered-models/create", "model-versions/search", "model-versions/create"]);
+    assert_eq!(requests[0].2, json!({ "name": "cot" }));
+    let created = &requests[2].2;
+    assert_eq!((&created["name"], &created["run_id"]), (&json!("cot"), &json!("f00d")));
+    assert_eq!(created["source"], format!("codex://models/{model}"));
+    let tag = |key: &str| created["tags"].as_array().unwrap().iter().find(|tag| tag["key"] == key).map(|tag| &tag["value"]);
+    assert_eq!(tag("codex.model_digest"), Some(&json!(model)));
+    assert_eq!((tag("codex.ring"), tag("codex.run_id")), (Some(&json!("0D_base_")), Some(&json!("r1"))));
+
+    // The same model again: its version stays, and gets the tags of now.
+    register("cot", None).unwrap();
+    let requests = server.take();
+    assert!(!requests.iter().any(|(path, ..)| path == "model-versions/create"));
+    let tags: Vec<&Value> = requests.iter().filter(|(path, ..)| path == "model-versions/set-tag").map(|it| &it.2).collect();
+    assert!(tags.iter().all(|tag| tag["version"] == "1" && tag["name"] == "cot" && tag["key"] != "codex.ring"), "{tags:?}");
+    assert_eq!(tags.len(), 4);
+
+    let refused = register("it's", None).unwrap_err().to_string();
+    assert!(refused.starts_with("MLFLOW_REGISTERED_MODEL_NAME holds a character"), "{refused}");
+    *server.away.lock().unwrap() = 1;
+    let refused = register("cot", None).unwrap_err().to_string();
+    assert!(refused.contains("registered-models/create answered with status 503: TEMPORARILY_UNAVAILABLE"), "{refused}");
 }

@@ -21,7 +21,7 @@ use crate::{
     error::chain,
     model::{ModelFiles, describe},
     text::Tokenizer,
-    tracking::{Ended, Trackers},
+    tracking::{Ended, MLFLOW_SERVER, Trackers, register},
     training::{
         BaseError, TrainError,
         attempts::{LockHandle, Phase, RunLock},
@@ -239,7 +239,14 @@ impl Session<'_> {
         let written = self.write_model(&files, model.config.parameters())?;
         log_memory("model");
         log_cost();
+        self.register(&written);
         Ok(self.finish(written))
+    }
+
+    /// Registers the written model with MLflow, if the environment asks for it.
+    fn register(&self, model: &Model) {
+        let counter = self.metrics.map(|metrics| metrics.tracking_failures(MLFLOW_SERVER));
+        register(self.resolved.spec().settings.tracking, &self.output.join("artifacts"), model.digest, counter);
     }
 
     /// Reports what computes.
