@@ -48,7 +48,7 @@ fi
 endef
 
 .PHONY: help root prerequisites programs image reproducible image-cuda check-cuda gpu-check gpu-check-program cluster cluster-down kubeconfig test test-isa \
-	test-clients test-stores test-helm test-cosign test-keyless test-gateway test-autoscaling simulate chaos fuzz deny release demo demo-real bench bench-scale \
+	test-clients test-stores test-helm test-cosign test-keyless test-gateway test-autoscaling test-compose simulate chaos fuzz deny release offline demo demo-real bench bench-scale \
 	bench-verify bench-memory bench-data bench-real bench-serve bench-train sanitize
 
 help: ## lists all targets
@@ -64,7 +64,7 @@ root: ## checks that packages can be installed and the local cluster can start: 
 	fi
 
 # Go builds Kubernetes and kubectl. Images and programs do not need it.
-cluster demo demo-real test test-clients test-stores test-helm test-cosign test-keyless test-gateway test-autoscaling chaos release bench bench-scale: WITH_GO := yes
+cluster demo demo-real test test-clients test-stores test-helm test-cosign test-keyless test-gateway test-autoscaling test-compose chaos release offline bench bench-scale: WITH_GO := yes
 
 prerequisites: ## checks that Rust, Go and gcc are installed
 	@missing=()
@@ -430,6 +430,12 @@ test-autoscaling: root prerequisites ## scales servers by CPU, queue and latency
 	export METRICS_SERVER="$(METRICS_SERVER)" PROMETHEUS_ADAPTER="$(PROMETHEUS_ADAPTER)"
 	$(call on-the-cluster,autoscaling)
 
+COMPOSE_GO_VERSION := v2.16.2
+COMPOSE_GO = $(CACHE)/compose-go-$(COMPOSE_GO_VERSION)/cmd
+test-compose: prerequisites ## runs the services of compose.yaml as processes, and checks the file with the reference implementation of the Compose specification
+	@$(call install-go,$(COMPOSE_GO),github.com/compose-spec/compose-go/v2/cmd@$(COMPOSE_GO_VERSION))
+	COMPOSE_GO="$(COMPOSE_GO)" cargo test --release --locked --workspace --test compose -- --include-ignored
+
 SIMULATION_SEEDS ?= 10000
 simulate: prerequisites ## runs the controller in SIMULATION_SEEDS=10000 simulated clusters with faults; a seed that fails is printed
 	@CODEX_SIMULATION_SEEDS="$(SIMULATION_SEEDS)" cargo test --release --locked --workspace --lib -- \
@@ -565,6 +571,33 @@ release: prerequisites ## writes install.yaml, the Helm chart, kubectl-codex, co
 	sha256sum kubectl-codex codex-tools install.yaml monitoring.yaml codex-operator-*.tgz *.cdx.json >SHA256SUMS
 	echo "$(RELEASE):"
 	cat SHA256SUMS
+
+# The archives have the version as their only tag, so that ctr can give them any name.
+VERSION = $(shell sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | head -n 1)
+OFFLINE = codex-operator-$(VERSION)-offline
+offline: prerequisites ## writes codex-operator-VERSION-offline.tar to RELEASE=: the release, both images, the CRDs and a README, for sites without a registry
+	@$(MAKE) image REGISTRY=
+	$(MAKE) release
+	work=$$(mktemp -d)
+	trap 'rm -rf "$$work"' EXIT
+	folder="$$work/$(OFFLINE)"
+	mkdir -p "$$folder/images" "$$folder/crds"
+	# The same files give the same archive.
+	pack() { tar --create --sort=name --owner=0 --group=0 --numeric-owner --mtime=@0 --mode=u+rwX,go+rX,go-w --file "$$@"; }
+	for name in $(IMAGE_NAMES); do
+		skopeo --insecure-policy copy --quiet "oci-archive:$(IMAGES)/$$name.oci" "oci:$$work/$$name:$(VERSION)"
+		(cd "$$work/$$name" && pack "$$folder/images/$$name.oci" *)
+	done
+	(cd "$(RELEASE)" && cp --parents $$(awk '{ print $$2 }' SHA256SUMS) "$$folder")
+	cp manifests/crd/*.yaml "$$folder/crds/"
+	rm "$$folder/crds/kustomization.yaml"
+	cp manifests/compose/compose.yaml "$$folder/"
+	digest() { skopeo inspect --format '{{.Digest}}' "oci-archive:$$folder/images/$$1.oci"; }
+	sed -e "s|CODEX_IMAGE|codex@$$(digest codex)|" -e "s|CONTROLLER_IMAGE|codex-controller@$$(digest codex-controller)|" \
+		-e "s|CHART|codex-operator-$(VERSION).tgz|" -e "s|VERSION|$(VERSION)|g" manifests/offline/README.md >"$$folder/README.md"
+	(cd "$$folder" && find . -type f ! -name SHA256SUMS -printf '%P\n' | LC_ALL=C sort | xargs sha256sum >SHA256SUMS)
+	(cd "$$work" && pack "$(RELEASE)/$(OFFLINE).tar" "$(OFFLINE)")
+	ls -l "$(RELEASE)/$(OFFLINE).tar"
 
 demo: root prerequisites ## trains, evaluates, signs and serves a small model on a real cluster, and refuses another
 	@$(MAKE) image REGISTRY=
