@@ -490,8 +490,8 @@ endef
 # The versions that were tested. MODEL= names a model directory with a chat template; a small untrained one by default.
 COLLECTOR_VERSION := v0.165.0
 COLLECTOR_BUILDER = $(CACHE)/collector-$(COLLECTOR_VERSION)/builder
-CLIENTS := openai==3.57.0 tensorboard==2.21.0 mlflow-skinny==3.17.2 wandb==0.31.0 mcp==2.3.0
-test-clients: prerequisites ## tries the clients of OpenAI and MCP, TensorBoard, MLflow and W&B on the files of a run, and OpenTelemetry's collector on spans
+CLIENTS := openai==3.57.0 tensorboard==2.21.0 mlflow==3.17.2 wandb==0.31.0 mcp==2.3.0 nbclient==0.11.0 ipykernel==7.4.0
+test-clients: prerequisites ## tries the clients of OpenAI and MCP, TensorBoard, MLflow, W&B and a notebook on the files of a run, a server of MLflow, and OpenTelemetry's collector on spans
 	@$(call install-venv,the clients)
 	venv="$(CACHE)/clients"
 	installed=$$("$$venv/bin/pip" freeze 2>/dev/null || true)
@@ -515,7 +515,7 @@ test-clients: prerequisites ## tries the clients of OpenAI and MCP, TensorBoard,
 	fi
 	export CLIENTS_PYTHON="$$venv/bin/python"
 	cargo test --release --locked --workspace --lib -- \
-		--ignored openai_client tensorboard_mlflow_and_wandb opentelemetry_collector
+		--ignored openai_client tensorboard_mlflow_and_wandb mlflow_server notebook opentelemetry_collector
 	cargo test --release --locked --workspace --test mcp -- --ignored
 
 # The servers that object stores are tested with: S3 and Azure from npm, Google Cloud Storage as a Go module.

@@ -50,7 +50,8 @@ fn crates() -> BTreeMap<String, Crate> {
         let manifest = text(&package["manifest_path"]);
         let place = Path::new(&manifest).parent().unwrap().strip_prefix(&root).unwrap().display().to_string();
         let targets = package["targets"].as_array().unwrap().iter();
-        let programs = targets.filter(|target| target["kind"][0] == "bin").map(|target| text(&target["name"])).collect();
+        let programs =
+            targets.filter(|target| target["kind"][0] == "bin").map(|target| text(&target["name"])).collect();
         let all = package["dependencies"].as_array().unwrap().iter().filter(|it| it["kind"].is_null());
         let needs = all.map(|it| text(&it["name"])).filter(|name| names.contains(name)).collect();
         (text(&package["name"]), Crate { place, programs, needs })
@@ -90,7 +91,8 @@ fn crates_diagram(crates: &BTreeMap<String, Crate>) -> String {
 
 /// Returns the kind of the objects in a field of `Desired`: `network_policies` holds `NetworkPolicy` objects.
 fn kind(field: &str) -> String {
-    let one = field.strip_suffix("ies").map_or_else(|| field.trim_end_matches('s').to_owned(), |stem| format!("{stem}y"));
+    let one =
+        field.strip_suffix("ies").map_or_else(|| field.trim_end_matches('s').to_owned(), |stem| format!("{stem}y"));
     let word = |word: &str| match word {
         "http" => "HTTP".to_owned(),
         _ => word[..1].to_uppercase() + &word[1..],
@@ -103,7 +105,8 @@ fn fields() -> BTreeSet<String> {
     let source = fs::read_to_string(repository().join("controller/plan/src/plan.rs")).unwrap();
     let (_, body) = source.split_once("pub struct Desired {").unwrap();
     let (body, _) = body.split_once("\n}").unwrap();
-    let names = body.lines().filter_map(|line| Some(line.trim().strip_prefix("pub ")?.split_once(": Vec<")?.0.to_owned()));
+    let names =
+        body.lines().filter_map(|line| Some(line.trim().strip_prefix("pub ")?.split_once(": Vec<")?.0.to_owned()));
     names.filter(|name| !NO_CHILDREN.contains(&name.as_str())).collect()
 }
 
@@ -120,8 +123,10 @@ fn children() -> BTreeMap<&'static str, BTreeSet<String>> {
         let (_, owner) = owner.unwrap_or_else(|| panic!("{name} is about none of {owners:?}"));
         for line in fs::read_to_string(&path).unwrap().lines() {
             let added = ["+  ", "   ", "  "].into_iter().find_map(|before| line.strip_prefix(before));
-            let Some(field) = added.and_then(|field| field.strip_suffix(':')).filter(|it| fields.contains(*it)) else { continue };
-            found.entry(owner).or_default().insert(kind(field));
+            let Some(field) = added.and_then(|field| field.strip_suffix(':')).filter(|it| fields.contains(*it)) else {
+                continue;
+            };
+            found.entry(*owner).or_default().insert(kind(field));
         }
     }
     for (owner, field) in OTHERS {
@@ -129,7 +134,10 @@ fn children() -> BTreeMap<&'static str, BTreeSet<String>> {
     }
     for field in fields {
         let child = kind(&field);
-        assert!(found.values().any(|kinds| kinds.contains(&child)), "no story has {field} of Desired: add one, or name it in OTHERS");
+        assert!(
+            found.values().any(|kinds| kinds.contains(&child)),
+            "no story has {field} of Desired: add one, or name it in OTHERS"
+        );
     }
     assert_eq!(found.len(), owners.len(), "{found:?}");
     found
@@ -172,7 +180,10 @@ fn the_diagrams_are_those_of_the_code() {
         fs::write(&path, &expected).unwrap();
     }
     let found = fs::read_to_string(&path).unwrap_or_default();
-    assert!(found == expected, "docs/architecture.md is not what the code gives: regenerate it with\n    {REGENERATE}\n");
+    assert!(
+        found == expected,
+        "docs/architecture.md is not what the code gives: regenerate it with\n    {REGENERATE}\n"
+    );
 }
 
 #[test]
@@ -188,5 +199,8 @@ fn arrows_that_others_imply_are_left_out() {
     let drawn = crates_diagram(&crates);
     assert!(crates["codex"].needs.contains("codex-provenance"));
     assert!(!drawn.contains("    codex --> codex-provenance\n"), "codex-signing implies it: {drawn}");
-    assert!(drawn.contains("    codex --> codex-signing\n") && drawn.contains("    codex-controller --> codex-plan\n"), "{drawn}");
+    assert!(
+        drawn.contains("    codex --> codex-signing\n") && drawn.contains("    codex-controller --> codex-plan\n"),
+        "{drawn}"
+    );
 }

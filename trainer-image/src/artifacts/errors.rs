@@ -62,7 +62,7 @@ pub struct ServerErrorRow {
     pub source: ServerErrorSource,
     /// The reason in CamelCase, such as `VerificationFailed`.
     pub reason: String,
-    /// The path of the request that failed; null if it was none.
+    /// The path of the request that failed; null for other failures.
     pub endpoint: Option<String>,
     /// The process's exit code; null while the server goes on.
     pub exit_code: Option<i32>,

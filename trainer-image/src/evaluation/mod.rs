@@ -35,13 +35,13 @@ use signal_hook::{
     flag,
 };
 
+pub(crate) use self::outputs::{RECORDS, SUMMARY};
 pub use baseline::{Baseline, BaselineError, Prediction};
 pub use error::EvaluateError;
 pub use outcomes::Outcomes;
 pub use outputs::{JudgedModel, Results, Shown, Summary};
 pub use score::Scored;
 pub use session::{Outcome, Session};
-pub(crate) use self::outputs::{RECORDS, SUMMARY};
 
 use self::compare::{Compare, Comparisons};
 use crate::{

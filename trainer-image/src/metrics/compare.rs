@@ -179,7 +179,7 @@ impl Compare {
             let each = varied.iter().filter_map(|key| Some(format!("{key}={}", settings.get(*key)?)));
             Some(each.collect::<Vec<_>>().join(" ")).filter(|label| !label.is_empty())
         };
-        all.iter().map(|settings| settings.as_ref().and_then(label)).collect()
+        all.iter().map(|settings| settings.as_ref().and_then(&label)).collect()
     }
 }
 

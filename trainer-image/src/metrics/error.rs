@@ -48,7 +48,7 @@ pub enum MetricsError {
     #[error("{0:?} has no rows yet")]
     Empty(PathBuf),
     /// No run has the metric.
-    #[error("--metric {name:?} is unknown: the runs have {known}")]
+    #[error("--metric {name:?} is unknown: use one of {known}")]
     UnknownMetric {
         /// The metric.
         name: String,
@@ -59,11 +59,11 @@ pub enum MetricsError {
     #[error("compare needs at least two runs; one was given")]
     OneRun,
     /// Runs and evaluations are named together.
-    #[error("{} is an evaluation and {} is none: name runs or evaluations", evaluation.display(), other.display())]
+    #[error("{} is an evaluation, but {} is not: name runs only, or evaluations only", evaluation.display(), other.display())]
     Mixed {
         /// An evaluation.
         evaluation: PathBuf,
-        /// A path that is no evaluation.
+        /// A path that is not an evaluation.
         other: PathBuf,
     },
     /// An evaluation cannot be read, or contradicts its digest or its outcomes.

@@ -123,7 +123,8 @@ impl Evaluated {
 
     /// Returns the numbers as rows of a metrics ledger, of the time at which the results were written.
     pub(super) fn ledger(&self) -> Result<Ledger, MetricsError> {
-        let written = fs::metadata(&self.path).and_then(|it| it.modified()).map_err(FileError::of("reading", &self.path))?;
+        let written =
+            fs::metadata(&self.path).and_then(|it| it.modified()).map_err(FileError::of("reading", &self.path))?;
         let timestamp = Timestamp::try_from(written).unwrap_or(Timestamp::UNIX_EPOCH);
         let numbers = self.numbers().into_iter().filter_map(|(name, shown)| Some((name.to_owned(), shown?)));
         let row = |(metric, shown): (String, Shown)| {
@@ -158,7 +159,8 @@ impl Evaluated {
     pub(super) fn validate(&self) -> Result<(usize, usize), MetricsError> {
         let path = self.path.with_file_name(RECORDS);
         let text = atomic_fs::read(&path)?;
-        let lines: Vec<&[u8]> = text.split(|byte| *byte == b'\n').filter(|line| !line.trim_ascii().is_empty()).collect();
+        let lines: Vec<&[u8]> =
+            text.split(|byte| *byte == b'\n').filter(|line| !line.trim_ascii().is_empty()).collect();
         let (mut bad, mut right) = (0, 0);
         for (index, line) in lines.iter().enumerate() {
             match codex_json::from_slice::<RecordLine>(line) {
@@ -171,7 +173,9 @@ impl Evaluated {
         }
         let found = Measurement::Share { successes: right, n: lines.len() as u64 };
         let stated = self.report.metrics().get(Metric::ExactMatch.name());
-        if bad == 0 && let Some(Measurement::Share { successes, n }) = stated.filter(|stated| **stated != found) {
+        if bad == 0
+            && let Some(Measurement::Share { successes, n }) = stated.filter(|stated| **stated != found)
+        {
             return Err(MetricsError::Records { path, right, records: lines.len(), successes: *successes, n: *n });
         }
         Ok((bad, lines.len()))
@@ -209,7 +213,10 @@ pub(super) fn summaries(evaluations: &[Evaluated]) -> serde_json::Value {
 }
 
 /// Compares evaluations with the first one. Returns a table and the same for programs.
-pub(super) fn compare(evaluations: &[Evaluated], metrics: &[String]) -> Result<(String, serde_json::Value), MetricsError> {
+pub(super) fn compare(
+    evaluations: &[Evaluated],
+    metrics: &[String],
+) -> Result<(String, serde_json::Value), MetricsError> {
     check_known(evaluations, metrics)?;
     let Some((first, others)) = evaluations.split_first() else { return Ok(Default::default()) };
     let mut paired = vec![BTreeMap::new()];
@@ -220,13 +227,20 @@ pub(super) fn compare(evaluations: &[Evaluated], metrics: &[String]) -> Result<(
         }));
     }
     let mut lines = Vec::new();
-    for metric in Metric::ALL.iter().filter(|metric| metrics.is_empty() || metrics.iter().any(|it| it == metric.name())) {
+    for metric in Metric::ALL.iter().filter(|metric| metrics.is_empty() || metrics.iter().any(|it| it == metric.name()))
+    {
         let name = paired_name(*metric, FIRST);
         for (evaluation, paired) in evaluations.iter().zip(&paired) {
             let Some(shown) = evaluation.number(metric.name()) else { continue };
             let better_than_first = paired.get(&name).and_then(|it| Shown::of(&name, it));
             let metric = metric.to_string();
-            lines.push(Line { metric, evaluation: &evaluation.label, place: None, shown: Some(shown), better_than_first });
+            lines.push(Line {
+                metric,
+                evaluation: &evaluation.label,
+                place: None,
+                shown: Some(shown),
+                better_than_first,
+            });
         }
     }
     let head = ["METRIC", "EVALUATION", "VALUE", "N", "AT LEAST", "AT MOST", "BETTER BY", "AT LEAST", "AT MOST"];
@@ -260,7 +274,8 @@ pub(super) fn rank(evaluations: &mut [Evaluated], metric: &str) -> Result<(Strin
         let (metric, evaluation) = (metric.to_owned(), evaluation.label.as_str());
         lines.push(Line { metric, evaluation, place, shown, better_than_first: None });
     }
-    let mut rows = vec![["METRIC", "EVALUATION", "PLACE", "VALUE", "N", "AT LEAST", "AT MOST"].map(str::to_owned).to_vec()];
+    let mut rows =
+        vec![["METRIC", "EVALUATION", "PLACE", "VALUE", "N", "AT LEAST", "AT MOST"].map(str::to_owned).to_vec()];
     for Line { metric, evaluation, place, shown, .. } in &lines {
         let place = place.map_or_else(|| "-".to_owned(), |place| place.to_string());
         rows.push([vec![metric.clone(), (*evaluation).to_owned(), place], cells(shown.as_ref(), true)].concat());
@@ -271,7 +286,7 @@ pub(super) fn rank(evaluations: &mut [Evaluated], metric: &str) -> Result<(Strin
 /// Returns the numbers as the lines of a plot over the evaluations, in their order from 1 on: the value and both bounds.
 pub(super) fn plotted(evaluations: &[Evaluated]) -> Vec<Run> {
     let parts: [(&str, fn(&Shown) -> &str); 3] =
-        [("value", |it| &it.value), ("at least", |it| &it.lower), ("at most", |it| &it.upper)];
+        [("value", |it| it.value.as_str()), ("at least", |it| it.lower.as_str()), ("at most", |it| it.upper.as_str())];
     let line = |(label, part): (&str, fn(&Shown) -> &str)| {
         let mut run = Run { label: label.to_owned(), series: BTreeMap::new(), written: None };
         for (evaluation, number) in evaluations.iter().zip(1..) {

@@ -52,7 +52,12 @@ impl Input {
         }
         let paths: Vec<PathBuf> = found.into_iter().flatten().collect();
         let labels = self.labels(paths.iter().map(PathBuf::as_path));
-        paths.into_iter().zip(labels).map(|(path, label)| Evaluated::read(path, label)).collect::<Result<_, _>>().map(Some)
+        paths
+            .into_iter()
+            .zip(labels)
+            .map(|(path, label)| Evaluated::read(path, label))
+            .collect::<Result<_, _>>()
+            .map(Some)
     }
 
     /// Returns the shortest unique name for each file.
@@ -108,7 +113,11 @@ pub(super) fn name(path: &Path) -> String {
     let path = std::fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
     let parent = path.parent();
     let inside = parent.filter(|parent| parent.ends_with("artifacts")).and_then(Path::parent).or(parent);
-    let called = if path.ends_with(ledger::FILE) || path.ends_with(EVALUATION) { inside.and_then(Path::file_name) } else { path.file_stem() };
+    let called = if path.ends_with(ledger::FILE) || path.ends_with(EVALUATION) {
+        inside.and_then(Path::file_name)
+    } else {
+        path.file_stem()
+    };
     called.map_or_else(|| path.display().to_string(), |name| name.to_string_lossy().into_owned())
 }
 

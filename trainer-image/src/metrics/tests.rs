@@ -66,7 +66,7 @@ fn missing_ledgers_rows_and_metrics_are_named() {
     atomic_fs::write(&root.path().join("metrics.ndjson"), &text(&[row(1, "loss", 1.0)])).unwrap();
     let runs = input(&[root.path()], false).read().unwrap();
     let (_, sentence) = said(chosen(&runs, &["los".to_owned()], "loss").unwrap_err());
-    assert_eq!(sentence, "--metric \"los\" is unknown: the runs have loss");
+    assert_eq!(sentence, "--metric \"los\" is unknown: use one of loss");
     assert_eq!(chosen(&runs, &[], "loss").unwrap(), ["loss"]);
 }
 
@@ -103,7 +103,7 @@ fn evaluations_are_compared_problem_by_problem_with_bounds() {
     let (table, _) = evaluations::compare(&read(&[&before, &after]), &["exact_match".to_owned()]).unwrap();
     assert!(!table.contains("perplexity"), "{table}");
     let unknown = evaluations::compare(&read(&[&before, &after]), &["bleu".to_owned()]).unwrap_err();
-    assert_eq!(unknown.to_string(), "--metric \"bleu\" is unknown: the runs have exact_match, perplexity");
+    assert_eq!(unknown.to_string(), "--metric \"bleu\" is unknown: use one of exact_match, perplexity");
 }
 
 #[test]
@@ -154,7 +154,10 @@ fn the_numbers_of_an_evaluation_are_exported_as_rows() {
     let rows = Ledger::read(&output.join("metrics.ndjson")).unwrap();
     assert!(rows.bad.is_empty());
     let first = &rows.rows[0];
-    assert_eq!((first.metric.as_str(), first.value.to_bits(), first.dataset.as_str()), ("exact_match", 0.75_f64.to_bits(), "cot-lite"));
+    assert_eq!(
+        (first.metric.as_str(), first.value.to_bits(), first.dataset.as_str()),
+        ("exact_match", 0.75_f64.to_bits(), "cot-lite")
+    );
     assert_eq!((first.run_id.as_str(), first.split.as_str(), first.tags["n"].as_str()), ("lite", "eval", "40"));
     assert!(first.tags["lower"].parse::<f64>().unwrap() < 0.75 && first.tags["upper"].parse::<f64>().unwrap() > 0.75);
     // An export beside the results does not make the directory a run.
@@ -189,7 +192,8 @@ fn records_that_contradict_the_results_are_found() {
     assert!(told.contains("31 of 40 records are right, but evaluation.json counts 30 of 40"), "{told}");
     fs::write(&path, records(30).replacen("true", "1", 1)).unwrap();
     assert_eq!(metrics(&["validate", named]).unwrap_err(), "1 of 40 lines are invalid");
-    fs::write(lite.join("evaluation.json"), fs::read_to_string(lite.join("evaluation.json")).unwrap().replace("30", "31")).unwrap();
+    let results = lite.join("evaluation.json");
+    fs::write(&results, fs::read_to_string(&results).unwrap().replace("\"successes\":30", "\"successes\":31")).unwrap();
     let told = metrics(&["validate", named]).unwrap_err();
     assert!(told.contains("its reportDigest is "), "{told}");
 }
@@ -208,7 +212,8 @@ fn runs_of_a_sweep_are_ranked_by_the_bounds_of_their_evaluations() {
     });
     let compared = |rank: &str| {
         let line = ["compare", "--sweep", "--rank", rank, &runs[0], &runs[1]];
-        let Command::Compare(command) = Arguments::try_parse_from(["metrics"].iter().chain(&line)).unwrap().metrics.command
+        let Command::Compare(command) =
+            Arguments::try_parse_from(["metrics"].iter().chain(&line)).unwrap().metrics.command
         else {
             panic!("compare")
         };
@@ -221,5 +226,8 @@ fn runs_of_a_sweep_are_ranked_by_the_bounds_of_their_evaluations() {
     let table = compared("loss");
     assert!(table.lines().nth(1).is_some_and(|line| line.contains("seed=2")), "{table}");
     let mixed = metrics(&["compare", &runs[0], &format!("{}/evaluations/lite", runs[1])]).unwrap_err();
-    assert!(mixed.contains("is an evaluation and") && mixed.ends_with("name runs or evaluations"), "{mixed}");
+    assert!(
+        mixed.contains("is an evaluation, but ") && mixed.ends_with("name runs only, or evaluations only"),
+        "{mixed}"
+    );
 }

@@ -1,7 +1,7 @@
 //! Failures of a server in a bounded file: `--errors FILE`. Does I/O.
 //!
 //! A failure is the server's own: it ends or never becomes ready, its engine fails or stalls, a request is answered with 500, or a file
-//! that may change cannot be used. A refused request, an overloaded server and a response that takes too long are none. Messages name files
+//! that may change cannot be used. A refused request, an overloaded server and a response that takes too long do not count. Messages name files
 //! and causes. They hold no text of a request or an answer, and no key.
 
 use std::{
@@ -19,6 +19,7 @@ use crate::{
         environment::variable,
         errors::{SERVER_SCHEMA, ServerErrorRow, ServerErrorSource as Source, causes},
     },
+    atomic_fs::FileError,
     error::chain,
     model::GenerateError,
 };
@@ -52,7 +53,9 @@ impl Errors {
     }
 
     fn of_size(path: Option<&Path>, name: Option<&str>, size: u64) -> Result<Arc<Self>, ServeError> {
-        let open = |path| Ok(Mutex::new(File { lines: BoundedFile::open(path, size)?, is_failing: false }));
+        let open = |path: &Path| -> Result<Mutex<File>, FileError> {
+            Ok(Mutex::new(File { lines: BoundedFile::open(path, size)?, is_failing: false }))
+        };
         let file = path.map(open).transpose().map_err(ServeError::Errors)?;
         let run_id = variable("CODEX_OBJECT_UID").or_else(|| name.map(str::to_owned)).unwrap_or_default();
         Ok(Arc::new(Self { run_id, file, lasting: Mutex::default() }))
@@ -61,10 +64,13 @@ impl Errors {
     /// Records why the server ends.
     pub(super) fn server(&self, error: &ServeError) {
         let Failure { reason, .. } = error.failure();
-        self.write(ServerErrorRow { exit_code: Some(error.exit()), ..self.row(Source::Server, &reason, causes(error)) });
+        self.write(ServerErrorRow {
+            exit_code: Some(error.exit()),
+            ..self.row(Source::Server, &reason, causes(error))
+        });
     }
 
-    /// Records that the decoder failed, which ended a response. A refused prompt is no failure.
+    /// Records that the decoder failed, which ended a response. A refused prompt is not a failure.
     pub(super) fn generation(&self, error: &GenerateError) {
         if let GenerateError::Decoder(_) = error {
             self.write(self.row(Source::Engine, "DecoderFailed", causes(error)));
@@ -73,7 +79,8 @@ impl Errors {
 
     /// Records that a request was answered with status 500.
     pub(super) fn request(&self, endpoint: Endpoint) {
-        let row = self.row(Source::Request, "InternalError", vec!["the request was answered with status 500".to_owned()]);
+        let row =
+            self.row(Source::Request, "InternalError", vec!["the request was answered with status 500".to_owned()]);
         self.write(ServerErrorRow { endpoint: Some(endpoint.path().to_owned()), ..row });
     }
 
@@ -161,13 +168,18 @@ mod tests {
         }
         errors.reread(Source::Certificate, Err("b".to_owned()));
         let found: Vec<(Source, String)> = rows(&path).iter().map(|row| (row.source, row.chain.concat())).collect();
-        let expected = [(Source::ApiKeys, "a"), (Source::ApiKeys, "b"), (Source::ApiKeys, "b"), (Source::Certificate, "b")];
+        let expected =
+            [(Source::ApiKeys, "a"), (Source::ApiKeys, "b"), (Source::ApiKeys, "b"), (Source::Certificate, "b")];
         assert_eq!(found, expected.map(|(source, why)| (source, why.to_owned())));
-        assert!(rows(&path).iter().all(|row| row.reason == "ReloadFailed" && row.run_id == "cot" && row.exit_code.is_none()));
+        assert!(
+            rows(&path)
+                .iter()
+                .all(|row| row.reason == "ReloadFailed" && row.run_id == "cot" && row.exit_code.is_none())
+        );
     }
 
     #[test]
-    fn a_stalled_engine_and_a_failed_decoder_are_failures_and_a_refused_prompt_is_none() {
+    fn a_stalled_engine_and_a_failed_decoder_are_failures_and_a_refused_prompt_is_not() {
         let root = tempfile::tempdir().unwrap();
         let path = root.path().join("errors.ndjson");
         let errors = Errors::open(Some(&path), None).unwrap();
@@ -178,7 +190,8 @@ mod tests {
         errors.generation(&GenerateError::Response { tokens: 3, context: 2 });
         errors.generation(&GenerateError::Decoder(Arc::new(EngineError::TooLong { tokens: 3, context: 2 })));
         errors.request(Endpoint::Infer);
-        let found: Vec<(String, Option<String>)> = rows(&path).into_iter().map(|row| (row.reason, row.endpoint)).collect();
+        let found: Vec<(String, Option<String>)> =
+            rows(&path).into_iter().map(|row| (row.reason, row.endpoint)).collect();
         let expected = [("EngineStalled", None), ("DecoderFailed", None), ("InternalError", Some("/infer"))];
         assert_eq!(found, expected.map(|(reason, at)| (reason.to_owned(), at.map(str::to_owned))));
     }

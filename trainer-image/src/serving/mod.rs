@@ -493,7 +493,8 @@ impl Server {
         let files = Reloaded { access, filter, certificate, mirror: copied, shadow: compared, errors: told };
         let _reloading = AbortOnDropHandle::new(tokio::spawn(reload(files, self.reload)));
         let http = tokio::spawn(http.serve(http::router(app), closing.clone()));
-        let served = self.until_stopped(&phase, (engine_metrics, errors), (mirror, shadow), reporter, stop, ready).await;
+        let served =
+            self.until_stopped(&phase, (engine_metrics, errors), (mirror, shadow), reporter, stop, ready).await;
         if let Err(error) = &served {
             phase.send_replace(Phase::Refused(chain(error).into()));
             // The listener stays open during the final report, so that probes see the reason.

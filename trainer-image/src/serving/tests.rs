@@ -1299,7 +1299,7 @@ async fn failures_of_a_server_are_lines_without_texts() {
     case.filter = filter::Settings { rules: Some(rules.clone()), events: None };
     case.errors = Some(path.clone());
     let server = case.ready().await;
-    // A refused request is no failure of the server.
+    // A refused request is not a failure of the server.
     assert_eq!(server.infer(json!({ "prompt": "forbidden" })).await.0, 422);
     assert_eq!(failures(&path), [Value::Null; 0]);
     fs::write(&rules, "rules: [{ id: a, action: block, literal: secret, what: 5 }]").unwrap();

@@ -53,7 +53,9 @@ pub(crate) fn export(format: Format, ledger: &Ledger, output: &Path) -> Result<(
             let path = output.join(ledger::FILE);
             let mut lines = Vec::new();
             for row in &ledger.rows {
-                serde_json::to_writer(&mut lines, row).map_err(io::Error::other).map_err(FileError::of("encoding", &path))?;
+                serde_json::to_writer(&mut lines, row)
+                    .map_err(io::Error::other)
+                    .map_err(FileError::of("encoding", &path))?;
                 lines.push(b'\n');
             }
             atomic_fs::write(&path, &lines)?;

@@ -63,7 +63,11 @@ impl Asked<'_> {
         let Self { client, name, ring, artifacts, model } = self;
         if name.contains(['\'', '"', '/', ':', '%']) {
             let right = "use a name without quotes, slashes, colons and percent signs";
-            return Err(TrackingError::Variable { variable: MODEL, wrong: "holds a character that no name may have", right });
+            return Err(TrackingError::Variable {
+                variable: MODEL,
+                wrong: "holds a character that no name may have",
+                right,
+            });
         }
         let (run, _) = Described::read(artifacts, variable("CODEX_OBJECT_NAME"));
         let noted = Noted::read(artifacts).filter(|noted| client.is_at(&noted.tracking_uri));

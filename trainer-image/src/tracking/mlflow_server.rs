@@ -126,7 +126,7 @@ pub(super) struct Noted {
 }
 
 impl Noted {
-    /// Reads the file in the `artifacts` directory of a run; `None` if there is none, or if it is damaged.
+    /// Reads the file in the `artifacts` directory of a run; `None` if it is missing or damaged.
     pub(super) fn read(artifacts: &Path) -> Option<Self> {
         codex_json::from_slice(&atomic_fs::read(&artifacts.join(FILE)).ok()?).ok()
     }

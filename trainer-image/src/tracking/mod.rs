@@ -45,7 +45,7 @@ pub(crate) const NAMES: [&str; 5] =
     [csv::NAME, tensorboard::NAME, mlflow_files::NAME, mlflow_server::NAME, wandb::NAME];
 
 /// Name of the tracker at MLflow's server, which counts failures of its registry, too.
-pub(crate) use self::mlflow_server::NAME as MLFLOW_SERVER;
+pub(crate) const MLFLOW_SERVER: &str = mlflow_server::NAME;
 
 /// How an attempt of a run ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

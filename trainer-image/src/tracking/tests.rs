@@ -3,7 +3,9 @@ use std::{
     fs,
     io::{BufRead as _, BufReader, Read as _, Write as _},
     net::{TcpListener, TcpStream},
+    os::unix::process::CommandExt as _,
     path::PathBuf,
+    process::{Child, Command, Stdio},
     sync::{
         Arc, Mutex,
         atomic::{AtomicBool, Ordering},
@@ -14,6 +16,7 @@ use std::{
 use codex_provenance::{ModelDigest, Sha256};
 use jiff::Timestamp;
 use prost::Message as _;
+use rustix::process::{Pid, Signal, kill_process_group};
 use serde_json::{Value, json};
 
 use super::{
@@ -628,7 +631,8 @@ fn a_model_gets_one_version_of_a_registered_model() {
     server.take();
     let register = |name: &str, ring: Option<&str>| {
         let client = Client::new(Some(&server.uri), None, None).unwrap();
-        let asked = Asked { client, name: name.to_owned(), ring: ring.map(str::to_owned), artifacts: &artifacts, model };
+        let asked =
+            Asked { client, name: name.to_owned(), ring: ring.map(str::to_owned), artifacts: &artifacts, model };
         asked.register_within(Duration::from_secs(10))
     };
     register("cot", Some("0D_base_")).unwrap();
@@ -639,7 +643,8 @@ fn a_model_gets_one_version_of_a_registered_model() {
     let created = &requests[2].2;
     assert_eq!((&created["name"], &created["run_id"]), (&json!("cot"), &json!("f00d")));
     assert_eq!(created["source"], format!("codex://models/{model}"));
-    let tag = |key: &str| created["tags"].as_array().unwrap().iter().find(|tag| tag["key"] == key).map(|tag| &tag["value"]);
+    let tag =
+        |key: &str| created["tags"].as_array().unwrap().iter().find(|tag| tag["key"] == key).map(|tag| &tag["value"]);
     assert_eq!(tag("codex.model_digest"), Some(&json!(model)));
     assert_eq!((tag("codex.ring"), tag("codex.run_id")), (Some(&json!("0D_base_")), Some(&json!("r1"))));
 
@@ -647,13 +652,86 @@ fn a_model_gets_one_version_of_a_registered_model() {
     register("cot", None).unwrap();
     let requests = server.take();
     assert!(!requests.iter().any(|(path, ..)| path == "model-versions/create"));
-    let tags: Vec<&Value> = requests.iter().filter(|(path, ..)| path == "model-versions/set-tag").map(|it| &it.2).collect();
-    assert!(tags.iter().all(|tag| tag["version"] == "1" && tag["name"] == "cot" && tag["key"] != "codex.ring"), "{tags:?}");
+    let tags: Vec<&Value> =
+        requests.iter().filter(|(path, ..)| path == "model-versions/set-tag").map(|it| &it.2).collect();
+    assert!(
+        tags.iter().all(|tag| tag["version"] == "1" && tag["name"] == "cot" && tag["key"] != "codex.ring"),
+        "{tags:?}"
+    );
     assert_eq!(tags.len(), 4);
 
     let refused = register("it's", None).unwrap_err().to_string();
     assert!(refused.starts_with("MLFLOW_REGISTERED_MODEL_NAME holds a character"), "{refused}");
     *server.away.lock().unwrap() = 1;
     let refused = register("cot", None).unwrap_err().to_string();
-    assert!(refused.contains("registered-models/create answered with status 503: TEMPORARILY_UNAVAILABLE"), "{refused}");
+    assert!(
+        refused.contains("registered-models/create answered with status 503: TEMPORARILY_UNAVAILABLE"),
+        "{refused}"
+    );
+}
+
+/// A process and those that it starts, until the test ends.
+struct Group(Child);
+
+impl Drop for Group {
+    fn drop(&mut self) {
+        let _ = kill_process_group(Pid::from_child(&self.0), Signal::KILL);
+        let _ = self.0.wait();
+    }
+}
+
+/// `make test-clients` installs the package.
+#[test]
+#[ignore = "needs CLIENTS_PYTHON, a Python with the package mlflow: make test-clients"]
+fn mlflow_server_keeps_one_version_of_a_model() {
+    let python = std::env::var("CLIENTS_PYTHON").expect("CLIENTS_PYTHON names a Python with mlflow");
+    let root = tempfile::tempdir().unwrap();
+    crate::run_folder::tests::run(root.path());
+    let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port().to_string();
+    let log = fs::File::create(root.path().join("server.log")).unwrap();
+    let store = format!("sqlite:///{}", root.path().join("mlflow.db").display());
+    let mut command = Command::new(python);
+    command.args(["-m", "mlflow", "server", "--host", "127.0.0.1", "--port", &port, "--workers", "1"]);
+    command
+        .args(["--backend-store-uri", &store, "--registry-store-uri", &store, "--default-artifact-root"])
+        .arg(root.path());
+    command.current_dir(root.path()).stdin(Stdio::null()).stdout(log.try_clone().unwrap()).stderr(log).process_group(0);
+    let mut process = Group(command.spawn().unwrap());
+    let server = Server { uri: format!("http://127.0.0.1:{port}"), requests: Arc::default(), away: Arc::default() };
+    let client = || Client::new(Some(&server.uri), None, None).unwrap();
+    for _ in 0..1200 {
+        if client().get("experiments/get-by-name", ("experiment_name", "Default")).is_ok() {
+            break;
+        }
+        let log = || fs::read_to_string(root.path().join("server.log")).unwrap();
+        assert!(process.0.try_wait().unwrap().is_none(), "the server ended: {}", log());
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    let (artifacts, model) = (root.path().join("artifacts"), ModelDigest(Sha256::of("model")));
+    assert_eq!(at_server(&server, &artifacts, &rows(2), &[4], Ended::Finished), 0);
+    let run = mlflow_server::Noted::read(&artifacts).unwrap().run_id;
+    for ring in ["0C_base_", "0D_base_"] {
+        let (name, ring) = ("cot small".to_owned(), Some(ring.to_owned()));
+        let asked = Asked { client: client(), name, ring, artifacts: &artifacts, model };
+        asked.register_within(Duration::from_secs(60)).unwrap();
+    }
+    let other = Asked {
+        client: client(),
+        name: "cot small".to_owned(),
+        ring: None,
+        artifacts: &artifacts,
+        model: ModelDigest(Sha256::of("other")),
+    };
+    other.register_within(Duration::from_secs(60)).unwrap();
+    let found = client().get("model-versions/search", ("filter", "name='cot small'")).unwrap();
+    let versions = found["model_versions"].as_array().unwrap();
+    assert_eq!(versions.len(), 2, "{found}");
+    let first = versions.iter().find(|version| version["version"] == "1").unwrap();
+    assert_eq!((&first["run_id"], &first["source"]), (&json!(run), &json!(format!("codex://models/{model}"))));
+    let tag =
+        |key: &str| first["tags"].as_array().unwrap().iter().find(|tag| tag["key"] == key).map(|tag| &tag["value"]);
+    assert_eq!((tag("codex.ring"), tag("codex.run_id")), (Some(&json!("0D_base_")), Some(&json!("r1"))), "{first}");
+    assert_eq!(tag("codex.model_digest"), Some(&json!(model)));
+    let refused = client().post("model-versions/create", &json!({ "name": "unknown", "source": "codex://models/1" }));
+    assert!(refused.unwrap_err().to_string().contains("status 404: RESOURCE_DOES_NOT_EXIST"));
 }

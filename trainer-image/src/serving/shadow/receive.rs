@@ -113,7 +113,7 @@ impl Shadow {
     /// Reads the file again. Without a valid one, no copy is accepted.
     ///
     /// # Errors
-    /// One sentence: there is no valid file.
+    /// One sentence: the file is missing or invalid.
     pub(in crate::serving) fn reload(&self) -> Result<(), String> {
         let ((bytes, accepted), result) = match read(&self.path) {
             Ok(read) => (read, Ok(())),

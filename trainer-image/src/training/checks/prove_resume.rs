@@ -265,7 +265,11 @@ impl ResumeProof<'_> {
                     differences.push(format!("artifacts/{file}, from line {line} on"));
                 }
                 None if one.len() == two.len() => {}
-                _ => differences.push(format!("artifacts/{name}, in {} and {}", counted(one.len(), "file"), counted(two.len(), "file"))),
+                _ => differences.push(format!(
+                    "artifacts/{name}, in {} and {}",
+                    counted(one.len() as u64, "file"),
+                    counted(two.len() as u64, "file")
+                )),
             }
         }
         let model = |output: &Path| atomic_fs::read(&output.join("model/model.safetensors"));

@@ -146,7 +146,7 @@ impl AppendLog {
     /// When a file operation fails.
     pub(crate) fn append_each<R: Row>(&mut self, rows: &mut Vec<R>) -> Result<(), FileError> {
         let mut written = 0;
-        let result = rows.iter().try_for_each(|row| {
+        let result: Result<(), FileError> = rows.iter().try_for_each(|row| {
             self.append_unsynced(std::slice::from_ref(row))?;
             written += 1;
             Ok(())

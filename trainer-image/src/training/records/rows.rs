@@ -236,12 +236,12 @@ mod tests {
                     bytes[at] = *value;
                 }
                 bytes.truncate(cut.index(bytes.len()) + 1);
-                if let Err(error) = parse::<LedgerRow>(path, &bytes) {
+                if let Err(error) = parse::<LedgerRow>(path, &bytes, None) {
                     prop_assert!(error.to_string().contains("\"records\", line"));
                 }
-                match parse::<StateRow>(path, &bytes) {
+                match parse::<StateRow>(path, &bytes, None) {
                     // A valid chain proves that only short digests of tensors were changed.
-                    Ok(read) if check_chain(path, &read).is_ok() => prop_assert!(
+                    Ok(read) if check_chain(path, &read, None).is_ok() => prop_assert!(
                         read.iter().zip(&rows).all(|(a, b)| (a.step, a.digest) == (b.step, b.digest))
                     ),
                     Ok(_) => {}

@@ -137,7 +137,8 @@ impl Session<'_> {
         let total = executed_steps(settings, dataset.records());
         let store = CheckpointStore::open(self.output.join("checkpoints"), identity, Retention::of(settings, total))?;
         let probe = self.grace.map(|_| store.probe(snapshot_size(model, settings))).transpose()?;
-        let (writer, ends) = AsyncWriter::start(lock.handle(), store, origin, (&artifacts_directory, self.ledger_size), state.step)?;
+        let (writer, ends) =
+            AsyncWriter::start(lock.handle(), store, origin, (&artifacts_directory, self.ledger_size), state.step)?;
         ends.notices.into_iter().for_each(|notice| self.notice(notice));
         match ends.ledger {
             Some(row) if row.step == state.step => self.check_order(&row, &state, &dataset)?,

@@ -86,6 +86,7 @@ fn a_missing_file_is_final() {
             prove_steps: 40,
             required: crate::training::Required::default(),
             grace_seconds: None,
+            ledger_size: crate::artifacts::segments::SIZE,
             metrics_address: None,
         };
         let error = command.run().unwrap_err();

@@ -15,15 +15,14 @@ use proptest::prelude::*;
 use crate::{
     artifacts::segments::{Segment, segments},
     reporting::Reporter,
-};
-use crate::{
     training::{
-    Outcome, Session,
-    checkpoint::scan,
-    forensics::RecordedRun,
-    test_support::{
-        ALL, asked_at, attempt, both, finished, killed_at, metrics, mortal, remains, resolved, scratch, speck, threads,
-        walk,
+        Outcome, Session,
+        checkpoint::scan,
+        forensics::RecordedRun,
+        test_support::{
+            ALL, asked_at, attempt, both, finished, killed_at, metrics, mortal, remains, resolved, scratch, speck,
+            threads, walk,
+        },
     },
 };
 
@@ -82,7 +81,8 @@ fn a_run_with_small_files_of_rows_leaves_the_same_files_after_a_kill() {
         session.run().unwrap();
     };
     let names = |root: &Path| -> Vec<(PathBuf, Vec<u8>)> {
-        let files = ["ledger.ndjson", "states.ndjson"].map(|name| segments(&root.join("artifacts").join(name)).unwrap());
+        let files =
+            ["ledger.ndjson", "states.ndjson"].map(|name| segments(&root.join("artifacts").join(name)).unwrap());
         let read = |file: Segment| (file.path.strip_prefix(root).unwrap().to_owned(), fs::read(&file.path).unwrap());
         files.into_iter().flatten().map(read).collect()
     };

@@ -99,10 +99,10 @@ fn a_run_without_trackers_writes_none_and_one_that_fails_ends_none() {
 
 /// `make test-clients` installs the packages.
 #[test]
-#[ignore = "needs CLIENTS_PYTHON, a Python with the packages tensorboard, mlflow-skinny and wandb: make test-clients"]
+#[ignore = "needs CLIENTS_PYTHON, a Python with the packages tensorboard, mlflow and wandb: make test-clients"]
 fn tensorboard_mlflow_and_wandb_read_what_runs_write() {
-    let python = std::env::var("CLIENTS_PYTHON")
-        .expect("CLIENTS_PYTHON names a Python with tensorboard, mlflow-skinny and wandb");
+    let python =
+        std::env::var("CLIENTS_PYTHON").expect("CLIENTS_PYTHON names a Python with tensorboard, mlflow and wandb");
     let output = tempfile::tempdir().unwrap();
     resumed(output.path());
     let ledger = Ledger::read(&output.path().join("artifacts").join(ledger::FILE)).unwrap();
@@ -114,4 +114,32 @@ fn tensorboard_mlflow_and_wandb_read_what_runs_write() {
     let ran = Command::new(python).arg(script).args([output.path(), exported.path()]).output().unwrap();
     let told = String::from_utf8_lossy(&ran.stderr);
     assert!(ran.status.success(), "{}\n{told}", String::from_utf8_lossy(&ran.stdout));
+}
+
+/// `make test-clients` installs the packages.
+#[test]
+#[ignore = "needs CLIENTS_PYTHON, a Python with the packages nbclient, ipykernel and matplotlib: make test-clients"]
+fn notebook_reads_the_files_of_a_run() {
+    let python = std::env::var("CLIENTS_PYTHON").expect("CLIENTS_PYTHON names a Python with nbclient");
+    let output = tempfile::tempdir().unwrap();
+    resumed(output.path());
+    let repository = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+    let mut command = Command::new(python);
+    command.arg(repository.join("tests/clients/notebook.py")).arg(repository.join("docs/notebooks/run.ipynb"));
+    let execute = |command: &mut Command| {
+        let ran = command.env("RUN", output.path()).output().unwrap();
+        let told = [ran.stdout, ran.stderr].concat();
+        (ran.status.success(), String::from_utf8_lossy(&told).into_owned())
+    };
+    let (held, told) = execute(&mut command);
+    assert!(held && told.contains(" states, up to step 12 with the chain "), "{told}");
+    // A changed row breaks the chain, and the notebook says where.
+    let states = output.path().join("artifacts/states.ndjson");
+    let mut lines: Vec<serde_json::Value> =
+        fs::read_to_string(&states).unwrap().lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let step = lines[0]["step"].clone();
+    lines[0]["digest"] = "00".repeat(32).into();
+    fs::write(&states, lines.iter().map(|line| format!("{line}\n")).collect::<String>()).unwrap();
+    let (held, told) = execute(&mut command);
+    assert!(!held && told.contains(&format!("the chain is broken at step {step}")), "{told}");
 }

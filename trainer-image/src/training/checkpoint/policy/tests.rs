@@ -131,7 +131,7 @@ fn before_last_checkpoint<'a>(
         lock,
         store,
         Origin::here(crate::training::state::engine_settings(training)),
-        &output.join("artifacts"),
+        (&output.join("artifacts"), u64::MAX),
         2,
     )
     .unwrap();
