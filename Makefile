@@ -26,6 +26,13 @@ install="$$root apt-get install --yes --quiet --no-install-recommends $(1)"
 $$install >/dev/null 2>&1 || { $$root apt-get update --quiet >/dev/null && $$install >/dev/null; }
 endef
 
+define install-image-tools
+if ! command -v buildah >/dev/null || ! command -v skopeo >/dev/null; then
+	echo "Installing buildah and skopeo, which build images without a container engine."
+	$(call install,buildah skopeo)
+fi
+endef
+
 # On Debian, python3 needs python3-venv to create virtual environments.
 define install-venv
 if ! python3 -c 'import ensurepip' 2>/dev/null; then
@@ -48,7 +55,7 @@ fi
 endef
 
 .PHONY: help root prerequisites programs image reproducible image-cuda check-cuda gpu-check gpu-check-program cluster cluster-down kubeconfig test test-isa \
-	test-clients test-stores test-helm test-cosign test-keyless test-gateway test-autoscaling test-compose simulate chaos fuzz deny release offline demo demo-real bench bench-scale \
+	test-clients test-stores test-helm test-cosign test-policies test-keyless test-gateway test-autoscaling test-compose simulate chaos fuzz deny release offline demo demo-real bench bench-scale \
 	bench-verify bench-memory bench-data bench-real bench-serve bench-train sanitize
 
 help: ## lists all targets
@@ -64,7 +71,7 @@ root: ## checks that packages can be installed and the local cluster can start: 
 	fi
 
 # Go builds Kubernetes and kubectl. Images and programs do not need it.
-cluster demo demo-real test test-clients test-stores test-helm test-cosign test-keyless test-gateway test-autoscaling test-compose chaos release offline bench bench-scale: WITH_GO := yes
+cluster demo demo-real test test-clients test-stores test-helm test-cosign test-policies test-keyless test-gateway test-autoscaling test-compose chaos release offline bench bench-scale: WITH_GO := yes
 
 prerequisites: ## checks that Rust, Go and gcc are installed
 	@missing=()
@@ -92,10 +99,7 @@ prerequisites: ## checks that Rust, Go and gcc are installed
 	fi
 
 image: prerequisites ## builds the two images as OCI archives; with REGISTRY=host/path also pushes them
-	@if ! command -v buildah >/dev/null || ! command -v skopeo >/dev/null; then
-		echo "Installing buildah and skopeo, which build images without a container engine."
-		$(call install,buildah skopeo)
-	fi
+	@$(install-image-tools)
 	echo "Building the programs."
 	$(BUILD)
 	mkdir -p "$(IMAGES)"
@@ -174,10 +178,7 @@ check-cuda: prerequisites ## compiles the CUDA kernels and checks the code that 
 	$(CUDA_CARGO) check --locked --package codex --features cuda --lib --bins --examples
 
 image-cuda: prerequisites ## builds the image codex-cuda as an OCI archive; needs no GPU; with REGISTRY=host/path also pushes it
-	@if ! command -v buildah >/dev/null || ! command -v skopeo >/dev/null; then
-		echo "Installing buildah and skopeo, which build images without a container engine."
-		$(call install,buildah skopeo)
-	fi
+	@$(install-image-tools)
 	$(call install-venv,the CUDA compiler)
 	$(CUDA_CARGO) build --release --locked --package codex --features cuda --bin codex
 	mkdir -p "$(IMAGES)"
@@ -362,6 +363,17 @@ if [ ! -x "$(1)" ]; then
 fi
 endef
 
+# Builds a Go program at $(1) from the module $(2) and its package $(3), where go install does not: it asks for the list of versions, and
+# refuses modules that replace others.
+define build-go
+if [ ! -x "$(1)" ]; then
+	echo "Building $(2) in $$(dirname "$(1)")."
+	(cd / && go mod download "$(2)")
+	mkdir -p "$$(dirname "$(1)")"
+	(cd "$$(cd / && go list -m -f '{{.Dir}}' "$(2)")" && CGO_ENABLED=0 go build -trimpath -o "$(1)" $(3))
+fi
+endef
+
 define install-sigstore
 $(call install-go,$(FULCIO),github.com/sigstore/fulcio@$(FULCIO_VERSION))
 $(call install-go,$(REKOR_SERVER),github.com/sigstore/rekor-tiles/v2/cmd/rekor-server/posix@$(REKOR_VERSION))
@@ -418,15 +430,7 @@ PROMETHEUS_ADAPTER = $(CACHE)/prometheus-adapter-$(PROMETHEUS_ADAPTER_VERSION)/a
 test-autoscaling: root prerequisites ## scales servers by CPU, queue and latency with metrics-server, Prometheus and its adapter on the local cluster
 	@$(call install-promtool)
 	$(call install-go,$(METRICS_SERVER),sigs.k8s.io/metrics-server/cmd/metrics-server@$(METRICS_SERVER_VERSION))
-	if [ ! -x "$(PROMETHEUS_ADAPTER)" ]; then
-		echo "Building sigs.k8s.io/prometheus-adapter $(PROMETHEUS_ADAPTER_VERSION) in $$(dirname "$(PROMETHEUS_ADAPTER)")."
-		# Not with go install, which asks for the list of versions.
-		module=sigs.k8s.io/prometheus-adapter@$(PROMETHEUS_ADAPTER_VERSION)
-		(cd / && go mod download "$$module")
-		cd "$$(cd / && go list -m -f '{{.Dir}}' "$$module")"
-		CGO_ENABLED=0 go build -trimpath -o "$(PROMETHEUS_ADAPTER)" ./cmd/adapter
-		cd "$(CURDIR)"
-	fi
+	$(call build-go,$(PROMETHEUS_ADAPTER),sigs.k8s.io/prometheus-adapter@$(PROMETHEUS_ADAPTER_VERSION),./cmd/adapter)
 	export METRICS_SERVER="$(METRICS_SERVER)" PROMETHEUS_ADAPTER="$(PROMETHEUS_ADAPTER)"
 	$(call on-the-cluster,autoscaling)
 
@@ -523,6 +527,23 @@ S3RVER_VERSION := 3.7.1
 AZURITE_VERSION := 3.37.0
 FAKE_GCS_VERSION := v1.56.1
 STORES = $(CACHE)/stores-$(S3RVER_VERSION)-$(AZURITE_VERSION)-$(FAKE_GCS_VERSION)
+DOCKER_REGISTRY = $(STORES)/docker-registry/usr/bin/docker-registry
+# Unpacked and not installed: it must not run as a service.
+define install-registry
+if [ ! -d "$(STORES)/docker-registry" ]; then
+	echo "Unpacking Debian's docker-registry in $(STORES)."
+	mkdir -p "$(STORES)"
+	folder=$$(mktemp -d)
+	cd "$$folder"
+	root=; [ "$$(id -u)" = 0 ] || root=sudo
+	apt-get download --quiet docker-registry >/dev/null 2>&1 || { $$root apt-get update --quiet >/dev/null; apt-get download --quiet docker-registry >/dev/null 2>&1; }
+	dpkg --extract docker-registry_*.deb "$$folder/docker-registry"
+	mv "$$folder/docker-registry" "$(STORES)/"
+	cd "$(CURDIR)"
+	rm -rf "$$folder"
+fi
+endef
+
 test-stores: prerequisites ## pushes to and fetches from s3rver, Azurite and docker-registry, and fetches from fake-gcs-server, over connections that are cut
 	@for tool in npm go; do
 		command -v "$$tool" >/dev/null || { echo "$$tool is missing: install it, it installs the servers of this target." >&2; exit 1; }
@@ -534,20 +555,23 @@ test-stores: prerequisites ## pushes to and fetches from s3rver, Azurite and doc
 		mv "$(STORES).partial/node_modules" "$(STORES)/"
 		rm -rf "$(STORES).partial"
 	fi
-	# Unpacked and not installed: it must not run as a service.
-	if [ ! -d "$(STORES)/docker-registry" ]; then
-		echo "Unpacking Debian's docker-registry in $(STORES)."
-		folder=$$(mktemp -d)
-		cd "$$folder"
-		root=; [ "$$(id -u)" = 0 ] || root=sudo
-		apt-get download --quiet docker-registry >/dev/null 2>&1 || { $$root apt-get update --quiet >/dev/null; apt-get download --quiet docker-registry >/dev/null 2>&1; }
-		dpkg --extract docker-registry_*.deb "$$folder/docker-registry"
-		mv "$$folder/docker-registry" "$(STORES)/"
-		cd "$(CURDIR)"
-		rm -rf "$$folder"
-	fi
+	$(install-registry)
 	$(call install-go,$(STORES)/bin/fake-gcs-server,github.com/fsouza/fake-gcs-server@$(FAKE_GCS_VERSION))
 	STORES="$(STORES)" cargo test --release --locked --workspace --test stores -- --ignored
+
+KYVERNO_VERSION := v1.19.1
+KYVERNO = $(CACHE)/kyverno-$(KYVERNO_VERSION)/kubectl-kyverno
+POLICY_CONTROLLER_VERSION := v0.13.1
+POLICY_TESTER = $(CACHE)/policy-controller-$(POLICY_CONTROLLER_VERSION)/tester
+test-policies: prerequisites ## lets Kyverno and policy-controller, which it builds, judge pods and images by the policies of manifests/engines; needs no cluster
+	@$(install-image-tools)
+	$(install-registry)
+	$(call install-go,$(COSIGN),github.com/sigstore/cosign/v3/cmd/cosign@$(COSIGN_VERSION))
+	$(call build-go,$(POLICY_TESTER),github.com/sigstore/policy-controller@$(POLICY_CONTROLLER_VERSION),./cmd/tester)
+	$(call build-go,$(KYVERNO),github.com/kyverno/kyverno@$(KYVERNO_VERSION),./cmd/cli/kubectl-kyverno)
+	export KYVERNO="$(KYVERNO)" POLICY_TESTER="$(POLICY_TESTER)" COSIGN="$(COSIGN)" DOCKER_REGISTRY="$(DOCKER_REGISTRY)"
+	cargo test --release --locked --workspace --test engines
+	cargo test --release --locked --workspace --test plans -- --ignored engines::
 
 RELEASE = $(CACHE)/release
 release: prerequisites ## writes install.yaml, the Helm chart, kubectl-codex, codex-tools, bills of materials and checksums to RELEASE=, by default a folder of the cache
@@ -615,13 +639,38 @@ bench: prerequisites ## measures the figures of docs/benchmarks.md on the local 
 KWOK_VERSION := v0.8.0
 KWOK = $(CACHE)/kwok-$(KWOK_VERSION)/kwok
 RUNS ?= 1000
-bench-scale: root prerequisites ## measures RUNS= (1,000) TrainingRuns at once, with pods that kwok simulates, on the local cluster
-	@$(MAKE) image REGISTRY=
-	if [ ! -x "$(KWOK)" ]; then
-		echo "Building kwok $(KWOK_VERSION) in $$(dirname "$(KWOK)")."
-		CGO_ENABLED=0 GOBIN="$$(dirname "$(KWOK)")" go install sigs.k8s.io/kwok/cmd/kwok@$(KWOK_VERSION)
-	fi
-	KWOK="$(KWOK)" $(PROGRAMS)/codex-bench scale $(RUNS)
+# The versions that the overlay of this Trainer installs together.
+TRAINER_VERSION := v2.0.0
+JOBSET_VERSION := v0.8.2
+TRAINER = $(CACHE)/trainer-$(TRAINER_VERSION)/trainer-controller-manager
+JOBSET = $(CACHE)/jobset-$(JOBSET_VERSION)/jobset
+# Builds the program $(1), version $(2), from the module $(3) and its package $(4), and its image, beside it. Sets $(5)_IMAGE and $(5)_MODULE.
+define peer
+$(call build-go,$(1),$(3)@$(2),$(4))
+name=$$(basename "$(1)")
+export $(5)_IMAGE="$(1).oci" $(5)_MODULE="$$(cd / && go list -m -f '{{.Dir}}' "$(3)@$(2)")"
+if [ ! -f "$$$(5)_IMAGE" ]; then (
+	work=$$(mktemp -d "$(CACHE)/peer.XXXXXX")
+	trap 'rm -rf "$$work"' EXIT
+	storage=(--root "$$work/storage" --runroot "$$work/run" --storage-driver vfs)
+	buildah "$${storage[@]}" bud --quiet --isolation chroot --build-arg PROGRAM="$$name" --tag "$$name:$(2)" \
+		--file tests/bench/peer.Dockerfile "$$(dirname "$(1)")" >/dev/null
+	buildah "$${storage[@]}" push --quiet "$$name:$(2)" "oci-archive:$$work/image.oci:$$name:$(2)"
+	mv "$$work/image.oci" "$$$(5)_IMAGE"
+); fi
+endef
+define install-peer
+$(call peer,$(JOBSET),$(JOBSET_VERSION),sigs.k8s.io/jobset,.,JOBSET)
+$(call peer,$(TRAINER),$(TRAINER_VERSION),github.com/kubeflow/trainer/v2,./cmd/trainer-controller-manager,TRAINER)
+endef
+# PEER=yes measures the peer after this project.
+PEER ?= no
+bench-scale: root prerequisites ## measures RUNS= (1,000) TrainingRuns at once, with pods that kwok simulates; PEER=yes adds Kubeflow Trainer with JobSet
+	@case "$(PEER)" in yes | no) ;; *) echo "PEER: $(PEER) is neither yes nor no." >&2; exit 2 ;; esac
+	$(MAKE) image REGISTRY=
+	$(call install-go,$(KWOK),sigs.k8s.io/kwok/cmd/kwok@$(KWOK_VERSION))
+	$(if $(filter yes,$(PEER)),$(install-peer))
+	KWOK="$(KWOK)" $(PROGRAMS)/codex-bench scale $(RUNS) $(if $(filter yes,$(PEER)),peer)
 
 bench-memory: programs ## compares the trainer's memory estimate with its peak, on six configurations
 	@benches/memory.sh $(PROGRAMS)/codex

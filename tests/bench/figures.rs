@@ -41,3 +41,26 @@ pub(crate) fn table(figures: &[Figure]) -> String {
     }
     text
 }
+
+/// Formats the figures of this project and those of the peer with the same name as Markdown.
+pub(crate) fn comparison(ours: &[Figure], peers: &[Figure]) -> String {
+    let mut text = "\n| Figure | Codex | Kubeflow Trainer with JobSet | Aim |\n|---|---|---|---|\n".to_owned();
+    for Figure { what, value, aim } in ours {
+        let peer = peers.iter().find(|figure| figure.what == *what).map_or("–", |figure| &figure.value);
+        let _ = writeln!(text, "| {what} | {value} | {peer} | {aim} |");
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_figure_that_the_peer_lacks_has_a_dash() {
+        let ours = [Figure::new("Jobs", "2", "≥ 1"), Figure::new("Restart", "3 s", "")];
+        let table = comparison(&ours, &[Figure::new("Jobs", "1", "≥ 1")]);
+        let rows: Vec<&str> = table.lines().skip(3).collect();
+        assert_eq!(rows, ["| Jobs | 2 | 1 | ≥ 1 |", "| Restart | 3 s | – |  |"]);
+    }
+}

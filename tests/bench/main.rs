@@ -1,8 +1,9 @@
 //! `make bench`: measures the figures of docs/benchmarks.md on the local cluster and prints one table. `make bench-scale` measures
-//! many objects at once.
+//! many objects at once, and with `PEER=yes` also Kubeflow Trainer with JobSet.
 
 mod figures;
 mod operator;
+mod peer;
 mod programs;
 mod scale;
 
@@ -12,16 +13,16 @@ use std::process::ExitCode;
 async fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let measured = match arguments.iter().map(String::as_str).collect::<Vec<_>>()[..] {
-        [] => figures::measure().await,
-        ["scale", runs] => match runs.parse() {
-            Ok(runs) => scale::measure(runs).await,
+        [] => figures::measure().await.map(|figures| figures::table(&figures)),
+        ["scale", runs] | ["scale", runs, "peer"] => match runs.parse() {
+            Ok(runs) => scale(runs, arguments.len() > 2).await,
             Err(_) => return refuse(&format!("`{runs}` is not a number of runs, such as 1000")),
         },
-        _ => return refuse("run codex-bench, or codex-bench scale RUNS"),
+        _ => return refuse("run codex-bench, codex-bench scale RUNS, or codex-bench scale RUNS peer"),
     };
     match measured {
-        Ok(figures) => {
-            print!("{}", figures::table(&figures));
+        Ok(table) => {
+            print!("{table}");
             ExitCode::SUCCESS
         }
         Err(error) => {
@@ -29,6 +30,17 @@ async fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+/// Measures many objects, then the same for the peer, and returns the table.
+async fn scale(runs: u32, with_peer: bool) -> codex_tests::Result<String> {
+    let ours = scale::measure(runs).await?;
+    if !with_peer {
+        return Ok(figures::table(&ours));
+    }
+    // If the peer fails, this has been measured.
+    print!("{}", figures::table(&ours));
+    Ok(figures::comparison(&ours, &peer::measure(runs).await?))
 }
 
 fn refuse(sentence: &str) -> ExitCode {

@@ -1,10 +1,12 @@
 //! Figures of many objects: TrainingRuns created at a fixed rate, whose pods kwok simulates on simulated nodes. The controller, the API
 //! server and the control plane are real. Each pod runs for a minute and then exits with code 2, so that every run ends. Reads the
-//! audit log and the process table of this machine.
+//! audit log and the process table of this machine. [`crate::peer`] measures a peer with the same code.
 
 use std::{
     collections::BTreeMap,
-    env, fs,
+    env,
+    fmt::Debug,
+    fs,
     path::PathBuf,
     process::{Child, Command, Stdio},
     time::Duration,
@@ -21,12 +23,13 @@ use codex_tests::{
 use jiff::Timestamp;
 use k8s_openapi::api::{
     batch::v1::Job,
-    core::v1::{Node, PersistentVolume, PersistentVolumeClaim, Pod},
+    core::v1::{Namespace, Node, PersistentVolume, PersistentVolumeClaim, Pod},
 };
 use kube::{
-    Api, ResourceExt,
+    Api, Client, Resource, ResourceExt,
     api::{DeleteParams, ListParams, PostParams},
 };
+use serde::{Serialize, de::DeserializeOwned};
 use serde_json::{Value, json};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep};
 
@@ -37,7 +40,7 @@ const NODES: usize = 200;
 /// Objects created in a second.
 const RATE: u32 = 100;
 /// The label and the taint of simulated nodes.
-const SIMULATED: &str = "codex-ml.dev/simulated";
+pub(crate) const SIMULATED: &str = "codex-ml.dev/simulated";
 /// What kwok does with nodes and pods.
 const STAGES: &str = include_str!("stages.yaml");
 /// The time limit for each part, plus what [`patience`] adds for each object.
@@ -50,67 +53,119 @@ const RECONCILIATIONS: &str = "codex_controller_reconciliations_total{kind=\"Tra
 const QUEUED: &str = "codex_controller_queue_objects{kind=\"TrainingRun\"";
 const MINUTE: Duration = Duration::from_secs(60);
 
+/// The operator of this project.
+const CODEX: Subject =
+    Subject { users: &[CONTROLLER_USER], programs: &[CONTROLLER], resource: "trainingruns", job: child::trainer };
+
+/// An operator under load.
+pub(crate) struct Subject {
+    /// The user names of its controllers at the API server.
+    pub(crate) users: &'static [&'static str],
+    /// The programs of its controllers.
+    pub(crate) programs: &'static [&'static str],
+    /// The plural name of the objects that are created.
+    pub(crate) resource: &'static str,
+    /// Returns the name of the Job of an object.
+    pub(crate) job: fn(&str) -> String,
+}
+
+/// The load on an operator: what its controllers used and wrote.
+pub(crate) struct Load<'a> {
+    observed: Observed<'a>,
+    runs: u32,
+    idle: Sample,
+    busy: Sample,
+}
+
+impl<'a> Load<'a> {
+    /// Creates `runs` copies of an object, and waits until the operator has made a Job of each and writes nothing any more.
+    pub(crate) async fn apply<K>(
+        team: &'a Team,
+        subject: &'static Subject,
+        api: Api<K>,
+        object: K,
+        runs: u32,
+    ) -> Result<Self>
+    where
+        K: Resource + Clone + Debug + Serialize + DeserializeOwned + Send + Sync + 'static,
+    {
+        let follower = Follower::from_now(audit_log(team.installation)?)?;
+        let mut observed = Observed::new(subject, &team.namespace, follower);
+        let idle = Sample::take(subject)?;
+        println!("Creating {runs} {}, {RATE} in a second.", subject.resource);
+        create(api, object, runs).await?;
+        observed.until(runs, "every object has its Job", |seen| seen.jobs.len() as u32 == runs).await?;
+        println!("Waiting until every pod has ended.");
+        observed.until(runs, "nothing is written any more", |seen| seen.latest.elapsed() > QUIET).await?;
+        let busy = Sample::take(subject)?;
+        Ok(Self { observed, runs, idle, busy })
+    }
+
+    /// Returns the figures until now, and those of an idle minute from now.
+    pub(crate) async fn figures(&mut self, ended: usize) -> Result<Vec<Figure>> {
+        let Self { observed, runs, idle, busy } = self;
+        println!("Watching for a minute without load.");
+        observed.news()?;
+        let (writes, lists) = (observed.writes(), observed.lists);
+        let mut figures = observed.figures(*runs);
+        sleep(MINUTE).await;
+        observed.news()?;
+        let processor = (busy.processor - idle.processor) * 1000.0 / f64::from(*runs);
+        figures.extend([
+            Figure::new("Objects that ended as their pods did", format!("{ended} of {runs}"), "all"),
+            Figure::new("Processor time of the controllers for 1,000 objects", format!("{processor:.1} s"), "≤ 3 s"),
+            Figure::new("Resident memory before", megabytes(idle.memory), "≤ 15 MB"),
+            Figure::new(
+                "Resident memory with all objects",
+                megabytes(busy.memory),
+                "≤ 30 MB (1,000), ≤ 80 MB (10,000)",
+            ),
+            Figure::new(
+                "Writes in an idle minute, apart from the Lease",
+                (observed.writes() - writes).to_string(),
+                "0",
+            ),
+            Figure::new("LISTs in an idle minute", (observed.lists - lists).to_string(), "0"),
+        ]);
+        Ok(figures)
+    }
+}
+
 /// Measures `runs` TrainingRuns.
 pub(crate) async fn measure(runs: u32) -> Result<Vec<Figure>> {
     let installation = Installation::ensure().await?;
-    let log = installation.cluster.audit_log().ok_or_else(|| Error::Impossible {
-        what: "the audit log is read".to_owned(),
-        why: "only the local cluster has one".to_owned(),
-        state: "run `make bench-scale` without CLUSTER".to_owned(),
-    })?;
+    audit_log(installation)?;
     let team = Team::new("scale").await?;
-    let _kwok = Kwok::start(installation)?;
-    let measured = measured(&team, log, runs).await;
-    remove(installation, &team).await?;
-    if measured.is_ok() {
-        team.done();
+    let simulated = Simulated::start(installation).await?;
+    let measured = async {
+        let figures = measured(&team, runs).await?;
+        empty(&team, runs).await?;
+        Ok(figures)
     }
+    .await;
+    simulated.remove().await?;
+    remove_volume(&team).await?;
     measured
 }
 
-async fn measured(team: &Team, log: PathBuf, runs: u32) -> Result<Vec<Figure>> {
-    println!("Waiting for {NODES} simulated nodes.");
-    nodes(team).await?;
+async fn measured(team: &Team, runs: u32) -> Result<Vec<Figure>> {
     volume(team).await?;
-
-    let idle = Sample::take()?;
-    println!("Creating {runs} TrainingRuns, {RATE} in a second.");
-    let mut observed = Observed::new(&team.namespace, Follower::from_now(log)?);
-    create(team, runs).await?;
-    observed.until(runs, "every run has its Job", patience(runs), |seen| seen.jobs.len() as u32 == runs).await?;
-    println!("Waiting until every run has ended.");
-    observed.until(runs, "nothing is written any more", patience(runs), |seen| seen.latest.elapsed() > QUIET).await?;
+    let mut load = Load::apply(team, &CODEX, team.api(), run()?, runs).await?;
     let ended = ended(team).await?;
-    let busy = Sample::take()?;
     let reconciled = metric(team, RECONCILIATIONS).await?;
-    println!("Watching the idle controller for a minute.");
-    observed.news()?;
-    let (writes, lists) = (observed.writes(), observed.lists);
-    sleep(MINUTE).await;
-    observed.news()?;
-    let (idle_writes, idle_lists) = (observed.writes() - writes, observed.lists - lists);
+    let mut figures = load.figures(ended).await?;
 
     println!("Restarting the controller.");
+    let observed = &mut load.observed;
+    let before = observed.writes();
     let restarted = restart(team, runs).await?;
     observed.news()?;
-    let again = observed.writes() - writes - idle_writes;
+    let again = observed.writes() - before;
     let jobs: Api<Job> = team.api();
     let doubled = jobs.list_metadata(&ListParams::default()).await?.items.len().saturating_sub(runs as usize);
-    let after = Sample::take()?;
-
-    let mut figures = observed.figures(runs);
+    let after = Sample::take(&CODEX)?;
     figures.extend([
-        Figure::new("Reconciliations of a run", format!("{:.1}", reconciled / f64::from(runs)), ""),
-        Figure::new("Runs that ended as their pods did", format!("{ended} of {runs}"), "all"),
-        Figure::new(
-            "Processor time of the controller for 1,000 objects",
-            format!("{:.1} s", (busy.processor - idle.processor) * 1000.0 / f64::from(runs)),
-            "≤ 3 s",
-        ),
-        Figure::new("Resident memory before", megabytes(idle.memory), "≤ 15 MB"),
-        Figure::new("Resident memory with all objects", megabytes(busy.memory), "≤ 30 MB (1,000), ≤ 80 MB (10,000)"),
-        Figure::new("Writes in an idle minute, apart from the Lease", idle_writes.to_string(), "0"),
-        Figure::new("LISTs in an idle minute", idle_lists.to_string(), "0"),
+        Figure::new("Reconciliations of an object", format!("{:.1}", reconciled / f64::from(runs)), ""),
         Figure::new("Restart → all reconciled", format!("{:.1} s", restarted.as_secs_f64()), "≤ 15 s (10,000)"),
         Figure::new("Writes after the restart, apart from the Lease", again.to_string(), "0"),
         Figure::new("Jobs too many", doubled.to_string(), "0"),
@@ -119,12 +174,26 @@ async fn measured(team: &Team, log: PathBuf, runs: u32) -> Result<Vec<Figure>> {
     Ok(figures)
 }
 
-/// Removes the simulated nodes and the volume.
-async fn remove(installation: &Installation, team: &Team) -> Result<()> {
-    let client = installation.client().await?;
-    let simulated = ListParams::default().labels(SIMULATED);
-    Api::<Node>::all(client.clone()).delete_collection(&DeleteParams::background(), &simulated).await?;
-    let volumes = Api::<PersistentVolume>::all(client);
+/// Returns the audit log of the local cluster.
+pub(crate) fn audit_log(installation: &Installation) -> Result<PathBuf> {
+    installation.cluster.audit_log().ok_or_else(|| Error::Impossible {
+        what: "the audit log is read".to_owned(),
+        why: "only the local cluster has one".to_owned(),
+        state: "run `make bench-scale` without CLUSTER".to_owned(),
+    })
+}
+
+/// Marks the team as done, deletes its namespace and waits until it is gone, so that the next measurement has the machine alone.
+pub(crate) async fn empty(team: &Team, runs: u32) -> Result<()> {
+    println!("Deleting the namespace with all its objects.");
+    team.done();
+    let namespaces: Api<Namespace> = Api::all(team.client.clone());
+    namespaces.delete(&team.namespace, &DeleteParams::background()).await?;
+    codex_tests::wait::until_gone(&namespaces, &team.namespace, patience(runs)).await
+}
+
+async fn remove_volume(team: &Team) -> Result<()> {
+    let volumes = Api::<PersistentVolume>::all(team.client.clone());
     match volumes.delete(&volume_name(team), &DeleteParams::background()).await {
         Err(kube::Error::Api(status)) if status.is_not_found() => Ok(()),
         removed => removed.map(|_| ()).map_err(Into::into),
@@ -136,7 +205,7 @@ fn volume_name(team: &Team) -> String {
 }
 
 /// Returns the time limit of a part with so many objects.
-fn patience(runs: u32) -> Duration {
+pub(crate) fn patience(runs: u32) -> Duration {
     PATIENCE + Duration::from_millis(200) * runs
 }
 
@@ -170,9 +239,36 @@ impl Drop for Kwok {
     }
 }
 
-/// Makes the simulated nodes, and waits until they are ready.
-async fn nodes(team: &Team) -> Result<()> {
-    let api: Api<Node> = Api::all(team.client.clone());
+/// The simulated nodes, and kwok, which keeps them ready and runs their pods.
+pub(crate) struct Simulated {
+    client: Client,
+    _kwok: Kwok,
+}
+
+impl Simulated {
+    /// Starts kwok, makes the nodes, and waits until they are ready.
+    pub(crate) async fn start(installation: &Installation) -> Result<Self> {
+        println!("Waiting for {NODES} simulated nodes.");
+        let simulated = Self { client: installation.client().await?, _kwok: Kwok::start(installation)? };
+        match nodes(&simulated.client).await {
+            Ok(()) => Ok(simulated),
+            Err(error) => {
+                simulated.remove().await?;
+                Err(error)
+            }
+        }
+    }
+
+    /// Removes the nodes and stops kwok.
+    pub(crate) async fn remove(self) -> Result<()> {
+        let simulated = ListParams::default().labels(SIMULATED);
+        Api::<Node>::all(self.client).delete_collection(&DeleteParams::background(), &simulated).await?;
+        Ok(())
+    }
+}
+
+async fn nodes(client: &Client) -> Result<()> {
+    let api: Api<Node> = Api::all(client.clone());
     let names: Vec<String> = (0..NODES).map(|number| format!("simulated-{number}")).collect();
     for name in &names {
         let room = json!({ "cpu": "110", "memory": "256Gi", "pods": "110" });
@@ -235,24 +331,32 @@ fn name(number: u32) -> String {
     format!("run-{number}")
 }
 
-/// Creates the runs at the fixed rate; a slow answer delays none of the others.
-async fn create(team: &Team, runs: u32) -> Result<()> {
+/// Returns a run whose pod runs on a simulated node.
+fn run() -> Result<TrainingRun> {
     let mut run = objects::run("run", &[]);
     run.spec.retries = 0;
     let pod = &mut run.spec.pod.worker;
     pod.node_selector = BTreeMap::from([(SIMULATED.to_owned(), "true".to_owned())]);
     pod.tolerations = read(json!([{ "key": SIMULATED, "operator": "Exists" }]))?;
+    Ok(run)
+}
+
+/// Creates copies of an object at the fixed rate; a slow answer delays none of the others.
+async fn create<K>(api: Api<K>, object: K, runs: u32) -> Result<()>
+where
+    K: Resource + Clone + Debug + Serialize + DeserializeOwned + Send + Sync + 'static,
+{
     let mut ticks = interval(Duration::from_secs(1) / RATE);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Burst);
     let mut requests = tokio::task::JoinSet::new();
     for number in 0..runs {
         ticks.tick().await;
-        let (api, mut run) = (team.api::<TrainingRun>(), run.clone());
-        run.metadata.name = Some(name(number));
-        requests.spawn(async move { api.create(&PostParams::default(), &run).await.map(drop) });
+        let (api, mut object) = (api.clone(), object.clone());
+        object.meta_mut().name = Some(name(number));
+        requests.spawn(async move { api.create(&PostParams::default(), &object).await.map(drop) });
     }
     while let Some(made) = requests.join_next().await {
-        made.map_err(|error| Error::io("creating a run")(std::io::Error::other(error)))??;
+        made.map_err(|error| Error::io("creating an object")(std::io::Error::other(error)))??;
     }
     Ok(())
 }
@@ -319,6 +423,7 @@ fn total(text: &str, prefix: &str) -> f64 {
 
 /// What the audit log says about the namespace.
 struct Observed<'a> {
+    subject: &'static Subject,
     namespace: &'a str,
     follower: Follower,
     created: BTreeMap<String, Timestamp>,
@@ -326,18 +431,19 @@ struct Observed<'a> {
     written: usize,
     events: usize,
     lists: usize,
-    /// When the controller was last seen writing.
+    /// When a controller was last seen writing.
     latest: Instant,
 }
 
 impl<'a> Observed<'a> {
-    fn new(namespace: &'a str, follower: Follower) -> Self {
+    fn new(subject: &'static Subject, namespace: &'a str, follower: Follower) -> Self {
         let (created, jobs) = (BTreeMap::new(), BTreeMap::new());
-        Self { namespace, follower, created, jobs, written: 0, events: 0, lists: 0, latest: Instant::now() }
+        Self { subject, namespace, follower, created, jobs, written: 0, events: 0, lists: 0, latest: Instant::now() }
     }
 
     /// Reads on until `done`.
-    async fn until(&mut self, runs: u32, what: &str, patience: Duration, done: impl Fn(&Self) -> bool) -> Result<()> {
+    async fn until(&mut self, runs: u32, what: &str, done: impl Fn(&Self) -> bool) -> Result<()> {
+        let patience = patience(runs);
         let begun = Instant::now();
         loop {
             self.news()?;
@@ -345,7 +451,7 @@ impl<'a> Observed<'a> {
                 return Ok(());
             }
             if begun.elapsed() > patience {
-                let state = format!("{} of {runs} runs have a Job", self.jobs.len());
+                let state = format!("{} of {runs} {} have a Job", self.jobs.len(), self.subject.resource);
                 return Err(Error::Timeout { what: what.to_owned(), patience, state });
             }
             sleep(Duration::from_secs(1)).await;
@@ -361,7 +467,7 @@ impl<'a> Observed<'a> {
 
     fn read(&mut self, request: &Request) {
         let object = request.object();
-        let own = request.user.username == CONTROLLER_USER;
+        let own = self.subject.users.contains(&request.user.username.as_str());
         let at = request.request_received_timestamp;
         if own && request.verb == "list" {
             self.lists += 1;
@@ -370,7 +476,7 @@ impl<'a> Observed<'a> {
             return;
         }
         if !own {
-            if request.is_creation() && object.resource == "trainingruns" {
+            if request.is_creation() && object.resource == self.subject.resource {
                 self.created.insert(object.name, at);
             }
             return;
@@ -394,7 +500,7 @@ impl<'a> Observed<'a> {
         let mut waits: Vec<f64> = (0..runs)
             .filter_map(|number| {
                 let created = self.created.get(&name(number))?;
-                let job = self.jobs.get(&child::trainer(&name(number)))?;
+                let job = self.jobs.get(&(self.subject.job)(&name(number)))?;
                 Some(job.duration_since(*created).as_secs_f64())
             })
             .collect();
@@ -408,13 +514,14 @@ impl<'a> Observed<'a> {
             Figure::new("Jobs made in a second", format!("{:.1}", self.jobs.len() as f64 / span), "≥ 100"),
             Figure::new("create → Job, median", format!("{:.2} s", quantile(0.5)), ""),
             Figure::new("create → Job, p99", format!("{:.2} s", quantile(0.99)), "≤ 1 s"),
-            Figure::new("Writes in the life of a run, Events apart", each(self.written), "≤ 5"),
-            Figure::new("Events of a run", each(self.events), ""),
+            Figure::new("Writes in the life of an object, Events apart", each(self.written), "≤ 5"),
+            Figure::new("Events of an object", each(self.events), ""),
         ]
     }
 }
 
-/// What the process of the controller has used.
+/// What the processes of the controllers have used.
+#[derive(Clone, Copy, Debug, Default)]
 struct Sample {
     /// Seconds.
     processor: f64,
@@ -423,16 +530,20 @@ struct Sample {
 }
 
 impl Sample {
-    fn take() -> Result<Self> {
-        Self::read().ok_or_else(|| Error::Impossible {
-            what: "the controller's process is measured".to_owned(),
-            why: "no process of this machine is called codex-controller".to_owned(),
-            state: "kubectl --namespace codex-system get pods".to_owned(),
+    /// Reads the sum over all controllers.
+    fn take(subject: &Subject) -> Result<Self> {
+        subject.programs.iter().try_fold(Self::default(), |sum, program| {
+            let one = Self::read(program).ok_or_else(|| Error::Impossible {
+                what: "the controllers' processes are measured".to_owned(),
+                why: format!("no process of this machine is called {program}"),
+                state: "kubectl get pods --all-namespaces".to_owned(),
+            })?;
+            Ok(Self { processor: sum.processor + one.processor, memory: sum.memory + one.memory })
         })
     }
 
-    fn read() -> Option<Self> {
-        let folder = crate::operator::process("codex-controller")?;
+    fn read(program: &str) -> Option<Self> {
+        let folder = crate::operator::process(program)?;
         let memory = crate::operator::resident_bytes(&folder)?;
         let stat = fs::read_to_string(folder.join("stat")).ok()?;
         // proc(5): utime and stime are the 14th and 15th field; the 2nd, in parentheses, may contain blanks.
@@ -447,6 +558,6 @@ fn megabytes(bytes: u64) -> String {
     format!("{:.1} MB", bytes as f64 / 1e6)
 }
 
-fn read<T: serde::de::DeserializeOwned>(value: Value) -> Result<T> {
+pub(crate) fn read<T: DeserializeOwned>(value: Value) -> Result<T> {
     serde_json::from_value(value).map_err(|error| Error::io("making an object")(std::io::Error::other(error)))
 }

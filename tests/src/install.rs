@@ -51,6 +51,12 @@ pub fn repository() -> PathBuf {
     own.parent().unwrap_or(own).to_owned()
 }
 
+/// Returns the path from one absolute folder to another, because kustomize accepts relative paths only.
+pub fn relative(from: &Path, to: &Path) -> PathBuf {
+    let up: PathBuf = from.components().skip(1).map(|_| "..").collect();
+    up.join(to.strip_prefix("/").unwrap_or(to))
+}
+
 /// Finds a program that cargo built beside this one, such as `codex`.
 ///
 /// # Errors
@@ -154,12 +160,6 @@ impl Installation {
     /// a namespace and add patches.
     fn overlay(&self, from: &Path, more: &serde_json::Value, environment: &[(&str, &str)]) -> Result<String> {
         let manifests = repository().join("manifests");
-        // kustomize accepts relative paths only.
-        let up: PathBuf = from.components().skip(1).map(|_| "..").collect();
-        let relative = |folder: &str| {
-            let path = manifests.join(folder);
-            up.join(path.strip_prefix("/").unwrap_or(&path)).display().to_string()
-        };
         let variables =
             [("CODEX_TRAINER_IMAGE", self.worker_image.as_str()), ("CODEX_WORKER_IMAGE", self.worker_image.as_str())];
         let variables = variables.iter().chain(environment);
@@ -180,7 +180,7 @@ impl Installation {
         let mut kustomization = serde_json::json!({
             "apiVersion": "kustomize.config.k8s.io/v1beta1",
             "kind": "Kustomization",
-            "resources": [relative(&base())],
+            "resources": [relative(from, &manifests.join(base()))],
             "patches": patches,
         });
         if let Some(namespace) = more["namespace"].as_str() {
