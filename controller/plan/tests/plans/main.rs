@@ -7,6 +7,7 @@ mod canaries;
 mod compared;
 mod convergence;
 mod curricula;
+mod engines;
 mod explained;
 mod golden;
 mod leaving;

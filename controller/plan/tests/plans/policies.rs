@@ -78,6 +78,23 @@ pub(crate) fn serving() -> ObservedReasoningPod {
     observed
 }
 
+/// Lets a policy demand attestations of an object in its ring, and signs the promotion with them.
+pub(crate) fn demand(observed: &mut ObservedReasoningPod, attestations: &[AttestationKind]) {
+    let mut spec = requiring(Ring::Base0C);
+    let rule = &mut spec.rules[0];
+    (rule.ring, rule.requires) = (observed.object.spec.rollout_ring, None);
+    rule.attestations = attestations.to_vec();
+    observed.policies = vec![policy(PolicyKind::PromotionPolicy, spec)];
+    observed.promotion = Bundle::Absent;
+    let signing = plan(observed);
+    let [Effect::SignPromotion { promotion, .. }] = &signing.effects[..] else { panic!("{signing:?}") };
+    observed.promotion = Bundle::Valid(SignedPromotion {
+        digest: promotion.digest(),
+        key: promotion.key().digest(),
+        signer: Sha256::of("key"),
+    });
+}
+
 /// Servers verify the attestations that policies demand: the arguments name them, in plans for a target and in those that restore one.
 #[test]
 fn servers_verify_the_attestations_that_policies_demand() {
@@ -92,19 +109,7 @@ fn servers_verify_the_attestations_that_policies_demand() {
     let status = plan(&observed).status.promotion.unwrap();
     assert!(status.attestations.is_empty());
 
-    let mut spec = requiring(Ring::Base0C);
-    let rule = &mut spec.rules[0];
-    (rule.ring, rule.requires) = (observed.object.spec.rollout_ring, None);
-    rule.attestations = vec![AttestationKind::VerificationSummary, AttestationKind::SlsaProvenance];
-    observed.policies = vec![policy(PolicyKind::PromotionPolicy, spec)];
-    observed.promotion = Bundle::Absent;
-    let signing = plan(&observed);
-    let [Effect::SignPromotion { promotion, .. }] = &signing.effects[..] else { panic!("{signing:?}") };
-    observed.promotion = Bundle::Valid(SignedPromotion {
-        digest: promotion.digest(),
-        key: promotion.key().digest(),
-        signer: Sha256::of("key"),
-    });
+    demand(&mut observed, &[AttestationKind::VerificationSummary, AttestationKind::SlsaProvenance]);
     let rolling = plan(&observed);
     let demanded = [
         "slsaProvenance=/bundles/promotion/slsa-provenance.json",

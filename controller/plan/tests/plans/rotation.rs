@@ -327,7 +327,7 @@ fn root(text: &str) -> Arc<TrustedRoot> {
 }
 
 /// A pod whose model a key signed and whose promotion an identity signs.
-fn signed_by_an_identity() -> ObservedReasoningPod {
+pub(crate) fn signed_by_an_identity() -> ObservedReasoningPod {
     let mut observed = ready_to_sign("run-1");
     rotate(&mut observed, vec![key(former(), None, None), trusted_identity()], identity().fingerprint());
     observed.trusted_root = Some(root("one"));
