@@ -166,7 +166,7 @@ fn page() -> String {
          ## Objects\n\n\
          An arrow goes from a kind of `codex-ml.dev` to the kinds of objects that its plan creates. The object is their owner, so deleting it\n\
          deletes them. Pods belong to Jobs and Deployments. Signed bundles are missing here: they are [effects](design.md#the-loop-the-same-for-all-three-kinds)\n\
-         of a plan and no children.\n\n\
+         of a plan and not children.\n\n\
          ```mermaid\n{}\n```\n",
         crates_diagram(&crates()),
         children_diagram(&children())
