@@ -204,7 +204,9 @@ fn runs_of_a_sweep_are_ranked_by_the_bounds_of_their_evaluations() {
     let runs = [(1, 900), (2, 990)].map(|(seed, right)| {
         let run = root.path().join(format!("uid-{seed}"));
         let model = run_folder::tests::run(&run);
-        let config = compose_training("cot-starter", &[], None, seed, Vec::new()).unwrap();
+        let sha256 = Some(codex_provenance::DataDigest(codex_provenance::Sha256::of("sums")));
+        let data = codex_configs::Data { name: "sums".to_owned(), sha256, synthetic: None };
+        let config = compose_training("cot-starter", &[], None, seed, vec![data]).unwrap();
         fs::write(run.join("artifacts/config.yaml"), config.to_yaml().unwrap()).unwrap();
         fs::write(run.join("artifacts/metrics.ndjson"), text(&[row(1, "loss", 1.0 / seed as f64)])).unwrap();
         run_folder::tests::evaluation(&run, "lite", model, right);

@@ -134,6 +134,7 @@ impl AppendLog {
     ///
     /// # Errors
     /// When a file operation fails.
+    #[cfg(test)]
     pub(crate) fn append<R: Row>(&mut self, rows: &[R]) -> Result<(), FileError> {
         let bytes = self.encoded(rows)?;
         self.make_room(bytes.len() as u64)?;
