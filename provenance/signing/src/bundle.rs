@@ -132,18 +132,18 @@ fn unsigned(keys: &[Sha256]) -> String {
 
 /// Returns the bundle, in JSON, of a payload and its DER-encoded signature with the key `signer`.
 pub(crate) fn assemble(payload: &[u8], signature: Vec<u8>, signer: Sha256) -> Result<Vec<u8>, serde_json::Error> {
-    // The specification requires the same hint in both places.
     let hint = signer.to_string();
     serde_json::to_vec(&Wire {
         media_type: MEDIA_TYPE.to_owned(),
         verification_material: Some(VerificationMaterial {
-            content: Some(verification_material::Content::PublicKey(PublicKeyIdentifier { hint: hint.clone() })),
+            content: Some(verification_material::Content::PublicKey(PublicKeyIdentifier { hint })),
             ..Default::default()
         }),
         content: Some(bundle::Content::DsseEnvelope(Envelope {
             payload: payload.to_vec(),
             payload_type: IN_TOTO.to_owned(),
-            signatures: vec![Signature { sig: signature, keyid: hint }],
+            // Without a key id, which is optional: cosign refuses each one but a fingerprint as SSH writes it.
+            signatures: vec![Signature { sig: signature, keyid: String::new() }],
         })),
     })
 }
