@@ -1,4 +1,4 @@
-//! StoredType numbers as `f32`, and the search for one that is not finite. Here, because this crate is compiled for speed: a model of
+//! Stored numbers as `f32`, and the search for one that is not finite. Here, because this crate is compiled for speed: a model of
 //! 1 GB has half a billion of them.
 
 /// A type in which numbers are stored.
