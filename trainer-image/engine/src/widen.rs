@@ -14,14 +14,22 @@ pub enum StoredType {
 
 /// Converts little-endian numbers. What is left over of the longer side is ignored.
 pub fn widen(stored: StoredType, bytes: &[u8], to: &mut [f32]) {
-    let halves = bytes.as_chunks::<2>().0.iter().map(|bytes| u16::from_le_bytes(*bytes));
+    let halves = to.iter_mut().zip(bytes.as_chunks::<2>().0).map(|(to, bytes)| (to, u16::from_le_bytes(*bytes)));
     match stored {
         StoredType::F32 => {
-            to.iter_mut().zip(bytes.as_chunks::<4>().0).for_each(|(to, bytes)| *to = f32::from_le_bytes(*bytes));
+            for (to, bytes) in to.iter_mut().zip(bytes.as_chunks::<4>().0) {
+                *to = f32::from_le_bytes(*bytes);
+            }
         }
-        StoredType::F16 => to.iter_mut().zip(halves).for_each(|(to, bits)| *to = half::f16::from_bits(bits).to_f32()),
+        StoredType::F16 => {
+            for (to, bits) in halves {
+                *to = half::f16::from_bits(bits).to_f32();
+            }
+        }
         StoredType::Bf16 => {
-            to.iter_mut().zip(halves).for_each(|(to, bits)| *to = f32::from_bits(u32::from(bits) << 16))
+            for (to, bits) in halves {
+                *to = f32::from_bits(u32::from(bits) << 16);
+            }
         }
     }
 }

@@ -285,20 +285,22 @@ pub(super) fn rank(evaluations: &mut [Evaluated], metric: &str) -> Result<(Strin
 
 /// Returns the numbers as the lines of a plot over the evaluations, in their order from 1 on: the value and both bounds.
 pub(super) fn plotted(evaluations: &[Evaluated]) -> Vec<Run> {
-    let parts: [(&str, fn(&Shown) -> &str); 3] =
-        [("value", |it| it.value.as_str()), ("at least", |it| it.lower.as_str()), ("at most", |it| it.upper.as_str())];
-    let line = |(label, part): (&str, fn(&Shown) -> &str)| {
+    let line = |label: &str, part: &dyn Fn(&Shown) -> Option<f64>| {
         let mut run = Run { label: label.to_owned(), series: BTreeMap::new(), written: None };
         for (evaluation, number) in evaluations.iter().zip(1..) {
             for (metric, shown) in evaluation.numbers() {
-                let Some(value) = shown.and_then(|shown| part(&shown).parse().ok()) else { continue };
+                let Some(value) = shown.and_then(|shown| part(&shown)) else { continue };
                 let name = Name { metric: metric.to_owned(), split: SPLIT.to_owned() };
                 run.series.entry(name).or_default().insert(number, value);
             }
         }
         run
     };
-    parts.map(line).into()
+    vec![
+        line("value", &|it| it.value.as_str().parse().ok()),
+        line("at least", &|it| it.lower.as_str().parse().ok()),
+        line("at most", &|it| it.upper.as_str().parse().ok()),
+    ]
 }
 
 /// Returns the metrics of these names; every one must have been measured.

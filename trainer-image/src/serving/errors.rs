@@ -64,7 +64,7 @@ impl Errors {
     /// Records why the server ends.
     pub(super) fn server(&self, error: &ServeError) {
         let Failure { reason, .. } = error.failure();
-        self.write(ServerErrorRow {
+        self.write(&ServerErrorRow {
             exit_code: Some(error.exit()),
             ..self.row(Source::Server, &reason, causes(error))
         });
@@ -73,7 +73,7 @@ impl Errors {
     /// Records that the decoder failed, which ended a response. A refused prompt is not a failure.
     pub(super) fn generation(&self, error: &GenerateError) {
         if let GenerateError::Decoder(_) = error {
-            self.write(self.row(Source::Engine, "DecoderFailed", causes(error)));
+            self.write(&self.row(Source::Engine, "DecoderFailed", causes(error)));
         }
     }
 
@@ -81,7 +81,7 @@ impl Errors {
     pub(super) fn request(&self, endpoint: Endpoint) {
         let row =
             self.row(Source::Request, "InternalError", vec!["the request was answered with status 500".to_owned()]);
-        self.write(ServerErrorRow { endpoint: Some(endpoint.path().to_owned()), ..row });
+        self.write(&ServerErrorRow { endpoint: Some(endpoint.path().to_owned()), ..row });
     }
 
     /// Records whether the engine makes steps. One that has ended ends the server, which is recorded then.
@@ -110,7 +110,7 @@ impl Errors {
             Err(why) if lasting.get(&source) == Some(&why) => {}
             Err(why) => {
                 lasting.insert(source, why.clone());
-                self.write(self.row(source, reason, vec![why]));
+                self.write(&self.row(source, reason, vec![why]));
             }
         }
     }
@@ -129,9 +129,9 @@ impl Errors {
     }
 
     /// Appends a line. A file that cannot be written changes nothing else; the log says so once.
-    fn write(&self, row: ServerErrorRow) {
+    fn write(&self, row: &ServerErrorRow) {
         let Some(file) = &self.file else { return };
-        let mut line = serde_json::to_vec(&row).unwrap_or_default();
+        let mut line = serde_json::to_vec(row).unwrap_or_default();
         line.push(b'\n');
         let File { lines, is_failing } = &mut *file.lock().unwrap_or_else(PoisonError::into_inner);
         let written = lines.append(&line);
