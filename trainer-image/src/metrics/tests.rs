@@ -180,7 +180,9 @@ fn records_that_contradict_the_results_are_found() {
     let root = tempfile::tempdir().unwrap();
     let [lite] = evaluations(root.path(), [("lite", 30)]);
     let records = |right: usize| -> String {
-        (1..=40).map(|line| format!("{{\"line\": {line}, \"correct\": {}}}\n", line <= right)).collect()
+        let lines: Vec<String> =
+            (1..=40).map(|line| format!("{{\"line\": {line}, \"correct\": {}}}\n", line <= right)).collect();
+        lines.concat()
     };
     let (path, named) = (lite.join("records.ndjson"), lite.to_str().unwrap());
     let missing = metrics(&["validate", named]).unwrap_err();

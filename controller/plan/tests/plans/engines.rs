@@ -75,14 +75,15 @@ fn kyverno(policies: &Path, pods: &[&Value]) -> BTreeMap<String, BTreeMap<String
     let folder = tempfile::tempdir().unwrap();
     let write = |name: &str, documents: &[&Value]| {
         let file = folder.path().join(name);
-        let text: String = documents.iter().map(|document| format!("---\n{document}\n")).collect();
+        let text: String =
+            documents.iter().flat_map(|document| ["---\n".to_owned(), document.to_string(), "\n".to_owned()]).collect();
         fs::write(&file, text).unwrap();
         file
     };
     let labels = json!({ "codex-ml.dev/ring": "main" });
     let namespaces = json!([{ "name": TEAM, "labels": {} }, { "name": PRODUCTION, "labels": labels }]);
     let values = json!({ "apiVersion": "cli.kyverno.io/v1alpha1", "kind": "Values", "namespaceSelector": namespaces });
-    let program = std::env::var_os("KYVERNO").expect("KYVERNO is not set: run `make test-policies`");
+    let program = std::env::var_os("KYVERNO").unwrap_or_else(|| panic!("KYVERNO is not set: run `make test-policies`"));
     let mut command = Command::new(program);
     command.arg("apply").arg(policies).arg("--values-file").arg(write("values.yaml", &[&values]));
     command.arg("--resource").arg(write("pods.yaml", pods));

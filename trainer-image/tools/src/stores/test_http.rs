@@ -83,6 +83,7 @@ pub(super) fn reply(status: u16, head: &str, body: &[u8]) -> Option<Answer> {
 }
 
 /// Returns an answer that promises `length` bytes, and may have fewer.
+#[allow(clippy::unnecessary_wraps, reason = "it is what a server returns for a request")]
 pub(super) fn cut(status: u16, head: &str, length: usize, body: &[u8]) -> Option<Answer> {
     Some(Answer { status, head: head.to_owned(), length, body: body.to_vec() })
 }
