@@ -70,7 +70,7 @@ pub trait Names: Resource<DynamicType = ()> + Clone + 'static {
     /// How objects are packed that were not read lately. `None` for kinds whose objects are always whole.
     const PACK: Option<Pack<Self>> = None;
 
-    /// Whether an older version differs in its resource version only, so that nobody need hear of the change.
+    /// Returns whether an older version differs in its resource version only, so that the change reconciles nothing.
     fn is_like(&self, _older: &Self) -> bool {
         false
     }

@@ -106,7 +106,7 @@ impl Selection {
 
 /// The scope of a kind: namespaced or cluster-scoped.
 pub trait WatchScope: Sized {
-    /// Returns the APIs of a kind that cover `namespaces`, or all namespaces if there are none.
+    /// Returns the APIs of a kind that cover `namespaces`, or all namespaces if the list is empty.
     fn apis(client: &Client, namespaces: &[String], kind: &ApiResource) -> Vec<Api<RawObject>>;
 }
 

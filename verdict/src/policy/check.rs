@@ -107,7 +107,7 @@ fn evaluation(template: &RequiredEvaluation, facts: &Facts) -> Result<(), (Deman
             Some(why) => closest.push(format!("Evaluation {} {why}", candidate.name)),
         }
     }
-    let found = if closest.is_empty() { "there is none".to_owned() } else { closest.join("; ") };
+    let found = if closest.is_empty() { "there is no candidate".to_owned() } else { closest.join("; ") };
     let preset = template.preset.as_ref().map(|preset| format!(" of preset {preset}")).unwrap_or_default();
     let gates: Vec<_> = wanted.iter().map(|gate| format!("{} {}", gate.metric, demanded(gate))).collect();
     let said = format!(

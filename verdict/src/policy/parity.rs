@@ -85,7 +85,7 @@ pub(super) fn check(wanted: &RequiredParity, ring: Ring, shadows: &[ShadowParity
             Some(why) => closest.push(format!("ReasoningPod {} {why}", shadow.shadow)),
         }
     }
-    let found = if closest.is_empty() { "there is none".to_owned() } else { closest.join("; ") };
+    let found = if closest.is_empty() { "there is no candidate".to_owned() } else { closest.join("; ") };
     let most = wanted.max_divergence.as_ref().map(|most| format!(" and maxDivergence {most}")).unwrap_or_default();
     Err(format!(
         "no shadow with this model in {ring} has proved parity with minRequests {}{most}: {found}: create a ReasoningPod with \

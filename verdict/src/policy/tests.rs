@@ -106,7 +106,7 @@ fn a_template_is_satisfied_by_one_evaluation_that_is_as_strict() {
         said(template(Some("cot-lite"), None, "0.9"), &Facts { evaluations: vec![weak, other], ..facts() }).len(),
         1
     );
-    assert!(said(template(None, None, "0.9"), &facts())[0].1.contains("there is none"));
+    assert!(said(template(None, None, "0.9"), &facts())[0].1.contains("there is no candidate"));
 }
 
 #[test]
@@ -196,7 +196,7 @@ fn parity_counts_if_enough_requests_prove_it() {
     for (refused, told) in [
         (
             with(1, None, vec![]),
-            "there is none: create a ReasoningPod with spec.shadow, rolloutRing main and the same model",
+            "there is no candidate: create a ReasoningPod with spec.shadow, rolloutRing main and the same model",
         ),
         (with(460, None, vec![shadow(459, 459, "0.01", true)]), "ReasoningPod next has compared 459 requests"),
         (with(1, None, vec![shadow(458, 458, "0.01", true)]), "and at most 0.01 is allowed"),

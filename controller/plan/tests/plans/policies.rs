@@ -349,10 +349,10 @@ fn a_model_is_promoted_only_once_a_shadow_has_proved_parity() {
     let model = observed.run.as_ref().unwrap().status.as_ref().unwrap().model.as_ref().unwrap().digest;
     observed.policies = demanding_parity();
     for (shadows, told) in [
-        (vec![], "there is none: create a ReasoningPod with spec.shadow, rolloutRing 0D_base_"),
+        (vec![], "there is no candidate: create a ReasoningPod with spec.shadow, rolloutRing 0D_base_"),
         (vec![compared(model, 99, "Holds")], "ReasoningPod next has compared 99 requests"),
         (vec![compared(model, 200, "Lost")], "ReasoningPod next has not proved parity"),
-        (vec![compared(ModelDigest(Sha256::of("other")), 200, "Holds")], "there is none"),
+        (vec![compared(ModelDigest(Sha256::of("other")), 200, "Holds")], "there is no candidate"),
     ] {
         observed.compared = shadows;
         let blocked = plan(&observed);

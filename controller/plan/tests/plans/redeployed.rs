@@ -569,7 +569,7 @@ fn a_promoted_cycle_is_served_until_the_next_one_and_its_objects_stay() {
     assert!(history.iter().all(|record| record.result == CyclePhase::Serving) && history.len() == 5);
 }
 
-/// A rule with parity is met by the shadow that the cycle creates, without anybody.
+/// The shadow that a cycle creates proves the parity that a policy demands; no user has to do anything.
 #[test]
 fn a_cycle_with_a_shadow_is_promoted_once_parity_is_proved_and_states_it() {
     let mut hourly = Hourly::shadowed();

@@ -240,7 +240,7 @@ fn what_a_removed_key_signed_is_signed_again_only_if_the_status_proves_it() {
     (removed.oms, removed.promotion) = (Bundle::Foreign(foreign.clone()), Bundle::Foreign(foreign));
     rotate(&mut removed, vec![key(next(), None, None)], next());
     assert!(matches!(&plan(&removed).effects[..], [Effect::SignModel { .. }]));
-    // While the key in the status is listed, a bundle with another signer is not ours: somebody else put it there, and it blocks.
+    // While the key in the status is listed, a bundle with another signer was not written by the controller, and blocks.
     let mut tampered = removed.clone();
     tampered.trusted.push(key(former(), None, None));
     let mut forged = removed.clone();
