@@ -36,7 +36,7 @@ use super::{
     metrics::Metrics,
     phase::Phase,
     tls,
-    verified_load::{Unverified, check},
+    verified_load::{Unverified, check, load_verified},
 };
 use crate::{
     model::{Generator, describe},
@@ -419,6 +419,26 @@ async fn a_canary_reports_its_requests_and_other_servers_do_not() {
     for server in [quiet, server] {
         server.stop.requested.cancel();
         server.end.await.unwrap().unwrap();
+    }
+}
+
+/// Weights are loaded while they are hashed, but only as the signed configuration describes them.
+#[test]
+fn weights_that_cannot_be_loaded_are_refused_as_changed() {
+    for (file, described) in [("model.safetensors", true), ("config.json", false)] {
+        let case = Case::new(64);
+        let (path, paths) = (case.path("model").join(file), case.paths());
+        let mut bytes = fs::read(&path).unwrap();
+        // The first character of the JSON in both files: neither can be parsed.
+        let at = if described { 8 } else { 0 };
+        assert_eq!(bytes[at], b'{');
+        bytes[at] = b'x';
+        fs::write(&path, bytes).unwrap();
+        assert_eq!(Unverified::open(&paths, &case.expected).unwrap().0.described, described, "{file}");
+        let mut was_verified = false;
+        let room = (2, codex_configs::Device::Cpu);
+        let refused = load_verified(&paths, &case.expected, room, || was_verified = true).err().unwrap();
+        assert!(matches!(refused, ServeError::Verify(_)) && !was_verified, "{file}: {refused}");
     }
 }
 

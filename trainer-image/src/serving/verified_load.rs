@@ -64,7 +64,7 @@ pub(super) struct Unverified<'a> {
     trusted: Trusted,
     hashing: Hashing,
     /// Whether all files but the weights have the signed bytes.
-    described: bool,
+    pub(super) described: bool,
 }
 
 impl<'a> Unverified<'a> {
