@@ -126,6 +126,15 @@ pub struct Serving {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 86_400))]
     pub request_timeout_seconds: Option<i32>,
+    /// Tokens that a chat may reason before its reasoning is closed and the answer begins, unless the request says otherwise. Without
+    /// it, reasoning may take all tokens of the response.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0, max = 1_048_576))]
+    pub thinking_budget: Option<i32>,
+    /// Tokens of the response of a chat that are kept for its answer: reasoning is closed before it takes them. Defaults to 0.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0, max = 1_048_576))]
+    pub answer_reserve: Option<i32>,
     /// ConfigMap with the safety rules of prompts and answers. Without it, texts are not checked.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub safety: Option<SafetyRules>,

@@ -508,6 +508,15 @@ fn serving() -> Dashboard {
                     .when_empty("no traffic"),
                     Panel::new(
                         Lines,
+                        Requests,
+                        "Closed reasoning",
+                        "Responses per second whose reasoning the server closed, by what was used up: the budget, or all but the reserve of \
+                         the answer.",
+                    )
+                    .by(&server::REASONING_CLOSED.rate(&chosen, RATE_INTERVAL).sum(&[RESULT]), &[RESULT])
+                    .when_empty("no servers"),
+                    Panel::new(
+                        Lines,
                         Seconds,
                         "Grammars",
                         "Time that the choice of a token takes because a grammar binds it, which all running requests wait for: p95.",

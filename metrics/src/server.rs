@@ -44,6 +44,9 @@ metrics! {
         "Tokens of a completed request before its answers.")
         .more("The bucket that ends at 0 counts requests without reasoning.")
         .buckets(&[0.0, 16.0, 64.0, 128.0, 256.0, 512.0, 1024.0, 2048.0, 4096.0, 8192.0, 16384.0, 32768.0]);
+    REASONING_CLOSED = Counter("codex_ml_inference_reasoning_closed_total", Count, [RESULT],
+        "Responses whose reasoning the server closed, by what was used up (budget, reserve).")
+        .more("Budget: the tokens that the request or the server grants to reasoning. Reserve: all but those kept for the answer.");
     GRAMMAR_TIME = Histogram("codex_ml_inference_grammar_seconds", Seconds, [],
         "Seconds that the choice of one token took because a grammar binds it.")
         .more("All running requests wait for it.")

@@ -61,6 +61,9 @@ pub struct RequestCopy {
     /// What binds the response. Absent if nothing does.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub bound: Option<CopiedGrammar>,
+    /// When the reasoning ends. Absent if only the model ends it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub thinking: Option<CopiedThinking>,
     /// The ids of the response, its end token included.
     pub tokens: Vec<u32>,
     /// Whether the response ended early at a text that ended it. Then later tokens are not compared.
@@ -96,6 +99,21 @@ pub struct CopiedGrammar {
     pub opened: bool,
     /// Whether the model may call tools instead.
     pub calls: bool,
+}
+
+/// When the reasoning of the response to a copied request ends.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct CopiedThinking {
+    /// The marker that opens it.
+    pub open: String,
+    /// Whether the prompt ends in it.
+    pub opened: bool,
+    /// The most tokens between the markers. Absent for any number.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub budget: Option<usize>,
+    /// The number of tokens of the response after which it is closed in any case.
+    pub until: usize,
 }
 
 /// Returns what the signature of a copy covers: a copy for one shadow is not one for another.

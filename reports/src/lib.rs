@@ -16,8 +16,8 @@ use serde::{Deserialize, Serialize};
 
 pub use chain::{chain, chain_until};
 pub use copies::{
-    COPIES_PATH, COPY_KEY_HEADER, COPY_SIGNATURE_HEADER, CopiedGrammar, CopiedSampling, MAX_COPY, MirrorFile,
-    MirrorTarget, RequestCopy, ShadowFile, signed_copy,
+    COPIES_PATH, COPY_KEY_HEADER, COPY_SIGNATURE_HEADER, CopiedGrammar, CopiedSampling, CopiedThinking, MAX_COPY,
+    MirrorFile, MirrorTarget, RequestCopy, ShadowFile, signed_copy,
 };
 pub use evaluation::EvaluationState;
 pub use serving::{

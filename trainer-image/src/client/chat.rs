@@ -34,6 +34,9 @@ pub struct Chat {
     /// Draw tokens at random: 1 as the model says, less to prefer likely ones. 0 always takes the most likely token.
     #[arg(long, value_name = "NUMBER", default_value_t = 0.0, allow_negative_numbers = true, value_parser = crate::arguments::number("write a number, at least 0"))]
     temperature: f64,
+    /// The most tokens of thinking; then the answer begins. -1 lifts a budget of the server, which otherwise counts.
+    #[arg(long, value_name = "COUNT", allow_negative_numbers = true, value_parser = clap::value_parser!(i64).range(-1..=1 << 32))]
+    thinking_budget: Option<i64>,
     /// Do not show thinking.
     #[arg(long)]
     hide_thinking: bool,
@@ -109,10 +112,13 @@ impl Chat {
         out: &mut impl Write,
         look: Look,
     ) -> Result<String, ClientError> {
-        let body = json!({
+        let mut body = json!({
             "model": self.name, "messages": messages, "stream": true, "max_tokens": self.max_tokens,
             "temperature": self.temperature,
         });
+        if let Some(budget) = self.thinking_budget {
+            body["thinking_token_budget"] = budget.into();
+        }
         let mut content = String::new();
         let mut thinking = false;
         let broken =

@@ -34,6 +34,7 @@ use super::{
     metrics::Metrics,
     place::Places,
     shadow::{Mirror, Recording},
+    thinking::Thinking,
 };
 use crate::model::{GenerateError, Generator};
 
@@ -200,6 +201,8 @@ pub(super) struct Job {
     pub(super) scores: Option<usize>,
     /// Binds the tokens to a grammar.
     pub(super) bound: Option<Bound>,
+    /// Ends the reasoning in time.
+    pub(super) thinking: Option<Thinking>,
 }
 
 /// What binds the tokens of a response.
@@ -402,9 +405,16 @@ impl Running {
 
     fn choose(&mut self, logits: &[f32], metrics: &Metrics) -> u32 {
         let job = &mut self.request.job;
-        let token = match &mut job.bound {
-            None => job.sampler.choose(logits),
-            Some(bound) => {
+        let forced = job.thinking.as_ref().and_then(Thinking::forced);
+        let token = match (forced, &mut job.bound) {
+            (Some(token), bound) => {
+                if let Some(bound) = bound {
+                    bound.constraint.take_inside(token);
+                }
+                token
+            }
+            (None, None) => job.sampler.choose(logits),
+            (None, Some(bound)) => {
                 let begun = Instant::now();
                 let token = bound.constraint.choose(&mut job.sampler, logits);
                 metrics.bound_in(begun.elapsed());
@@ -412,6 +422,14 @@ impl Running {
                 token.unwrap_or_default()
             }
         };
+        if let Some(thinking) = &mut job.thinking {
+            if let Some(cause) = thinking.take(token) {
+                metrics.closed(cause);
+            }
+            if thinking.is_over() {
+                job.thinking = None;
+            }
+        }
         if let Some(trace) = &mut self.request.trace {
             trace.observe(logits, token);
         }

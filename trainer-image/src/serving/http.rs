@@ -304,7 +304,7 @@ async fn answer(
         let told = format!("max_new_tokens: {limit} is out of range; use 1 to {context}, the model's context");
         return Err(ErrorResponse::new(StatusCode::UNPROCESSABLE_ENTITY, told));
     }
-    let job = Job { prompt: ids, limit, sampler: Sampler::greedy(), scores: None, bound: None };
+    let job = Job { prompt: ids, limit, sampler: Sampler::greedy(), scores: None, bound: None, thinking: None };
     let answer = model.batcher.answer(job, client).await.map_err(|error| match &error {
         RequestError::Overloaded { .. } => ErrorResponse::new(StatusCode::TOO_MANY_REQUESTS, error.to_string()),
         RequestError::Generate(error) => ErrorResponse::prompt(error),

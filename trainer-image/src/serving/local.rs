@@ -11,7 +11,7 @@ use codex_configs::Device;
 use codex_reports::ServingState;
 use tokio::net::TcpListener;
 
-use super::{LIMITS, Room, ServeError, Server, Shutdown, Source, access, filter};
+use super::{Granted, LIMITS, Room, ServeError, Server, Shutdown, Source, access, filter};
 use crate::{error::CommandError, reporting::Reporter};
 
 /// A running server; dropping it stops the server.
@@ -39,6 +39,7 @@ impl Local {
             reload: access::RELOAD,
             device,
             room: Room { running: 1, queue: 1, cache: None, prefixes: 1 << 16, batched: None },
+            granted: Granted::default(),
             drain_delay: std::time::Duration::ZERO,
             drain_deadline: std::time::Duration::from_secs(1),
             time_limit: None,

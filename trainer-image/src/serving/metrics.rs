@@ -11,7 +11,7 @@ use prometheus::{
     proto::{LabelPair, MetricFamily},
 };
 
-use super::capture;
+use super::{capture, thinking::Cause};
 
 /// An endpoint that generates: a value of the label `endpoint`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -73,6 +73,7 @@ pub(super) struct Metrics {
     cached: IntCounter,
     reasoning: IntCounter,
     reasoning_length: Histogram,
+    reasoning_closed: IntCounterVec,
     queue_time: Histogram,
     first_token: Histogram,
     inter_token: Histogram,
@@ -106,6 +107,7 @@ impl Metrics {
             cached: contract::CACHED_TOKENS.single(&registry)?,
             reasoning: contract::REASONING_TOKENS.single(&registry)?,
             reasoning_length: contract::REASONING_LENGTH.single(&registry)?,
+            reasoning_closed: contract::REASONING_CLOSED.labelled(&registry)?,
             queue_time: contract::QUEUE_TIME.single(&registry)?,
             first_token: contract::FIRST_TOKEN.single(&registry)?,
             inter_token: contract::INTER_TOKEN.single(&registry)?,
@@ -132,6 +134,9 @@ impl Metrics {
         for kind in ["prompt", "completion"] {
             metrics.tokens.with_label_values(&[kind]).reset();
         }
+        for cause in Cause::ALL {
+            metrics.reasoning_closed.with_label_values(&[cause.name()]).reset();
+        }
         for result in ["sent", "dropped", "busy", "refused", "failed"] {
             metrics.copies.with_label_values(&[result]).reset();
         }
@@ -150,6 +155,11 @@ impl Metrics {
     /// Counts a copy of a request by what became of it.
     pub(super) fn copied(&self, result: &'static str) {
         self.copies.with_label_values(&[result]).inc();
+    }
+
+    /// Counts a response whose reasoning was closed.
+    pub(super) fn closed(&self, cause: Cause) {
+        self.reasoning_closed.with_label_values(&[cause.name()]).inc();
     }
 
     /// Counts a trace of a request by what became of it.

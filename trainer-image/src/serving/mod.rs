@@ -27,6 +27,7 @@ mod place;
 mod shadow;
 #[cfg(test)]
 mod tests;
+mod thinking;
 mod tls;
 mod verified_load;
 
@@ -57,9 +58,11 @@ use self::{
     grammar::Grammars,
     http::{App, Gates},
     metrics::Metrics,
+    openai::Specials,
     phase::{Phase, ServedModel},
     place::SPARE,
     shadow::{Mirror, Shadow},
+    thinking::Granted,
     tls::Certificate,
     verified_load::{Paths, TrustedRoot, check, load_unsigned, load_verified},
 };
@@ -169,6 +172,13 @@ pub struct Serve {
     /// ends. Without it, there is no limit.
     #[arg(long, value_name = "SECONDS", value_parser = whole::<u32>(1..=86_400))]
     request_timeout: Option<u32>,
+    /// Tokens that a chat may reason before its reasoning is closed and the answer begins, unless the request says otherwise. Without
+    /// it, reasoning may take all tokens of the response.
+    #[arg(long, value_name = "TOKENS", value_parser = whole::<usize>(0..=1 << 40))]
+    thinking_budget: Option<usize>,
+    /// Tokens of the response of a chat that are kept for its answer: reasoning is closed before it takes them.
+    #[arg(long, value_name = "TOKENS", default_value_t = 0, value_parser = whole::<usize>(0..=1 << 40))]
+    answer_reserve: usize,
     /// Address and port to listen on.
     #[arg(long, default_value = "127.0.0.1:8000", value_parser = socket_address)]
     listen: SocketAddr,
@@ -346,6 +356,8 @@ struct Server {
     reload: Duration,
     device: Device,
     room: Room,
+    /// What the reasoning of chats and responses is granted.
+    granted: Granted,
     drain_delay: Duration,
     drain_deadline: Duration,
     /// The longest time from the arrival of a request to the end of its response.
@@ -414,6 +426,7 @@ impl Server {
                 prefixes: arguments.prefix_cache,
                 batched: arguments.max_num_batched_tokens,
             },
+            granted: Granted { budget: arguments.thinking_budget, reserve: arguments.answer_reserve },
             drain_delay: Duration::from_secs(arguments.drain_delay.into()),
             drain_deadline: Duration::from_secs(arguments.drain_deadline.into()),
             limits: LIMITS,
@@ -612,8 +625,8 @@ impl Server {
             return Err(ServeError::Cache { tokens, context });
         }
         let ends = generator.config().eos_token_ids.clone();
-        let markers = openai::markers(&tokenizer);
         let grammars = Grammars::new(tokenizer.clone(), ends.clone());
+        let specials = Arc::new(Specials::of(&tokenizer, ends));
         if let Some(mirror) = &mirror {
             mirror.serves(digest, tokenizer.clone());
         }
@@ -622,7 +635,8 @@ impl Server {
         let batcher = Batcher::start(generator, self.room, metrics).map_err(ServeError::Engine)?;
         let batcher = batcher.with_time_limit(self.time_limit).with_errors(Arc::clone(errors));
         let batcher = batcher.with_mirror(mirror).with_capture(capture.transpose()?);
-        Ok(ServedModel { digest, verified, golden, tokenizer, ends, markers, context, grammars, batcher })
+        let granted = self.granted;
+        Ok(ServedModel { digest, verified, golden, tokenizer, specials, context, granted, grammars, batcher })
     }
 }
 

@@ -6,7 +6,7 @@ use codex_provenance::ModelDigest;
 use codex_reports::Reproduction;
 use codex_signing::verify::Verified;
 
-use super::{batcher::Batcher, grammar::Grammars};
+use super::{batcher::Batcher, grammar::Grammars, openai::Specials, thinking::Granted};
 use crate::text::Tokenizer;
 
 /// The phase of a server.
@@ -37,12 +37,12 @@ pub(super) struct ServedModel {
     /// How it reproduced the golden tokens of its promotion; `None` for a model that is served unsigned.
     pub(super) golden: Option<Reproduction>,
     pub(super) tokenizer: Tokenizer,
-    /// The ids of its end tokens.
-    pub(super) ends: Vec<u32>,
-    /// Special tokens that are shown as text, because they mark reasoning or calls of tools; ids and texts.
-    pub(super) markers: Vec<(u32, &'static str)>,
+    /// The tokens that are not the text that decoding returns.
+    pub(super) specials: Arc<Specials>,
     /// The most tokens of a prompt and its response together.
     pub(super) context: usize,
+    /// What the reasoning of chats and responses is granted.
+    pub(super) granted: Granted,
     /// Compiles what binds responses.
     pub(super) grammars: Grammars,
     pub(super) batcher: Batcher,

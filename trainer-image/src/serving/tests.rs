@@ -34,7 +34,9 @@ use super::{
     batcher::{Batcher, Job, Piece, Room},
     filter, http,
     metrics::Metrics,
+    openai::{Markers, Specials},
     phase::Phase,
+    thinking::{Bounds, Granted, Thinking, closing},
     tls,
     verified_load::{Unverified, check, load_verified},
 };
@@ -138,6 +140,7 @@ pub(crate) struct Case {
     drain_delay: Duration,
     drain_deadline: Duration,
     time_limit: Option<Duration>,
+    pub(super) granted: Granted,
     limits: Limits,
     key: PrivateKey,
     promotion: Promotion,
@@ -193,6 +196,7 @@ impl Case {
             drain_delay: Duration::ZERO,
             drain_deadline: Duration::from_secs(30),
             time_limit: None,
+            granted: Granted::default(),
             limits: super::LIMITS,
             key,
             promotion,
@@ -258,6 +262,7 @@ impl Case {
             drain_delay: self.drain_delay,
             drain_deadline: self.drain_deadline,
             time_limit: self.time_limit,
+            granted: self.granted,
             limits: self.limits,
             traffic: self.traffic,
             mirror: self.mirror.clone(),
@@ -987,7 +992,7 @@ fn metrics() -> Arc<Metrics> {
 }
 
 fn job(token: u32, limit: usize) -> Job {
-    Job { prompt: vec![token], limit, sampler: Sampler::greedy(), scores: None, bound: None }
+    Job { prompt: vec![token], limit, sampler: Sampler::greedy(), scores: None, bound: None, thinking: None }
 }
 
 #[tokio::test]
@@ -1081,13 +1086,21 @@ struct Asked {
     after: u64,
     /// Whether the client goes away after its first token.
     leaves: bool,
+    /// The budget of its reasoning, in which its prompt ends.
+    budget: Option<usize>,
 }
 
 impl Asked {
     fn job(&self) -> Job {
         let sampling = Sampling { temperature: 1.0, seed: self.seed, ..Sampling::default() };
         let (prompt, sampler) = (self.prompt.clone(), Sampler::new(sampling).unwrap());
-        Job { prompt, limit: self.limit, sampler, scores: Some(2), bound: None }
+        let thinking = self.budget.map(|budget| {
+            let tokenizer = Tokenizer::characters().unwrap();
+            let bounds = Bounds { markers: Markers::KNOWN[0], opened: true, budget: Some(budget), until: usize::MAX };
+            let specials = Arc::new(Specials::of(&tokenizer, tokenizer.ends()));
+            Thinking::new(&tokenizer, specials, closing(&tokenizer, bounds.markers).unwrap(), bounds)
+        });
+        Job { prompt, limit: self.limit, sampler, scores: Some(2), bound: None, thinking }
     }
 }
 
@@ -1096,8 +1109,16 @@ const SMALL: usize = 96;
 
 fn asked() -> impl Strategy<Value = Vec<Asked>> {
     let prompt = proptest::collection::vec(2_u32..9, 1..60);
-    let one = (prompt, 1_usize..60, any::<u64>(), 0_u64..4, proptest::bool::weighted(0.1));
-    let one = one.prop_map(|(prompt, limit, seed, after, leaves)| Asked { prompt, limit, seed, after, leaves });
+    let budget = proptest::option::weighted(0.3, 0_usize..40);
+    let one = (prompt, 1_usize..60, any::<u64>(), 0_u64..4, proptest::bool::weighted(0.1), budget);
+    let one = one.prop_map(|(prompt, limit, seed, after, leaves, budget)| Asked {
+        prompt,
+        limit,
+        seed,
+        after,
+        leaves,
+        budget,
+    });
     proptest::collection::vec(one, 2..10)
 }
 

@@ -1,11 +1,13 @@
 //! Text that arrives token by token. Pure.
 
+use std::borrow::Cow;
+
 use super::{Tokenizer, TokenizerError};
 
 /// Turns token ids into pieces of text that never split a character. The pieces together are the text of all ids.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct TextStream<'a> {
-    tokenizer: &'a Tokenizer,
+    tokenizer: Cow<'a, Tokenizer>,
     /// The ids from the last piece on.
     ids: Vec<u32>,
     /// How many of them are in pieces that were returned: context, because some decoders treat the first token differently.
@@ -13,7 +15,7 @@ pub struct TextStream<'a> {
 }
 
 impl<'a> TextStream<'a> {
-    pub(super) fn new(tokenizer: &'a Tokenizer) -> Self {
+    pub(super) fn new(tokenizer: Cow<'a, Tokenizer>) -> Self {
         Self { tokenizer, ids: Vec::new(), context: 0 }
     }
 
@@ -31,6 +33,11 @@ impl<'a> TextStream<'a> {
         self.ids.drain(..self.context);
         self.context = self.ids.len();
         Ok(text)
+    }
+
+    /// Returns whether ids wait for a character to be complete.
+    pub fn is_waiting(&self) -> bool {
+        self.ids.len() > self.context
     }
 
     /// Returns the text of the ids that no piece has yet. Bytes that are not UTF-8 become U+FFFD.

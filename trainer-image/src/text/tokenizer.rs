@@ -1,6 +1,6 @@
 //! The tokenizer of a model: one of two kinds, with its files. Pure, but for [`Tokenizer::load`].
 
-use std::{collections::BTreeMap, path::Path, sync::Arc};
+use std::{borrow::Cow, collections::BTreeMap, path::Path, sync::Arc};
 
 use codex_engine::Vocabulary;
 use serde::Deserialize;
@@ -390,7 +390,12 @@ impl Tokenizer {
 
     /// Returns a stream that decodes ids one by one.
     pub fn stream(&self) -> TextStream<'_> {
-        TextStream::new(self)
+        TextStream::new(Cow::Borrowed(self))
+    }
+
+    /// Returns a stream that decodes ids one by one and borrows nothing.
+    pub fn into_stream(self) -> TextStream<'static> {
+        TextStream::new(Cow::Owned(self))
     }
 
     /// Returns the library's tokenizer.

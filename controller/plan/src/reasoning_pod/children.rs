@@ -358,7 +358,12 @@ fn granted(view: &View<'_>, mounts: &mut Mounts) -> Vec<(&'static str, String)> 
     }
     let quotas = [("--rate-limit", &serving.rate_limit), ("--token-budget", &serving.token_budget)];
     arguments.extend(quotas.into_iter().filter_map(|(flag, quota)| Some((flag, quota.clone()?))));
-    arguments.extend(serving.request_timeout_seconds.map(|seconds| ("--request-timeout", seconds.to_string())));
+    let numbers = [
+        ("--request-timeout", serving.request_timeout_seconds),
+        ("--thinking-budget", serving.thinking_budget),
+        ("--answer-reserve", serving.answer_reserve),
+    ];
+    arguments.extend(numbers.into_iter().filter_map(|(flag, number)| Some((flag, number?.to_string()))));
     arguments
 }
 

@@ -178,6 +178,12 @@ impl Constraint {
         }
     }
 
+    /// Takes a token that was not chosen here, in a part that the grammar does not bind.
+    pub(in crate::serving) fn take_inside(&mut self, token: u32) {
+        let vocabulary = self.vocabulary.clone();
+        self.inside(said(vocabulary.tok_trie(), &self.around, token));
+    }
+
     /// Returns whether the answer is complete and nothing can follow it.
     pub(in crate::serving) fn is_complete(&self) -> bool {
         matches!(self.place, Place::Bound) && self.matcher.is_stopped() && self.matcher.stop_reason().is_ok()

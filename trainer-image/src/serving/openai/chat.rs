@@ -7,6 +7,7 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use super::{
+    budget::{self, Budget},
     error::ApiError,
     request::{Asked, Common, prompt_text, read, refused, scores, typed},
     split::{CALL, Markers, Splitter},
@@ -16,6 +17,9 @@ use crate::{
     serving::{filter::Check, phase::ServedModel},
     text::{Conversation, Role},
 };
+
+/// The variable of chat templates that says whether the model reasons.
+const ENABLE_THINKING: &str = "enable_thinking";
 
 /// The most tools of a request.
 const MAX_TOOLS: usize = 128;
@@ -125,6 +129,23 @@ pub(super) struct Extras {
     pub(super) check: Option<Check>,
     /// What binds the text.
     pub(super) structure: Option<Structure>,
+    /// How many tokens the model may reason.
+    pub(super) budget: Option<Budget>,
+}
+
+impl Extras {
+    /// Reads what a request says about reasoning.
+    ///
+    /// # Errors
+    /// A field is invalid.
+    pub(super) fn with_reasoning(mut self, body: &Value) -> Result<Self, ApiError> {
+        self.budget = budget::of(body)?;
+        let named = self.variables.iter().any(|(name, _)| name == ENABLE_THINKING);
+        if let Some(enabled) = budget::enabled(body)?.filter(|_| !named) {
+            self.variables.push((ENABLE_THINKING.to_owned(), enabled.into()));
+        }
+        Ok(self)
+    }
 }
 
 /// Returns a field of an object; nothing if there is none.
@@ -144,6 +165,11 @@ pub(super) fn is_strict(function: &Any) -> bool {
 pub(super) fn chat(model: &ServedModel, served: &str, bytes: &[u8], check: Option<Check>) -> Result<Asked, ApiError> {
     let (body, common) = read(bytes, served, r#"{"messages": [{"role": "user", "content": "Hello"}]}"#)?;
     let structure = structure::of(&body)?;
+    // Read from the bytes: a template's values are not those of JSON.
+    let written: Written = codex_json::from_slice(bytes)
+        .map_err(|why| ApiError::invalid(None, format!("the request has the wrong shape: {why}")))?;
+    let variables = written.chat_template_kwargs.unwrap_or_default().into_iter().collect();
+    let extras = Extras { variables, check, structure, ..Extras::default() }.with_reasoning(&body)?;
     let body: ChatBody = typed(body)?;
     if body.messages.is_empty() {
         return Err(ApiError::field("messages", "send at least one"));
@@ -153,14 +179,10 @@ pub(super) fn chat(model: &ServedModel, served: &str, bytes: &[u8], check: Optio
         (_, Some(1..)) => return Err(ApiError::field("top_logprobs", "send \"logprobs\": true with it")),
         _ => None,
     };
-    // Read from the bytes: a template's values are not those of JSON.
-    let written: Written = codex_json::from_slice(bytes)
-        .map_err(|why| ApiError::invalid(None, format!("the request has the wrong shape: {why}")))?;
     let all = written.tools.unwrap_or_default();
     let strict = all.iter().map(|tool| is_strict(&field(tool, "function"))).collect();
     let tools = Tools { all, strict, choice: body.tool_choice, parallel: body.parallel_tool_calls };
-    let variables = written.chat_template_kwargs.unwrap_or_default().into_iter().collect();
-    asked(model, common, body.messages, tools, Extras { variables, scores: count, check, structure })
+    asked(model, common, body.messages, tools, Extras { scores: count, ..extras })
 }
 
 /// Makes the prompt of a conversation, and says how its response is taken apart.
@@ -174,7 +196,7 @@ pub(super) fn asked(
     tools: Tools,
     extras: Extras,
 ) -> Result<Asked, ApiError> {
-    let Extras { variables, scores, check, structure } = extras;
+    let Extras { variables, scores, check, structure, budget } = extras;
     let tokenizer = &model.tokenizer;
     if !tokenizer.has_template() {
         let told = "the model has no chat template: use /v1/completions";
@@ -204,7 +226,7 @@ pub(super) fn asked(
     let tools_shown = if with_tools { tools.all } else { Vec::new() };
     let conversation = Conversation { messages, tools: tools_shown, variables };
     let rendered = tokenizer.encode_conversation(&conversation).map_err(|error| refused("messages", &error))?;
-    let known = Markers::KNOWN.into_iter().find(|markers| tokenizer.template_has(markers.close));
+    let known = Markers::of(tokenizer);
     let markers = known.unwrap_or(Markers::KNOWN[0]);
     let prompted = rendered.text.trim_end();
     let opened = prompted.ends_with(markers.open);
@@ -221,6 +243,10 @@ pub(super) fn asked(
         None => Splitter::new(markers, opened, with_tools),
     };
     let mut asked = Asked::of(model, &prompt, common, scores, check)?;
+    // A call that must come and a grammar from the first token on leave no place for reasoning.
+    if forced.is_none() && (structure.is_none() || reasoning.is_some()) {
+        asked.end_reasoning(model, markers, opened, budget)?;
+    }
     asked.form.splitter = Some(splitter);
     let named = matches!(&tools.choice, Some(Choice::Function { .. } | Choice::Flat(_)));
     asked.form.one_call = named || tools.parallel == Some(false);

@@ -199,14 +199,7 @@ impl Progress<'_> {
             self.scored.push(Scored::new(&self.model.tokenizer, token.id, scores, self.characters));
         }
         let before = self.splitter.as_ref().is_some_and(Splitter::is_reasoning);
-        // An end token has no text.
-        let mut text = String::new();
-        if !self.model.ends.contains(&token.id) {
-            text = self.stream.push(token.id).map_err(|error| undecodable(&error))?;
-            if let Some((_, marker)) = self.model.markers.iter().find(|(id, _)| *id == token.id) {
-                text.push_str(marker);
-            }
-        }
+        let text = self.model.specials.text(&mut self.stream, token.id).map_err(|error| undecodable(&error))?;
         self.characters += text.chars().count();
         let text = self.stops.push(&text);
         let parts = self.split(text);

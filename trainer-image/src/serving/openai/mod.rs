@@ -1,6 +1,7 @@
 //! An API in the shape of OpenAI's: `/v1/models`, `/v1/chat/completions`, `/v1/completions` and `/v1/responses`, whole or
 //! as server-sent events. No I/O of its own.
 
+mod budget;
 mod chat;
 mod error;
 mod generation;
@@ -33,7 +34,7 @@ pub(crate) use request::read_any;
 
 pub(super) use self::{
     error::ApiError,
-    split::{CALLS, reasoning_markers},
+    split::{CALLS, Markers, Specials, Splitter, reasoning_markers},
 };
 use self::{
     request::Asked,
@@ -47,8 +48,6 @@ use super::{
     metrics::Endpoint,
     phase::ServedModel,
 };
-
-use crate::text::Tokenizer;
 
 /// The verdict of the evaluations in a valid promotion.
 const PASSED: &str = "Passed";
@@ -67,23 +66,10 @@ pub(super) fn routes() -> Router<App> {
         .layer(DefaultBodyLimit::max(MAX_BODY))
 }
 
-/// Returns the special tokens that mark parts of a response. Decoding would leave them out.
-pub(super) fn markers(tokenizer: &Tokenizer) -> Vec<(u32, &'static str)> {
-    let specials = tokenizer.specials();
-    let texts = split::Markers::KNOWN.into_iter().flat_map(|markers| [markers.open, markers.close]);
-    let ids = texts.chain([split::CALL, split::CALL_END]).filter_map(|text| Some((tokenizer.id(text)?, text)));
-    ids.filter(|(id, _)| specials.contains(id)).collect()
-}
-
-/// Whether a text is the marker after reasoning.
-pub(super) fn closes_reasoning(text: &str) -> bool {
-    split::Markers::KNOWN.iter().any(|markers| markers.close == text)
-}
-
 /// Returns what follows the reasoning of a text; the whole text if it has none.
 pub(super) fn after_reasoning(text: &str) -> &str {
-    let after = |markers: &split::Markers| text.rfind(markers.close).map(|at| at + markers.close.len());
-    split::Markers::KNOWN.iter().filter_map(after).max().map_or(text, |at| &text[at..])
+    let after = |markers: &Markers| text.rfind(markers.close).map(|at| at + markers.close.len());
+    Markers::KNOWN.iter().filter_map(after).max().map_or(text, |at| &text[at..])
 }
 
 /// Returns the seconds since 1970.

@@ -10,8 +10,10 @@ use serde::Deserialize;
 use serde_json::{Map, Value};
 
 use super::{
+    budget::{self, Budget},
     error::ApiError,
     generation::Form,
+    split::Markers,
     structure::{self, Structure},
 };
 use crate::{
@@ -21,6 +23,7 @@ use crate::{
         filter::Check,
         grammar::GrammarError,
         phase::ServedModel,
+        thinking::{self, Bounds, Granted, Thinking},
     },
     text::TokenizerError,
 };
@@ -133,6 +136,7 @@ impl Asked {
     ) -> Result<Self, ApiError> {
         let (body, common) = read(bytes, served, r#"{"prompt": "Once upon a time"}"#)?;
         let structure = structure::of(&body)?;
+        let budget = budget::of(&body)?;
         let CompletionBody { prompt, logprobs } = typed(body)?;
         let encode = |text: &str| {
             let text = prompt_text(check.as_ref(), text.to_owned())?;
@@ -154,7 +158,14 @@ impl Asked {
             }
         };
         let scores = logprobs.map(|count| scores("logprobs", count)).transpose()?;
-        Ok(Self { structure, ..Self::of(model, &prompt, common, scores, check)? })
+        let mut asked = Self { structure, ..Self::of(model, &prompt, common, scores, check)? };
+        // A grammar binds a completion from its first token on, so that it has no reasoning.
+        if let Some(budget) = budget.filter(|_| asked.structure.is_none()) {
+            let markers = Markers::of(&model.tokenizer).unwrap_or(Markers::KNOWN[0]);
+            let opened = model.specials.leaves_open(&model.tokenizer, &prompt, markers);
+            asked.end_reasoning(model, markers, opened.map_err(|error| refused("prompt", &error))?, Some(budget))?;
+        }
+        Ok(asked)
     }
 
     /// Makes the jobs of a prompt.
@@ -197,8 +208,9 @@ impl Asked {
         // The choice with number 0 is the one that the seed gives alone.
         let samplers =
             (0..count).map(|index| sampler(Sampling { seed: sampling.seed.wrapping_add(index), ..sampling }));
-        let jobs =
-            samplers.map(|sampler| Ok(Job { prompt: prompt.to_vec(), limit, sampler: sampler?, scores, bound: None }));
+        let prompt = prompt.to_vec();
+        let job = |sampler| Job { prompt: prompt.clone(), limit, sampler, scores, bound: None, thinking: None };
+        let jobs = samplers.map(|sampler| Ok(job(sampler?)));
         let jobs = jobs.collect::<Result<_, ApiError>>()?;
         let stop = match common.stop {
             None => Vec::new(),
@@ -215,6 +227,48 @@ impl Asked {
             usage: common.stream_options.and_then(|options| options.include_usage).unwrap_or(false),
             structure: None,
         })
+    }
+
+    /// Ends the reasoning of each choice by what the request asks, or else by what the server grants. If `opened`, the prompt ends in
+    /// it.
+    ///
+    /// # Errors
+    /// The budget leaves no token for the answer, or the tokenizer cannot close the reasoning.
+    pub(super) fn end_reasoning(
+        &mut self,
+        model: &ServedModel,
+        markers: Markers,
+        opened: bool,
+        asked: Option<Budget>,
+    ) -> Result<(), ApiError> {
+        let Granted { budget, reserve } = model.granted;
+        let budget = asked.map_or(budget, |asked| asked.tokens);
+        if budget.is_none() && reserve == 0 {
+            return Ok(());
+        }
+        let field = asked.map_or("thinking_token_budget", |asked| asked.field);
+        let closing = thinking::closing(&model.tokenizer, markers).map_err(|error| refused(field, &error))?;
+        for job in &mut self.jobs {
+            let (limit, closes) = (job.limit, closing.len());
+            // Where only the context is the limit, reasoning ends before it.
+            if let Some(tokens) = asked.and_then(|asked| asked.tokens)
+                && limit < model.context
+                && tokens.saturating_add(closes) >= limit
+            {
+                let told = format!(
+                    "{tokens} and the {closes} tokens that close the reasoning leave none of the {limit} of max_tokens for the answer: \
+                     use at most {}, or raise max_tokens",
+                    limit.saturating_sub(closes + 1)
+                );
+                return Err(ApiError::field(field, told));
+            }
+            let room = limit.min(model.context - job.prompt.len());
+            let until = room.saturating_sub(closes.saturating_add(reserve.max(1)));
+            let bounds = Bounds { markers, opened, budget, until };
+            let specials = Arc::clone(&model.specials);
+            job.thinking = Some(Thinking::new(&model.tokenizer, specials, Arc::clone(&closing), bounds));
+        }
+        Ok(())
     }
 
     /// Compiles what binds the text, and gives it to the jobs.

@@ -7,22 +7,29 @@
 use minijinja::{Value as Any, value::ValueKind};
 use serde::Deserialize;
 
+use crate::text::{TextStream, Tokenizer, TokenizerError};
+
 /// The markers around reasoning.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Markers {
-    pub(super) open: &'static str,
-    pub(super) close: &'static str,
+pub(in crate::serving) struct Markers {
+    pub(in crate::serving) open: &'static str,
+    pub(in crate::serving) close: &'static str,
 }
 
 impl Markers {
     /// Those that models are known to have; the first ones are used if a template names none.
-    pub(super) const KNOWN: [Self; 5] = [
+    pub(in crate::serving) const KNOWN: [Self; 5] = [
         Self { open: "<think>", close: "</think>" },
         Self { open: "[THINK]", close: "[/THINK]" },
         Self { open: "<thought>", close: "</thought>" },
         Self { open: "<reasoning>", close: "</reasoning>" },
         Self { open: "<seed:think>", close: "</seed:think>" },
     ];
+
+    /// Returns those that stand in the chat template.
+    pub(super) fn of(tokenizer: &Tokenizer) -> Option<Self> {
+        Self::KNOWN.into_iter().find(|markers| tokenizer.template_has(markers.close))
+    }
 }
 
 /// The marker before a call.
@@ -34,14 +41,69 @@ pub(super) const CALL_END: &str = "</tool_call>";
 pub(in crate::serving) const CALLS: (&str, &str) = (CALL, CALL_END);
 
 /// Returns the known markers of reasoning of which this is the first one.
-pub(in crate::serving) fn reasoning_markers(open: &str) -> Option<(&'static str, &'static str)> {
-    let known = Markers::KNOWN.into_iter().find(|markers| markers.open == open)?;
-    Some((known.open, known.close))
+pub(in crate::serving) fn reasoning_markers(open: &str) -> Option<Markers> {
+    Markers::KNOWN.into_iter().find(|markers| markers.open == open)
+}
+
+/// What tokens are beside the text that decoding returns: nothing if they end a response, and a name if they mark a part of it.
+#[derive(Debug)]
+pub(in crate::serving) struct Specials {
+    ends: Vec<u32>,
+    /// Special tokens that are shown as text, because they mark reasoning or calls of tools; decoding leaves them out.
+    markers: Vec<(u32, &'static str)>,
+}
+
+impl Specials {
+    /// Finds the markers of a tokenizer. `ends` end a response.
+    pub(in crate::serving) fn of(tokenizer: &Tokenizer, ends: Vec<u32>) -> Self {
+        let specials = tokenizer.specials();
+        let texts = Markers::KNOWN.into_iter().flat_map(|markers| [markers.open, markers.close]);
+        let ids = texts.chain([CALL, CALL_END]).filter_map(|text| Some((tokenizer.id(text)?, text)));
+        Self { ends, markers: ids.filter(|(id, _)| specials.contains(id)).collect() }
+    }
+
+    /// Returns the text that is complete with the next token of a stream.
+    ///
+    /// # Errors
+    /// When the tokenizer refuses the token.
+    pub(in crate::serving) fn text(&self, stream: &mut TextStream<'_>, id: u32) -> Result<String, TokenizerError> {
+        if self.ends.contains(&id) {
+            return Ok(String::new());
+        }
+        let mut text = stream.push(id)?;
+        text.push_str(self.marker(id).unwrap_or_default());
+        Ok(text)
+    }
+
+    /// Returns the text of a special token that marks a part of a response.
+    fn marker(&self, id: u32) -> Option<&'static str> {
+        self.markers.iter().find(|(marker, _)| *marker == id).map(|(_, text)| *text)
+    }
+
+    /// Returns whether a prompt ends in reasoning: whether the last marker that opens it has none after it that closes it.
+    ///
+    /// # Errors
+    /// When the tokenizer refuses the prompt.
+    pub(super) fn leaves_open(
+        &self,
+        tokenizer: &Tokenizer,
+        prompt: &[u32],
+        markers: Markers,
+    ) -> Result<bool, TokenizerError> {
+        let mut stream = tokenizer.stream();
+        let texts = prompt.iter().map(|id| self.text(&mut stream, *id)).collect::<Result<String, _>>()?;
+        Ok(texts.rfind(markers.open) > texts.rfind(markers.close))
+    }
+
+    /// Returns whether a special token closes reasoning.
+    pub(in crate::serving) fn closes_reasoning(&self, id: u32) -> bool {
+        self.marker(id).is_some_and(|text| Markers::KNOWN.iter().any(|markers| markers.close == text))
+    }
 }
 
 /// A part of a response.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Part {
+pub(in crate::serving) enum Part {
     /// Text of the reasoning.
     Reasoning(String),
     /// Text of the answer.
@@ -52,7 +114,7 @@ pub(super) enum Part {
 
 /// A call of a tool.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Call {
+pub(in crate::serving) struct Call {
     pub(super) name: String,
     /// The arguments as a JSON object.
     pub(super) arguments: String,
@@ -74,7 +136,7 @@ enum Place {
 
 /// Takes one response apart.
 #[derive(Clone, Debug)]
-pub(super) struct Splitter {
+pub(in crate::serving) struct Splitter {
     markers: Markers,
     /// Whether calls are looked for.
     tools: bool,
@@ -87,7 +149,7 @@ pub(super) struct Splitter {
 
 impl Splitter {
     /// Begins before a response. If `opened`, the prompt ended with the first marker of the reasoning.
-    pub(super) fn new(markers: Markers, opened: bool, tools: bool) -> Self {
+    pub(in crate::serving) fn new(markers: Markers, opened: bool, tools: bool) -> Self {
         Self {
             markers,
             tools,
@@ -103,12 +165,17 @@ impl Splitter {
     }
 
     /// Returns whether the next token may belong to the reasoning.
-    pub(super) fn is_reasoning(&self) -> bool {
+    pub(in crate::serving) fn is_reasoning(&self) -> bool {
         matches!(self.place, Place::Opened | Place::Reasoning)
     }
 
+    /// Returns whether the next token may belong to the reasoning or begin it.
+    pub(in crate::serving) fn may_reason(&self) -> bool {
+        self.is_reasoning() || self.place == Place::Start
+    }
+
     /// Takes the next piece of text and returns the parts that are certain.
-    pub(super) fn push(&mut self, piece: &str) -> Vec<Part> {
+    pub(in crate::serving) fn push(&mut self, piece: &str) -> Vec<Part> {
         self.held.push_str(piece);
         let mut parts = Vec::new();
         while self.advance(&mut parts) {}

@@ -58,8 +58,7 @@ fn first_difference(own: &[u32], other: &[u32]) -> Option<usize> {
 
 /// Returns the final answer of a response: what is marked as such, else what follows the reasoning. `None` if the tokens are no text.
 pub(super) fn answer(model: &ServedModel, tokens: &[u32]) -> Option<String> {
-    let closes = |id: &u32| model.markers.iter().any(|(marker, text)| marker == id && openai::closes_reasoning(text));
-    let after = tokens.iter().rposition(closes).map_or(0, |at| at + 1);
+    let after = tokens.iter().rposition(|id| model.specials.closes_reasoning(*id)).map_or(0, |at| at + 1);
     let text = model.tokenizer.decode(&tokens[after..]).ok()?;
     Some(final_answer(&text).to_owned())
 }

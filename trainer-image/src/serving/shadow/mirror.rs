@@ -15,13 +15,13 @@ use std::{
 use aws_lc_rs::signature::{Ed25519KeyPair, KeyPair as _};
 use codex_provenance::{ModelDigest, files};
 use codex_reports::{
-    COPIES_PATH, COPY_KEY_HEADER, COPY_SIGNATURE_HEADER, CopiedGrammar, CopiedSampling, MAX_COPY, MirrorFile,
-    MirrorTarget, RequestCopy, signed_copy,
+    COPIES_PATH, COPY_KEY_HEADER, COPY_SIGNATURE_HEADER, CopiedGrammar, CopiedSampling, CopiedThinking, MAX_COPY,
+    MirrorFile, MirrorTarget, RequestCopy, signed_copy,
 };
 use ureq::Agent;
 
 use crate::{
-    serving::{ServeError, batcher::Job, metrics::Metrics},
+    serving::{ServeError, batcher::Job, metrics::Metrics, thinking::Bounds},
     text::Tokenizer,
 };
 
@@ -190,6 +190,10 @@ impl Mirror {
                 seed: sampling.seed,
             },
             bound: job.bound.as_ref().map(|bound| CopiedGrammar::clone(&bound.source)),
+            thinking: job.thinking.as_ref().map(|thinking| {
+                let Bounds { markers, opened, budget, until } = thinking.bounds();
+                CopiedThinking { open: markers.open.to_owned(), opened, budget, until }
+            }),
             tokens: Vec::new(),
             stopped: false,
             milliseconds: 0,

@@ -18,7 +18,8 @@ use axum::{
 use codex_engine::{LogProbabilities, Sampler, Sampling};
 use codex_provenance::{ModelDigest, files};
 use codex_reports::{
-    COPY_KEY_HEADER, COPY_SIGNATURE_HEADER, Comparison, CopiedGrammar, RequestCopy, ShadowFile, signed_copy,
+    COPY_KEY_HEADER, COPY_SIGNATURE_HEADER, Comparison, CopiedGrammar, CopiedThinking, RequestCopy, ShadowFile,
+    signed_copy,
 };
 use serde_json::json;
 
@@ -29,8 +30,9 @@ use crate::serving::{
     grammar::{Around, Grammar, checked},
     http::App,
     metrics::Metrics,
-    openai::{CALLS, reasoning_markers},
+    openai::{CALLS, Markers, reasoning_markers},
     phase::ServedModel,
+    thinking::{Bounds, Thinking, closing},
 };
 
 /// The most likely tokens whose log-probabilities are computed: the other server's token may be among them.
@@ -77,6 +79,8 @@ enum Refused {
     TooLong { tokens: usize, context: usize },
     #[error("what binds the response: {0}")]
     Grammar(String),
+    #[error("this shadow does not know the marker of reasoning {0:?}")]
+    Marker(String),
     #[error(transparent)]
     Request(#[from] RequestError),
 }
@@ -84,7 +88,9 @@ enum Refused {
 impl Refused {
     fn status(&self) -> StatusCode {
         match self {
-            Self::Body(_) | Self::Malformed(_) | Self::Sampling(_) | Self::Grammar(_) => StatusCode::BAD_REQUEST,
+            Self::Body(_) | Self::Malformed(_) | Self::Sampling(_) | Self::Grammar(_) | Self::Marker(_) => {
+                StatusCode::BAD_REQUEST
+            }
             Self::Unsigned => StatusCode::UNAUTHORIZED,
             Self::UnknownKey(_) | Self::Signature => StatusCode::FORBIDDEN,
             Self::Repeated(_) => StatusCode::CONFLICT,
@@ -243,12 +249,22 @@ fn grammar(copied: &CopiedGrammar) -> Result<(Grammar, Around), Refused> {
     let grammar: Grammar = codex_json::from_str(&copied.grammar)
         .map_err(|why| Refused::Grammar(format!("it has the wrong form: {why}")))?;
     let grammar = checked(grammar).map_err(|why| Refused::Grammar(why.to_string()))?;
-    let known = |open: &String| {
-        reasoning_markers(open)
-            .ok_or_else(|| Refused::Grammar(format!("this shadow does not know the marker {open:?}")))
-    };
-    let reasoning = copied.reasoning.as_ref().map(known).transpose()?;
+    let reasoning = copied.reasoning.as_deref().map(markers).transpose()?;
+    let reasoning = reasoning.map(|markers| (markers.open, markers.close));
     Ok((grammar, Around { reasoning, opened: copied.opened, calls: copied.calls.then_some(CALLS) }))
+}
+
+/// Returns the markers of reasoning of which the first one is given.
+fn markers(open: &str) -> Result<Markers, Refused> {
+    reasoning_markers(open).ok_or_else(|| Refused::Marker(open.chars().take(64).collect()))
+}
+
+/// Ends the reasoning where the other server would have ended it.
+fn thinking(model: &ServedModel, copied: &CopiedThinking) -> Result<Thinking, Refused> {
+    let markers = markers(&copied.open)?;
+    let closing = closing(&model.tokenizer, markers).map_err(|_| Refused::Tokenizer)?;
+    let bounds = Bounds { markers, opened: copied.opened, budget: copied.budget, until: copied.until };
+    Ok(Thinking::new(&model.tokenizer, Arc::clone(&model.specials), closing, bounds))
 }
 
 /// Returns the job that generates the response to a copied request again.
@@ -275,6 +291,7 @@ fn job(model: &ServedModel, copy: &RequestCopy) -> Result<Job, Refused> {
         sampler,
         scores: Some(LIKELIEST),
         bound: None,
+        thinking: copy.thinking.as_ref().map(|copied| thinking(model, copied)).transpose()?,
     })
 }
 

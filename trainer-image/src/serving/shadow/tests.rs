@@ -72,7 +72,9 @@ impl Pair {
             let body = json!({ "prompt": format!("{seed}+86:"), "max_new_tokens": tokens });
             assert_eq!(self.incumbent.infer(body).await.0, 200);
             let bound = json!({ "guided_regex": "[0-9]{1,30}" });
-            for extra in [json!({}), json!({ "seed": seed }), json!({ "stop": ["3"] }), bound] {
+            let thinking =
+                json!({ "prompt": "<think>1+1:", "max_tokens": tokens + 20, "thinking_token_budget": tokens });
+            for extra in [json!({}), json!({ "seed": seed }), json!({ "stop": ["3"] }), bound, thinking] {
                 let mut body = json!({ "prompt": "1+1:", "temperature": 1.5, "top_p": 0.95, "max_tokens": tokens });
                 body.as_object_mut().unwrap().extend(extra.as_object().unwrap().clone());
                 let answered = request(self.incumbent.address, "/v1/completions", Some(body.to_string())).await;
@@ -104,7 +106,7 @@ async fn the_same_weights_agree_on_every_request() {
     let pair = Pair::start(11, 11).await;
     let before = pair.comparison().unwrap().compared;
     pair.ask(5, 12).await;
-    let comparison = pair.compared(before, 25).await;
+    let comparison = pair.compared(before, 30).await;
     assert_eq!((comparison.identical, comparison.agreed), (comparison.compared, comparison.compared));
     assert_eq!(comparison.first_difference, None);
     let last = comparison.latency.len() - 1;
@@ -121,7 +123,7 @@ async fn other_weights_diverge_and_the_first_difference_is_known() {
     let pair = Pair::start(11, 12).await;
     let before = pair.comparison().unwrap().compared;
     pair.ask(5, 12).await;
-    let comparison = pair.compared(before, 25).await;
+    let comparison = pair.compared(before, 30).await;
     assert!(comparison.agreed < comparison.compared, "{comparison:?}");
     assert!(comparison.identical <= comparison.agreed, "{comparison:?}");
     assert!(comparison.first_difference.is_some_and(|difference| difference.token < 12), "{comparison:?}");
@@ -179,6 +181,7 @@ fn copy(sequence: u64) -> RequestCopy {
         sampling: CopiedSampling { temperature: 0.0, top_p: 1.0, top_k: 0, seed: 0 },
         tokens: vec![1, 2, 3, 4],
         bound: None,
+        thinking: None,
         stopped: false,
         milliseconds: 5,
     }
@@ -237,7 +240,8 @@ fn copies_that_find_no_place_are_dropped_and_counted() {
     let metrics = Arc::new(Metrics::new().unwrap());
     let mirror = Mirror::new(path.clone(), Arc::clone(&metrics)).unwrap();
     mirror.serves(ModelDigest(Sha256::of("model")), Tokenizer::characters().unwrap());
-    let job = Job { prompt: vec![1, 2], limit: 4, sampler: Sampler::greedy(), scores: None, bound: None };
+    let job =
+        Job { prompt: vec![1, 2], limit: 4, sampler: Sampler::greedy(), scores: None, bound: None, thinking: None };
     assert!(mirror.begin(&job).is_none(), "without a file nothing is copied");
     let target = MirrorTarget { uid: UID.to_owned(), url, sample_percent: 100 };
     fs::write(&path, serde_json::to_vec(&MirrorFile { shadows: vec![target] }).unwrap()).unwrap();
@@ -280,7 +284,7 @@ async fn a_shadow_that_does_not_answer_delays_no_other() {
     let prompt = tokenizer.encode_prompt("1+1:").unwrap();
     mirror.serves(ModelDigest(Sha256::of("other")), tokenizer);
     accept(&compares, &[mirror.key().to_owned()]);
-    let job = Job { prompt, limit: 4, sampler: Sampler::greedy(), scores: None, bound: None };
+    let job = Job { prompt, limit: 4, sampler: Sampler::greedy(), scores: None, bound: None, thinking: None };
     let compared = || shadow.reporter.state().comparisons.first().map_or(0, |it| it.compared + it.skipped);
     // Copies are refused until the shadow has read the key.
     for _ in 0..1_500 {
@@ -308,7 +312,8 @@ fn requests_are_sampled_for_each_shadow() {
     fs::write(&path, serde_json::to_vec(&MirrorFile { shadows: vec![target(0), target(30)] }).unwrap()).unwrap();
     let mirror = Mirror::new(path, Arc::new(Metrics::new().unwrap())).unwrap();
     mirror.serves(ModelDigest(Sha256::of("model")), Tokenizer::characters().unwrap());
-    let job = Job { prompt: vec![1, 2], limit: 4, sampler: Sampler::greedy(), scores: None, bound: None };
+    let job =
+        Job { prompt: vec![1, 2], limit: 4, sampler: Sampler::greedy(), scores: None, bound: None, thinking: None };
     let sampled = (0..2_000).filter(|_| mirror.begin(&job).is_some()).count();
     // Six standard deviations around 600.
     assert!((478..=722).contains(&sampled), "{sampled}");

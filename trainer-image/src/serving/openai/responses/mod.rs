@@ -111,6 +111,7 @@ impl Request {
             "system_fingerprint": model.fingerprint(), "model_digest": model.digest, "ring": model.ring(),
         });
         let structure = structure::of_response(&value)?;
+        let extras = Extras { check, structure, ..Extras::default() }.with_reasoning(&value)?;
         let format = value.pointer("/text/format").filter(|it| it.is_object()).cloned();
         let format = format.unwrap_or_else(|| json!({ "type": "text" }));
         let settings = json!({
@@ -152,7 +153,7 @@ impl Request {
         if messages.is_empty() {
             return Err(ApiError::field("input", "send a text or at least one item"));
         }
-        let asked = chat::asked(model, common, messages, tools, Extras { check, structure, ..Extras::default() })?;
+        let asked = chat::asked(model, common, messages, tools, extras)?;
         let prompt_tokens = asked.jobs.first().map_or(0, |job| job.prompt.len());
         Ok((Self { response, prompt_tokens }, asked))
     }
