@@ -611,7 +611,9 @@ async fn budgets_hold_with_seeds_grammars_and_whatever_else_runs() {
         follows_the_short_schema(choice["message"]["content"].as_str().unwrap());
         assert!(choice["message"]["reasoning"].as_str().is_some_and(|text| !text.is_empty()), "{choice}");
     }
-    assert_eq!(reply["usage"]["reasoning_tokens"], 2 * (9 + CLOSING));
+    // A character that the budget would cut is completed.
+    let reasoned = reply["usage"]["reasoning_tokens"].as_u64().unwrap() as usize;
+    assert!((2 * (9 + CLOSING)..=2 * (9 + 3 + CLOSING)).contains(&reasoned), "{reasoned}");
     let others: Vec<_> = (0..6)
         .map(|seed| {
             let (address, messages) = (server.address, messages.clone());
