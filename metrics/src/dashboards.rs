@@ -14,8 +14,8 @@ use crate::{
     },
     gpu,
     label::{
-        CATEGORY, CODE, CONDITION, GPU, KEY, KIND, METRIC, MODEL, PHASE, PORT, PROBLEMS, REASON, RESULT, RING, STATE,
-        STATEMENT, STATUS, TYPE, VERB, VERDICT,
+        CATEGORY, CODE, CONDITION, GPU, KEY, KIND, METRIC, MODEL, PHASE, PORT, PROBLEMS, REASON, RESULT, RING, RULE,
+        STATE, STATEMENT, STATUS, TYPE, VERB, VERDICT,
         target::{NAMESPACE, POD},
     },
     query::RATE_INTERVAL,
@@ -636,6 +636,14 @@ fn serving() -> Dashboard {
                     )
                     .by(&server::TRACES.rate(&chosen, RATE_INTERVAL).sum(&[RESULT]), &[RESULT])
                     .when_empty("no servers"),
+                    Panel::new(
+                        Lines,
+                        Requests,
+                        "Safety rules",
+                        "Texts per second that a safety rule hits, by rule and by whether the text was refused or passed.",
+                    )
+                    .by(&server::SAFETY_HITS.rate(&chosen, RATE_INTERVAL).sum(&[RULE, RESULT]), &[RULE, RESULT])
+                    .when_empty("no hits"),
                     Panel::new(
                         Lines,
                         Plain,

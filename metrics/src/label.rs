@@ -1,4 +1,5 @@
-//! The labels of metrics. None holds the name of an object; `key` holds the names of a bounded number of API keys.
+//! The labels of metrics. None holds the name of an object; `key` holds the names of a bounded number of API keys, and `rule` the ids of
+//! a bounded number of safety rules.
 
 /// A label of a metric.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -19,9 +20,11 @@ macro_rules! labels {
 }
 
 labels! {
+    ACTION = "action", "what a safety rule does: block, allow or redact";
     CATEGORY = "category", "the cause of a failure, such as conflict or timeout";
     CODE = "code", "the HTTP status of the answer, or error if there was none";
     CONDITION = "condition", "the type of a condition, such as GatesPassed";
+    DIRECTION = "direction", "which text a safety rule checks: prompt or answer";
     ENDPOINT = "endpoint", "the path of the request, such as /infer";
     GPU = "gpu", "the index of the GPU among those of the pod, from 0";
     KEY = "key", "the name of an API key, at most 64 of them";
@@ -35,6 +38,7 @@ labels! {
     REASON = "reason", "the reason of a condition, such as GateFailed";
     RESULT = "result", "how it ended, such as ok or error";
     RING = "ring", "the rollout ring; empty for kinds without one";
+    RULE = "rule", "the id of a safety rule, such as pii.card";
     STATE = "state", "which steps are counted: completed or executed";
     STATEMENT = "statement", "what was signed: model, promotion or reproduction";
     STATUS = "status", "the status of a condition: True, False or Unknown";

@@ -1,7 +1,7 @@
 //! The metrics of `codex serve`.
 
 use crate::{
-    label::{CODE, ENDPOINT, KEY, MODEL, RESULT, RING, TYPE},
+    label::{ACTION, CODE, DIRECTION, ENDPOINT, KEY, MODEL, RESULT, RING, RULE, TYPE},
     metric::metrics,
 };
 
@@ -70,6 +70,9 @@ metrics! {
     KEY_TOKENS = Counter("codex_ml_inference_key_tokens_total", Count, [KEY],
         "Tokens of prompts and responses by the name of the API key.")
         .more("Tokens of abandoned responses count, too.").later();
+    SAFETY_HITS = Counter("codex_ml_inference_safety_hits_total", Count, [RULE, ACTION, DIRECTION, RESULT],
+        "Texts that a safety rule hits, by whether the text was refused or passed.")
+        .more("A rule that blocks does not refuse a text that another one allows. Absent until a rule hits.").later();
     GOLDEN_RECORDS = Counter("codex_ml_inference_golden_records_total", Count, [RESULT],
         "Evaluations whose golden tokens the server generated again before it was ready, by result (equal, near, different).")
         .more("Equal: the same tokens and log-probabilities. Near: log-probabilities within the promoted tolerance, on another code \

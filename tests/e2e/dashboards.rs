@@ -42,7 +42,7 @@ const PICTURE: usize = 100_000;
 type Absent = (&'static str, &'static str, &'static str, bool);
 
 /// The panels without data. Each says so on the dashboard.
-const ABSENT: [Absent; 21] = [
+const ABSENT: [Absent; 22] = [
     ("codex-operator", "Keys", "the key of the tests does not expire", true),
     ("codex-operator", "Failures by category", "only what neighbours do can fail", false),
     ("codex-operator", "Spans", "no collector", true),
@@ -64,6 +64,7 @@ const ABSENT: [Absent; 21] = [
     ("codex-runs", "Power", "GPU", true),
     ("codex-serving", "Requests by API key", "API keys", true),
     ("codex-serving", "Tokens by API key", "API keys", true),
+    ("codex-serving", "Safety rules", "safety rules", true),
 ];
 
 /// The alerts that may be active beside a healthy chain, and why.

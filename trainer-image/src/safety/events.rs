@@ -18,9 +18,15 @@ use super::{
 /// The most bytes of a log; then it is renamed to `….1`, and a new one begins.
 const MAX_LOG: u64 = 64 << 20;
 
+/// The path that stands for standard output.
+const STANDARD_OUTPUT: &str = "-";
+
 /// What happened to a text. It holds nothing of the text.
 #[derive(Serialize)]
 struct Event<'a> {
+    /// Tells the line apart from others on standard output.
+    #[serde(rename = "type")]
+    kind: &'static str,
     time: Timestamp,
     direction: Direction,
     rule: &'a str,
@@ -35,23 +41,29 @@ struct Event<'a> {
     key: &'a str,
 }
 
-/// Writes events to a file, and always to the program's own log.
-pub(crate) struct Log {
-    file: Option<Mutex<(PathBuf, File, u64)>>,
+/// Where events go.
+pub(crate) enum Log {
+    /// To the program's own log.
+    Own,
+    /// To standard output, as lines of JSON, which is where collectors of a cluster find them.
+    Output,
+    /// To a file, as lines of JSON, and to the program's own log.
+    File(Mutex<(PathBuf, File, u64)>),
 }
 
 impl Log {
-    /// Opens a log, which is appended to.
+    /// Opens a log, which is appended to; `-` is standard output.
     ///
     /// # Errors
     /// The file cannot be opened.
     pub(crate) fn open(path: Option<&Path>) -> io::Result<Self> {
-        let open = |path: &Path| {
-            let file = OpenOptions::new().create(true).append(true).open(path)?;
-            let size = file.metadata()?.len();
-            Ok::<_, io::Error>(Mutex::new((path.to_owned(), file, size)))
-        };
-        Ok(Self { file: path.map(open).transpose()? })
+        let Some(path) = path else { return Ok(Self::Own) };
+        if path == Path::new(STANDARD_OUTPUT) {
+            return Ok(Self::Output);
+        }
+        let file = OpenOptions::new().create(true).append(true).open(path)?;
+        let size = file.metadata()?.len();
+        Ok(Self::File(Mutex::new((path.to_owned(), file, size))))
     }
 
     /// Records the rules that hit.
@@ -61,6 +73,7 @@ impl Log {
     pub(crate) fn record(&self, checked: &Checked, direction: Direction, source: &str, key: &str) -> io::Result<()> {
         for hit in &checked.hits {
             let event = Event {
+                kind: "safety_event",
                 time: Timestamp::now(),
                 direction,
                 rule: &hit.rule,
@@ -70,10 +83,14 @@ impl Log {
                 source,
                 key,
             };
-            tracing::warn!(rule = event.rule, action = ?event.action, direction = ?direction, source, key, "safety rule hit");
-            let Some(file) = &self.file else { continue };
             let mut line = serde_json::to_vec(&event)?;
             line.push(b'\n');
+            if let Self::Output = self {
+                io::stdout().lock().write_all(&line)?;
+                continue;
+            }
+            tracing::warn!(rule = event.rule, action = ?event.action, direction = ?direction, source, key, "safety rule hit");
+            let Self::File(file) = self else { continue };
             let mut file = file.lock().unwrap_or_else(PoisonError::into_inner);
             let (path, file, size) = &mut *file;
             if *size + line.len() as u64 > MAX_LOG {

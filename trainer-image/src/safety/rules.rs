@@ -31,6 +31,17 @@ pub enum Action {
     Redact,
 }
 
+impl Action {
+    /// Returns its name in rules and metrics.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Block => "block",
+            Self::Allow => "allow",
+            Self::Redact => "redact",
+        }
+    }
+}
+
 /// Which texts a rule checks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -39,6 +50,16 @@ pub enum Direction {
     Prompt,
     /// What the model answers.
     Answer,
+}
+
+impl Direction {
+    /// Returns its name in rules and metrics.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Prompt => "prompt",
+            Self::Answer => "answer",
+        }
+    }
 }
 
 /// A reason why there are no rules.

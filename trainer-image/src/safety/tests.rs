@@ -1,6 +1,6 @@
 //! Rules hit what they should, and not what only looks alike.
 
-use std::fs;
+use std::{fs, path::Path};
 
 use super::*;
 
@@ -146,8 +146,10 @@ fn events_tell_the_rule_and_not_the_text() {
     let text = fs::read_to_string(&path).unwrap();
     let events: Vec<serde_json::Value> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
     assert_eq!(events.len(), 2);
+    assert!(events.iter().all(|event| event["type"] == "safety_event"));
     assert_eq!((&events[0]["rule"], &events[0]["action"]), (&"pii.card".into(), &"redact".into()));
     assert_eq!((&events[1]["rule"], &events[1]["blocked"]), (&"jailbreak.ignore_instructions".into(), &true.into()));
     assert_eq!((&events[0]["source"], &events[0]["key"]), (&"/infer".into(), &"alice".into()));
+    assert!(matches!(Log::open(Some(Path::new("-"))).unwrap(), Log::Output), "standard output is no file");
     assert!(!text.contains("4111") && !text.contains("previous instructions"), "{text}");
 }

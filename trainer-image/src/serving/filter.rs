@@ -2,7 +2,7 @@
 
 use std::{fmt, io, path::PathBuf, sync::Arc};
 
-use super::errors::Errors;
+use super::{errors::Errors, metrics::Metrics};
 use crate::safety::{Checked, Direction, Guard, Log, RulesError};
 
 /// The rules and the log of a server.
@@ -10,6 +10,7 @@ pub(super) struct Filter {
     guard: Guard,
     log: Log,
     errors: Arc<Errors>,
+    metrics: Arc<Metrics>,
 }
 
 /// Where the rules are, and where events go.
@@ -17,7 +18,7 @@ pub(super) struct Filter {
 pub(super) struct Settings {
     /// The rule file; `None` checks nothing.
     pub(super) rules: Option<PathBuf>,
-    /// The file that events are appended to.
+    /// The file that events are appended to; `-` is standard output.
     pub(super) events: Option<PathBuf>,
 }
 
@@ -43,14 +44,18 @@ impl Filter {
     ///
     /// # Errors
     /// The rules or the log cannot be used.
-    pub(super) fn new(settings: &Settings, errors: Arc<Errors>) -> Result<Option<Arc<Self>>, FilterError> {
+    pub(super) fn new(
+        settings: &Settings,
+        errors: Arc<Errors>,
+        metrics: Arc<Metrics>,
+    ) -> Result<Option<Arc<Self>>, FilterError> {
         let Some(rules) = &settings.rules else { return Ok(None) };
         let guard = Guard::new(rules)?;
         let log = Log::open(settings.events.as_deref()).map_err(|source| {
             let path = settings.events.clone().unwrap_or_default();
             FilterError::Events { path, source }
         })?;
-        Ok(Some(Arc::new(Self { guard, log, errors })))
+        Ok(Some(Arc::new(Self { guard, log, errors, metrics })))
     }
 
     /// Reads the rules again.
@@ -102,6 +107,9 @@ impl Check {
     pub(super) fn text(&self, text: &str, direction: Direction) -> Result<(String, bool), Refusal> {
         let rules = self.filter.guard.rules().map_err(Refusal::Unchecked)?;
         let checked = rules.check(text, direction);
+        for hit in &checked.hits {
+            self.filter.metrics.hit(hit, direction, checked.text.is_none());
+        }
         let recorded = self.filter.log.record(&checked, direction, self.source, &self.key);
         let recorded = recorded.map_err(|error| format!("the safety event cannot be recorded: {error}"));
         if !checked.hits.is_empty() {

@@ -12,6 +12,7 @@ use prometheus::{
 };
 
 use super::{capture, thinking::Cause};
+use crate::safety::{Direction, Hit};
 
 /// An endpoint that generates: a value of the label `endpoint`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -83,6 +84,7 @@ pub(super) struct Metrics {
     waiting: IntGauge,
     cache_usage: Gauge,
     preemptions: IntCounter,
+    safety_hits: IntCounterVec,
     copies: IntCounterVec,
     traces: IntCounterVec,
     golden: IntCounterVec,
@@ -119,6 +121,7 @@ impl Metrics {
             preemptions: contract::PREEMPTIONS.single(&registry)?,
             key_requests: contract::KEY_REQUESTS.labelled(&registry)?,
             key_tokens: contract::KEY_TOKENS.labelled(&registry)?,
+            safety_hits: contract::SAFETY_HITS.labelled(&registry)?,
             copies: contract::COPIES.labelled(&registry)?,
             traces: contract::TRACES.labelled(&registry)?,
             golden: contract::GOLDEN_RECORDS.labelled(&registry)?,
@@ -150,6 +153,12 @@ impl Metrics {
             metrics.compared.with_label_values(&[result]).reset();
         }
         Ok(metrics)
+    }
+
+    /// Counts a text that a safety rule hits.
+    pub(super) fn hit(&self, hit: &Hit, direction: Direction, refused: bool) {
+        let result = if refused { "refused" } else { "passed" };
+        self.safety_hits.with_label_values(&[hit.rule.as_str(), hit.action.name(), direction.name(), result]).inc();
     }
 
     /// Counts a copy of a request by what became of it.
@@ -310,7 +319,8 @@ mod tests {
     use axum::http::StatusCode;
     use prometheus::TextEncoder;
 
-    use super::{Endpoint, LATENCY_EDGES, Metrics, Tokens, contract};
+    use super::{Cause, Direction, Endpoint, Hit, LATENCY_EDGES, Metrics, Tokens, contract};
+    use crate::safety::Action;
 
     #[test]
     fn traffic_is_counted_over_all_endpoints() {
@@ -354,6 +364,9 @@ mod tests {
         metrics.admitted("alice", "rate_limited");
         metrics.spent("alice", 12);
         metrics.forget("gone");
+        let hit = Hit { rule: "pii.card".to_owned(), action: Action::Redact, count: 2 };
+        metrics.hit(&hit, Direction::Answer, false);
+        metrics.closed(Cause::Reserve);
         let families = metrics.registry().gather();
         let exposed: BTreeSet<_> = families
             .iter()
@@ -382,6 +395,9 @@ mod tests {
             "codex_ml_inference_kv_cache_usage_ratio 0.25",
             "codex_ml_inference_preemptions_total 1",
             "codex_ml_active_sessions 5",
+            "codex_ml_inference_safety_hits_total{action=\"redact\",direction=\"answer\",result=\"passed\",rule=\"pii.card\"} 1",
+            "codex_ml_inference_reasoning_closed_total{result=\"budget\"} 0",
+            "codex_ml_inference_reasoning_closed_total{result=\"reserve\"} 1",
             "codex_ml_inference_connections_refused_total 1",
             "codex_ml_inference_key_requests_total{key=\"alice\",result=\"rate_limited\"} 1",
             "codex_ml_inference_key_tokens_total{key=\"alice\"} 12",

@@ -206,7 +206,7 @@ pub struct Serve {
     /// Check prompts and answers by these safety rules, in YAML. The file is read again every few seconds.
     #[arg(long, value_name = "FILE")]
     safety_rules: Option<PathBuf>,
-    /// Append what safety rules hit to this file, as JSON lines without the texts.
+    /// Append what safety rules hit to this file, as JSON lines without the texts; - is standard output.
     #[arg(long, value_name = "FILE", requires = "safety_rules")]
     safety_events: Option<PathBuf>,
     /// Append failures of the server to this file, as JSON lines without texts of requests or keys. At 4 MiB it is renamed to FILE.1, in
@@ -481,7 +481,7 @@ impl Server {
         let metrics = Arc::new(Metrics::new().map_err(ServeError::Metrics)?);
         crate::gpu::register(metrics.registry(), self.device).map_err(ServeError::Metrics)?;
         let access = Arc::new(Access::new(self.access.clone(), Arc::clone(&metrics))?);
-        let filter = Filter::new(&self.filter, Arc::clone(errors))?;
+        let filter = Filter::new(&self.filter, Arc::clone(errors), Arc::clone(&metrics))?;
         let certificate = self.tls.clone().map(Certificate::new).transpose()?;
         let expected = match &self.source {
             Source::Signed { expected, .. } => Some(expected.clone()),

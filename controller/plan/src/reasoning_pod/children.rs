@@ -354,7 +354,9 @@ fn granted(view: &View<'_>, mounts: &mut Mounts) -> Vec<(&'static str, String)> 
     if let Some(safety) = &serving.safety {
         // The whole folder, because the kubelet does not update a single mounted file.
         mounts.config_map(&safety.config_map, None, "/safety");
-        arguments.push(("--safety-rules", "/safety/rules.yaml".to_owned()));
+        // Beside the log, where collectors find what pods say.
+        let events = ("--safety-events", "-".to_owned());
+        arguments.extend([("--safety-rules", "/safety/rules.yaml".to_owned()), events]);
     }
     let quotas = [("--rate-limit", &serving.rate_limit), ("--token-budget", &serving.token_budget)];
     arguments.extend(quotas.into_iter().filter_map(|(flag, quota)| Some((flag, quota.clone()?))));

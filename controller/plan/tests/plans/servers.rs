@@ -79,17 +79,20 @@ fn servers_mount_their_keys_and_rules_and_get_their_limits() {
     };
     let arguments = |pod: &k8s_openapi::api::core::v1::PodSpec| pod.containers[0].args.clone().unwrap();
     let before = arguments(&template(&observed));
-    observed.object.spec.serving = serde_json::from_value(serde_json::json!({
+    observed.object.spec.serving = serde_json::from_value(json!({
         "apiKeys": { "secret": "team-keys" }, "rateLimit": "60/60s", "tokenBudget": "1000/1d",
-        "safety": { "configMap": "team-rules" },
+        "safety": { "configMap": "team-rules" }, "thinkingBudget": 0, "answerReserve": 256,
     }))
     .unwrap();
     let pod = template(&observed);
     let added = [
         ["--api-keys", "/keys"],
         ["--safety-rules", "/safety/rules.yaml"],
+        ["--safety-events", "-"],
         ["--rate-limit", "60/60s"],
         ["--token-budget", "1000/1d"],
+        ["--thinking-budget", "0"],
+        ["--answer-reserve", "256"],
     ];
     assert_eq!(arguments(&pod), [before, added.concat().iter().map(ToString::to_string).collect()].concat());
     let volumes = pod.volumes.unwrap();

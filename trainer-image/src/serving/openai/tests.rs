@@ -803,6 +803,12 @@ async fn safety_rules_hold_for_prompts_and_answers_of_every_endpoint() {
     let logged = std::fs::read_to_string(case.path("events.ndjson")).unwrap();
     assert_eq!(logged.lines().count(), 5, "{logged}");
     assert!(!logged.contains("4111"), "{logged}");
+    let exposed = server.get("/metrics").await.1;
+    for (rule, action, result, count) in [("word", "block", "refused", 4), ("pii.card", "redact", "passed", 1)] {
+        let labels = format!("{{action=\"{action}\",direction=\"prompt\",result=\"{result}\",rule=\"{rule}\"}}");
+        let line = format!("codex_ml_inference_safety_hits_total{labels} {count}");
+        assert!(exposed.lines().any(|found| found == line), "{line}: {exposed}");
+    }
 
     let until = async |rules: &str, expected: &dyn Fn(u16, &Value) -> bool| {
         std::fs::write(&path, rules).unwrap();
