@@ -39,7 +39,7 @@ pub use pod::{TrainerPod, WorkerPod};
 pub use promotion_policy::{ClusterPromotionPolicy, ClusterPromotionPolicySpec, PromotionPolicy, PromotionPolicySpec};
 pub use reasoning_pod::{
     ApiKeys, ManifestStatus, PromotionStatus, ReasoningPod, ReasoningPodPhase, ReasoningPodSpec, ReasoningPodStatus,
-    SafetyRules, Serving, SignOffStatus, VerifiedStatus,
+    SafetyRules, Serving, SignOffStatus, Tls, VerifiedStatus,
 };
 pub use redeploy::{
     CyclePhase, CycleRecord, CycleStatus, EvaluationTemplate, MAX_CYCLE_EVALUATIONS, Redeploy, RedeployShadow,

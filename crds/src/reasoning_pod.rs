@@ -50,6 +50,8 @@ pub(crate) const MAX_SIGN_OFFS: usize = 64;
     validation = crate::rules::served(),
     validation = crate::rules::redeployed_ring(),
     validation = crate::rules::no_redeployed_shadow(),
+    validation = crate::rules::no_encrypted_gateway(),
+    validation = crate::rules::no_encrypted_shadow(),
 )]
 pub struct ReasoningPodSpec {
     /// Rollout ring in which the model is served. A ring is a stage of promotion: a model moves through
@@ -109,6 +111,9 @@ pub struct Serving {
     /// API keys that requests need. Without it, everybody who reaches the Service may use it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub api_keys: Option<ApiKeys>,
+    /// Certificate of the servers: their port then speaks HTTPS. Without it, plain HTTP.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tls: Option<Tls>,
     /// Most requests of an API key within a time, as number/time, such as 30/60s, the default with apiKeys. Without apiKeys, the
     /// most of all clients together. Each server pod counts for itself.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -153,6 +158,17 @@ pub struct ApiKeys {
     /// Name of the Secret with the keys: each entry is a key, by the name of its client. Changes reach running servers.
     #[schemars(length(min = 1, max = 253))]
     #[x_kube(validation = crate::rules::subdomain("spec.serving.apiKeys.secret", "team-keys"))]
+    pub secret: String,
+}
+
+/// The certificate of the servers.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Tls {
+    /// Name of the Secret with the certificate and its key as tls.crt and tls.key, as those of the type kubernetes.io/tls have them.
+    /// Changes reach running servers.
+    #[schemars(length(min = 1, max = 253))]
+    #[x_kube(validation = crate::rules::subdomain("spec.serving.tls.secret", "team-tls"))]
     pub secret: String,
 }
 

@@ -92,6 +92,9 @@ pub(crate) fn scaled_by_cpu() -> Rule {
     )
 }
 
+/// Whether the servers encrypt requests.
+const TLS: &str = "(has(self.serving) && has(self.serving.tls))";
+
 /// Returns the rule that a ReasoningPod is not its own shadow. The name of an object is known only at its root.
 pub(crate) fn own_shadow() -> Rule {
     Rule::new("!has(self.spec.shadow) || self.spec.shadow.of != self.metadata.name")
@@ -103,6 +106,22 @@ pub(crate) fn shadow() -> Rule {
     Rule::new("!has(self.shadow) || !(has(self.autoscaling) || has(self.rollout) || has(self.serving))").message(
         "spec.shadow excludes spec.autoscaling, spec.rollout and spec.serving, because a shadow has no clients: remove them, or \
          remove spec.shadow",
+    )
+}
+
+/// Returns the rule that servers behind a Gateway speak plain HTTP, as an HTTPRoute does to its Services.
+pub(crate) fn no_encrypted_gateway() -> Rule {
+    Rule::new(format!("!{TLS} || !has(self.rollout) || !has(self.rollout.gateway)")).message(
+        "spec.serving.tls excludes spec.rollout.gateway, because a Gateway sends plain HTTP to the servers: end TLS at the Gateway and \
+         remove spec.serving.tls, or remove spec.rollout.gateway",
+    )
+}
+
+/// Returns the rule that requests which are encrypted are not copied to the shadow of a cycle.
+pub(crate) fn no_encrypted_shadow() -> Rule {
+    Rule::new(format!("!{TLS} || !has(self.redeploy) || !has(self.redeploy.shadow)")).message(
+        "spec.serving.tls excludes spec.redeploy.shadow, because copies of requests are not encrypted: end TLS at a gateway or a service \
+         mesh and remove spec.serving.tls, or remove spec.redeploy.shadow",
     )
 }
 

@@ -17,7 +17,12 @@ pub const PART_OF: (&str, &str) = ("app.kubernetes.io/part-of", "codex");
 pub const COMPONENT: &str = "app.kubernetes.io/component";
 
 /// The programs that run in pods of any namespace: component, port, job.
-pub const PODS: [(&str, &str, &str); 2] = [("trainer", "metrics", TRAINER), ("server", "http", SERVER)];
+pub const PODS: [(&str, &str, &str); 2] = [("trainer", "metrics", TRAINER), ("server", "admin", SERVER)];
+/// Where servers of earlier releases have their metrics, which an upgrade of the controller does not restart: the name of the port, and
+/// its number, which their annotation `prometheus.io/port` has. Later servers have neither metrics on that port nor its number there.
+const EARLIER: (&str, &str) = ("http", "8000");
+/// The label of a pod's annotation `prometheus.io/port`.
+const SCRAPED_PORT: &str = "__meta_kubernetes_pod_annotation_prometheus_io_port";
 
 /// Returns the object metadata of a generated manifest.
 pub fn metadata(name: &str) -> Value {
@@ -46,6 +51,13 @@ pub fn service_monitor() -> Value {
 /// Returns the `PodMonitor`s that find trainers and servers in all namespaces.
 pub fn pod_monitors() -> Vec<Value> {
     let monitor = |(component, port, name): (&str, &str, &str)| {
+        let mut endpoints = vec![json!({ "port": port, "relabelings": job(name) })];
+        if component == "server" {
+            let keep = json!({ "sourceLabels": [SCRAPED_PORT], "regex": EARLIER.1, "action": "keep" });
+            let relabelings =
+                [json!([keep]), job(name)].iter().filter_map(Value::as_array).flatten().cloned().collect();
+            endpoints.push(json!({ "port": EARLIER.0, "relabelings": Value::Array(relabelings) }));
+        }
         json!({
             "apiVersion": "monitoring.coreos.com/v1",
             "kind": "PodMonitor",
@@ -53,7 +65,7 @@ pub fn pod_monitors() -> Vec<Value> {
             "spec": {
                 "selector": { "matchLabels": { PART_OF.0: PART_OF.1, COMPONENT: component } },
                 "namespaceSelector": { "any": true },
-                "podMetricsEndpoints": [{ "port": port, "relabelings": job(name) }],
+                "podMetricsEndpoints": endpoints,
             },
         })
     };
@@ -64,6 +76,10 @@ pub fn pod_monitors() -> Vec<Value> {
 pub fn configuration(rules: &str) -> Value {
     let meta = |label: &str| format!("__meta_kubernetes_pod_label_{}", label.replace(['.', '/', '-'], "_"));
     let scrape = |component: &str, port: &str, job: &str, namespaces: Option<&str>| {
+        let port = match component {
+            "server" => format!("({port};.*|{};{})", EARLIER.0, EARLIER.1),
+            _ => format!("{port};.*"),
+        };
         let mut discovery = json!({ "role": "pod" });
         if let Some(namespace) = namespaces {
             discovery["namespaces"] = json!({ "names": [namespace] });
@@ -73,7 +89,7 @@ pub fn configuration(rules: &str) -> Value {
             "kubernetes_sd_configs": [discovery],
             "relabel_configs": [
                 {
-                    "source_labels": [meta(PART_OF.0), meta(COMPONENT), "__meta_kubernetes_pod_container_port_name"],
+                    "source_labels": [meta(PART_OF.0), meta(COMPONENT), "__meta_kubernetes_pod_container_port_name", SCRAPED_PORT],
                     "regex": format!("{};{component};{port}", PART_OF.1),
                     "action": "keep",
                 },

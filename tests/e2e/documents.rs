@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeSet, fs, os::unix::fs::symlink};
 
-use codex_crds::{ConditionType, TrainingRun, child};
+use codex_crds::{ConditionType, TrainingRun, child, label};
 use codex_metrics::{controller, server};
 use codex_tests::{
     Error, Result, Team, documents,
@@ -188,7 +188,8 @@ async fn the_metrics_of_the_contract_are_those_that_exist() -> Result<()> {
     let labelled = ListParams::default().labels(&format!("app.kubernetes.io/name={CONTROLLER}"));
     let leader = controllers.list(&labelled).await?.items.pop().unwrap().name_any();
     let mut text = scrape(&team, &format!("/api/v1/namespaces/{NAMESPACE}/pods/{leader}:8080/proxy/metrics")).await?;
-    let server = format!("/api/v1/namespaces/{}/services/served:8000/proxy/metrics", team.namespace);
+    let pod = team.pods(label::REASONING_POD, "served").await?.pop().unwrap().name_any();
+    let server = format!("/api/v1/namespaces/{}/pods/{pod}:9464/proxy/metrics", team.namespace);
     text.push_str(&scrape(&team, &server).await?);
 
     let exposed: BTreeSet<_> = text

@@ -28,3 +28,4 @@ mod resume;
 mod rings;
 mod shadow;
 mod tenants;
+mod traffic;

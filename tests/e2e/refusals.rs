@@ -71,6 +71,7 @@ fn cases() -> Vec<Case> {
     let pod = objects::reasoning_pod("bad", "run", "judged");
     let shadowing = with(&pod, "/spec/shadow", shadow("other", "0.01"));
     let redeploying = with(&pod, "/spec/redeploy", redeploy(&json!({ "cron": "0 3 * * 1" }), "0A_base_"));
+    let encrypted = with(&pod, "/spec/serving", json!({ "tls": { "secret": "team-tls" } }));
     let judged_given = with(&with(&evaluation, "/spec/trainingRun", Value::Null), "/spec/model", given());
     let output = json!({ "persistentVolumeClaim": { "claimName": "a" } });
     let both_bases = json!({ "persistentVolumeClaim": { "claimName": "a" }, "trainingRun": { "name": "b" } });
@@ -240,6 +241,28 @@ fn cases() -> Vec<Case> {
             object: with(&redeploying, "/spec/shadow", shadow("other", "0.01")),
             told: &["spec.shadow excludes spec.redeploy"],
         },
+        Case {
+            object: with(&encrypted, "/spec/rollout", json!({ "gateway": { "parentRefs": [{ "name": "public" }] } })),
+            told: &["spec.serving.tls excludes spec.rollout.gateway"],
+        },
+        Case {
+            object: with(
+                &with(&redeploying, "/spec/serving", json!({ "tls": { "secret": "team-tls" } })),
+                "/spec/redeploy/shadow",
+                json!({ "samplePercent": 10, "maxDivergence": "0.01" }),
+            ),
+            told: &["spec.serving.tls excludes spec.redeploy.shadow"],
+        },
+        pod(
+            "/spec/serving",
+            json!({ "tls": { "secret": "Team_TLS" } }),
+            &["spec.serving.tls.secret", "such as team-tls"],
+        ),
+        pod(
+            "/spec/serving",
+            json!({ "thinkingBudget": -1 }),
+            &["spec.serving.thinkingBudget", "greater than or equal to 0"],
+        ),
         pod("/spec/rollout", json!({ "steps": [5, 50] }), &["spec.rollout.steps", "end with 100"]),
         pod("/spec/rollout", json!({ "steps": [50, 50, 100] }), &["spec.rollout.steps", "different"]),
         pod("/spec/rollout", json!({ "analysis": { "maxErrorRate": "1.5" } }), &["maxErrorRate", "1.5", "from 0 to 1"]),

@@ -77,7 +77,7 @@ async fn answered(team: &Team, canary: bool) -> Result<u64> {
         if pod.labels().contains_key(label::TRACK) != canary || !is_running(&pod) {
             continue;
         }
-        let path = format!("/api/v1/namespaces/{}/pods/{}:8000/proxy/metrics", team.namespace, pod.name_any());
+        let path = format!("/api/v1/namespaces/{}/pods/{}:9464/proxy/metrics", team.namespace, pod.name_any());
         let request = http::Request::get(path).body(Vec::new()).map_err(kube::Error::HttpError)?;
         let text = team.client.request_text(request).await?;
         let line = text.lines().find(|line| line.starts_with("codex_ml_inference_requests_total{endpoint=\"/infer\"}"));

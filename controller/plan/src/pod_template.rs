@@ -46,15 +46,20 @@ pub(crate) struct Template<'a> {
     pub(crate) restart_policy: Option<&'static str>,
     /// Seconds from SIGTERM to SIGKILL.
     pub(crate) grace_seconds: i64,
-    pub(crate) port: Option<Port>,
+    pub(crate) ports: Vec<Port>,
     pub(crate) probes: Probes,
 }
 
-/// The port of a pod.
+/// The name of [`Port::Admin`].
+pub(crate) const ADMIN: &str = "admin";
+
+/// A port of a pod.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Port {
-    /// Requests and probes.
+    /// Requests.
     Http(i32),
+    /// Probes, `/metrics` and the status, for the cluster only.
+    Admin(i32),
     /// `/metrics` only.
     Metrics(i32),
 }
@@ -63,13 +68,26 @@ impl Port {
     fn name(self) -> &'static str {
         match self {
             Self::Http(_) => "http",
+            Self::Admin(_) => ADMIN,
             Self::Metrics(_) => "metrics",
         }
     }
 
     pub(crate) fn number(self) -> i32 {
         match self {
-            Self::Http(number) | Self::Metrics(number) => number,
+            Self::Http(number) | Self::Admin(number) | Self::Metrics(number) => number,
+        }
+    }
+
+    fn declared(self) -> ContainerPort {
+        ContainerPort { name: Some(self.name().to_owned()), container_port: self.number(), ..ContainerPort::default() }
+    }
+
+    /// Returns its number if it has `/metrics`.
+    fn scraped(self) -> Option<i32> {
+        match self {
+            Self::Http(_) => None,
+            Self::Admin(number) | Self::Metrics(number) => Some(number),
         }
     }
 }
@@ -144,12 +162,17 @@ impl Mounts {
         self.mount(volume, path, None, true);
     }
 
-    /// Mounts a Secret as a folder. The kubelet updates the files when the Secret changes.
-    pub(crate) fn secret(&mut self, name: &str, path: &str) {
+    /// Mounts a Secret, or some keys of it, as a folder. The kubelet updates the files when the Secret changes.
+    pub(crate) fn secret(&mut self, name: &str, keys: Option<&[&str]>, path: &str) {
         let volume = format!("files-{}", self.volumes.len());
+        let item = |key: &&str| KeyToPath { key: (*key).to_owned(), path: (*key).to_owned(), ..KeyToPath::default() };
         self.volumes.push(Volume {
             name: volume.clone(),
-            secret: Some(SecretVolumeSource { secret_name: Some(name.to_owned()), ..SecretVolumeSource::default() }),
+            secret: Some(SecretVolumeSource {
+                secret_name: Some(name.to_owned()),
+                items: keys.map(|keys| keys.iter().map(item).collect()),
+                ..SecretVolumeSource::default()
+            }),
             ..Volume::default()
         });
         self.mount(volume, path, None, true);
@@ -197,13 +220,8 @@ impl Template<'_> {
             env: Some(env),
             resources: worker.resources.clone(),
             volume_mounts: Some(mounts.mounts),
-            ports: self.port.map(|port| {
-                vec![ContainerPort {
-                    name: Some(port.name().to_owned()),
-                    container_port: port.number(),
-                    ..ContainerPort::default()
-                }]
-            }),
+            ports: Some(self.ports.iter().map(|port| port.declared()).collect())
+                .filter(|ports: &Vec<_>| !ports.is_empty()),
             startup_probe: self.probes.startup,
             liveness_probe: self.probes.liveness,
             readiness_probe: self.probes.readiness,
@@ -248,7 +266,7 @@ impl Template<'_> {
 
     /// Returns the annotations by which Prometheus discovers the metrics port.
     pub(crate) fn scraped(&self) -> Option<BTreeMap<String, String>> {
-        let (Port::Http(number) | Port::Metrics(number)) = self.port?;
+        let number = self.ports.iter().find_map(|port| port.scraped())?;
         let annotations = [("prometheus.io/scrape", "true".to_owned()), ("prometheus.io/port", number.to_string())];
         Some(annotations.map(|(name, value)| (name.to_owned(), value)).into())
     }
@@ -285,9 +303,10 @@ impl Template<'_> {
             env.push(field("CODEX_NODE_NAME", "spec.nodeName"));
             env.extend(self.image.split_once('@').map(|(_, digest)| plain("CODEX_IMAGE_DIGEST", digest)));
         }
-        if let Some(Port::Metrics(number)) = self.port {
-            env.push(plain("CODEX_METRICS_ADDRESS", &format!("0.0.0.0:{number}")));
-        }
+        env.extend(self.ports.iter().filter_map(|port| match port {
+            Port::Metrics(number) => Some(plain("CODEX_METRICS_ADDRESS", &format!("0.0.0.0:{number}"))),
+            Port::Http(_) | Port::Admin(_) => None,
+        }));
         env
     }
 }

@@ -37,10 +37,11 @@ pub(super) fn incumbent(context: &Context, pod: &ReasoningPod) -> Option<Incumbe
         .filter_map(|received| Some((received.report.pod_uid.clone(), key(&received.report.state)?)))
         .filter(|(_, key)| key.len() == KEY && key.bytes().all(|digit| digit.is_ascii_hexdigit()))
         .collect();
+    let tls = found.spec.serving.tls.is_some();
     let shadow_of = found.spec.shadow.as_ref().map(|shadow| shadow.of.clone());
     let believed = std::sync::Arc::unwrap_or_clone(found).believed(context);
     let model = believed.status.and_then(|status| Some(status.verified?.digest));
-    Some(Incumbent { model, shadow_of, pods, keys })
+    Some(Incumbent { model, tls, shadow_of, pods, keys })
 }
 
 /// Returns the shadows of a ReasoningPod. A shadow has none: it answers no requests.

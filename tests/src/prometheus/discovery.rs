@@ -66,6 +66,11 @@ async fn update(cluster: &Client, job: &Job, folder: &Path) -> Result<(), Box<dy
     Ok(fs::rename(new, path)?)
 }
 
+/// Returns a name as Prometheus has it in labels.
+fn sanitized(name: &str) -> String {
+    name.chars().map(|it| if it.is_ascii_alphanumeric() { it } else { '_' }).collect()
+}
+
 /// Returns a target for each port that the containers of a pod declare, as the discovery of Kubernetes does for the role `pod`.
 /// A pod without an address has none.
 fn targets(pod: &Pod) -> Vec<Value> {
@@ -78,8 +83,10 @@ fn targets(pod: &Pod) -> Vec<Value> {
     set("pod_ip", address);
     set("pod_phase", status.phase.as_deref().unwrap_or_default());
     for (name, value) in pod.labels() {
-        let name: String = name.chars().map(|it| if it.is_ascii_alphanumeric() { it } else { '_' }).collect();
-        set(&format!("pod_label_{name}"), value);
+        set(&format!("pod_label_{}", sanitized(name)), value);
+    }
+    for (name, value) in pod.annotations() {
+        set(&format!("pod_annotation_{}", sanitized(name)), value);
     }
     let containers = pod.spec.iter().flat_map(|spec| &spec.containers);
     let ports = containers.flat_map(|container| container.ports.iter().flatten().map(move |port| (container, port)));
@@ -126,6 +133,7 @@ mod tests {
             "metadata": {
                 "name": "a", "namespace": "team",
                 "labels": { "app.kubernetes.io/part-of": "codex", "app.kubernetes.io/component": "trainer" },
+                "annotations": { "prometheus.io/port": "9464" },
             },
             "spec": { "containers": [{ "name": "trainer", "ports": [{ "name": "metrics", "containerPort": 9464 }] }] },
             "status": { "podIP": "10.0.0.7", "phase": "Running" },

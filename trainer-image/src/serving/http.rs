@@ -121,21 +121,42 @@ impl App {
     }
 }
 
-/// Returns the router of all endpoints. A shadow has none that answer clients.
-pub(super) fn router(app: App) -> Router {
-    let own = Router::new().route("/infer", post(infer)).layer(DefaultBodyLimit::max(MAX_BODY));
-    let guarded = own
-        .route("/status", get(status))
-        .merge(openai::routes())
-        .layer(middleware::from_fn_with_state(app.clone(), access::guard));
+/// Which endpoints a listener has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Side {
+    /// All of them: no other listener exists.
+    Whole,
+    /// Those of clients.
+    Public,
+    /// Those of the cluster, which need no key: probes, metrics and the status.
+    Admin,
+}
+
+/// Returns the router of one side. A shadow has no endpoint that answers clients.
+pub(super) fn router(app: App, side: Side) -> Router {
+    let alive = Router::new().route("/health", get(health));
     // The kubelet and Prometheus have no key.
-    let open = Router::new().route("/health", get(health)).route("/ready", get(ready)).route("/metrics", get(metrics));
+    let open = Router::new().route("/ready", get(ready)).route("/metrics", get(metrics));
+    let is_shadow = app.shadow().is_some();
+    let endpoints = match side {
+        Side::Admin if is_shadow => alive.merge(open),
+        Side::Admin => alive.merge(open).route("/status", get(status)),
+        Side::Whole => alive.merge(open).merge(of_clients(&app, is_shadow)),
+        Side::Public => alive.merge(of_clients(&app, is_shadow)),
+    };
     let named = middleware::map_response_with_state(app.clone(), named);
-    if app.shadow().is_some() {
-        let copies = Router::new().route(COPIES_PATH, post(shadow::receive)).layer(DefaultBodyLimit::max(MAX_COPY));
-        return with_fallbacks(copies.merge(open).layer(named).with_state(app));
+    with_fallbacks(endpoints.layer(named).with_state(app))
+}
+
+/// Returns the endpoints of clients; those of a shadow are the servers whose requests it compares.
+fn of_clients(app: &App, is_shadow: bool) -> Router<App> {
+    if is_shadow {
+        return Router::new().route(COPIES_PATH, post(shadow::receive)).layer(DefaultBodyLimit::max(MAX_COPY));
     }
-    with_fallbacks(guarded.merge(open).layer(named).with_state(app))
+    let own = Router::new().route("/infer", post(infer)).layer(DefaultBodyLimit::max(MAX_BODY));
+    own.route("/status", get(status))
+        .merge(openai::routes())
+        .layer(middleware::from_fn_with_state(app.clone(), access::guard))
 }
 
 /// Names the digest and the ring of the served model in the headers of every response.

@@ -33,6 +33,7 @@ impl Local {
         let asked = stop.clone();
         let server = Server {
             source: Source::Unsigned(directory),
+            admin: None,
             access: access::Settings::default(),
             filter: filter::Settings::default(),
             tls: None,

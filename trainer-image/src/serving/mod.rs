@@ -56,7 +56,7 @@ use self::{
     errors::Errors,
     filter::Filter,
     grammar::Grammars,
-    http::{App, Gates},
+    http::{App, Gates, Side},
     metrics::Metrics,
     openai::Specials,
     phase::{Phase, ServedModel},
@@ -77,13 +77,16 @@ use crate::{
     reporting::Reporter,
 };
 
-/// What a server grants its clients. Running requests are bounded by the queue; probes use the same port.
+/// What a server grants its clients. Running requests are bounded by the queue.
 const LIMITS: Limits = Limits {
     connections: 1024,
     head: Duration::from_secs(10),
     body: Duration::from_secs(20),
     lifetime: Duration::from_hours(1),
 };
+
+/// The most connections of the second listener, which the kubelet and Prometheus use.
+const ADMIN_CONNECTIONS: usize = 128;
 
 /// The arguments of a signed model.
 const SIGNED: [&str; 13] = [
@@ -182,6 +185,10 @@ pub struct Serve {
     /// Address and port to listen on.
     #[arg(long, default_value = "127.0.0.1:8000", value_parser = socket_address)]
     listen: SocketAddr,
+    /// Address and port of a second listener, without TLS, that has /metrics, /ready and /status, for the cluster only. The first one then
+    /// has neither /metrics nor /ready. /health is on both.
+    #[arg(long, value_name = "ADDRESS", value_parser = socket_address)]
+    admin_listen: Option<SocketAddr>,
     /// Where to compute; auto takes a GPU if this program was built with CUDA and finds one, else the processor.
     #[arg(long, default_value = "auto", value_parser = crate::device::parser())]
     device: Device,
@@ -290,11 +297,17 @@ impl Serve {
         if let Some(tokens) = self.max_num_batched_tokens.filter(|tokens| *tokens < slots) {
             return Err(ServeError::Budget { tokens, slots });
         }
-        let listener = TcpListener::bind(self.listen)
-            .await
-            .map_err(|source| ServeError::Listen { address: self.listen, source })?;
+        let bind = async |address: SocketAddr| {
+            TcpListener::bind(address).await.map_err(|source| ServeError::Listen { address, source })
+        };
+        let listener = bind(self.listen).await?;
+        let admin = match self.admin_listen {
+            Some(address) => Some(bind(address).await?),
+            None => None,
+        };
         let identities = self.identities()?;
         let Some(server) = Server::of(self, identities) else { return Err(ServeError::Arguments) };
+        let server = Server { admin, ..server };
         let outcome = server.run(listener, reporter, &stop).await;
         // After the drain deadline there is no time left for a final report.
         if let Err(error) = &outcome
@@ -348,6 +361,8 @@ enum Source {
 /// A server before it listens.
 struct Server {
     source: Source,
+    /// A second listener, for probes, metrics and the status; `None` has them on the first one.
+    admin: Option<TcpListener>,
     access: access::Settings,
     filter: filter::Settings,
     /// `None` serves plain HTTP.
@@ -406,6 +421,7 @@ impl Server {
         };
         Some(Self {
             source,
+            admin: None,
             access: access::Settings {
                 keys: arguments.api_keys,
                 rate: arguments.rate_limit,
@@ -467,7 +483,7 @@ impl Server {
     }
 
     async fn serve_with(
-        self,
+        mut self,
         errors: &Arc<Errors>,
         listener: TcpListener,
         reporter: &Reporter<ServingState>,
@@ -505,7 +521,14 @@ impl Server {
         let (copied, compared, told) = (mirror.clone(), shadow.clone(), Arc::clone(errors));
         let files = Reloaded { access, filter, certificate, mirror: copied, shadow: compared, errors: told };
         let _reloading = AbortOnDropHandle::new(tokio::spawn(reload(files, self.reload)));
-        let http = tokio::spawn(http.serve(http::router(app), closing.clone()));
+        let side = if self.admin.is_some() { Side::Public } else { Side::Whole };
+        // It answers until the last request is answered, so that probes and scrapes see the drain.
+        let _admin = self.admin.take().map(|listener| {
+            let admin = codex_http::Server::new(listener, Limits { connections: ADMIN_CONNECTIONS, ..self.limits });
+            let router = http::router(app.clone(), Side::Admin);
+            AbortOnDropHandle::new(tokio::spawn(admin.serve(router, CancellationToken::new())))
+        });
+        let http = tokio::spawn(http.serve(http::router(app, side), closing.clone()));
         let served =
             self.until_stopped(&phase, (engine_metrics, errors), (mirror, shadow), reporter, stop, ready).await;
         if let Err(error) = &served {

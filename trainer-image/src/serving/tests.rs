@@ -247,6 +247,7 @@ impl Case {
     fn server(&self) -> Server {
         Server {
             source: Source::Signed { paths: self.paths(), expected: self.expected.clone() },
+            admin: None,
             access: self.access.clone(),
             filter: self.filter.clone(),
             tls: self.tls.clone(),
@@ -899,8 +900,8 @@ fn identities_come_with_issuers_and_a_root() {
     assert!(why.contains("is given 2 times") && why.contains("1 time:"), "{why}");
 }
 
-/// Asks for `/ready` over HTTPS with one trusted certificate.
-async fn ready_over_tls(address: SocketAddr, trusted: Vec<u8>) -> Result<u16, String> {
+/// Asks for a path over HTTPS with one trusted certificate, and returns the status.
+async fn over_tls(address: SocketAddr, path: &'static str, trusted: Vec<u8>) -> Result<u16, String> {
     use ureq::tls::{Certificate, RootCerts, TlsConfig};
 
     let work = move || {
@@ -910,27 +911,29 @@ async fn ready_over_tls(address: SocketAddr, trusted: Vec<u8>) -> Result<u16, St
             .build();
         let agent: ureq::Agent =
             ureq::Agent::config_builder().tls_config(tls).http_status_as_error(false).build().into();
-        let url = format!("https://localhost:{}/ready", address.port());
+        let url = format!("https://localhost:{}{path}", address.port());
         agent.get(url).call().map(|response| response.status().as_u16()).map_err(|error| error.to_string())
     };
     tokio::task::spawn_blocking(work).await.unwrap()
 }
 
+/// Lets the server show a new certificate for localhost, and returns it.
+fn issue(case: &mut Case) -> Vec<u8> {
+    let made = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
+    fs::write(case.path("tls.key"), made.signing_key.serialize_pem()).unwrap();
+    fs::write(case.path("tls.crt"), made.cert.pem()).unwrap();
+    case.tls = Some(tls::Settings { certificate: case.path("tls.crt"), key: case.path("tls.key") });
+    made.cert.der().to_vec()
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_certificate_is_served_and_replaced_without_a_restart() {
     let mut case = Case::new(64);
-    let issue = |case: &Case| {
-        let made = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
-        fs::write(case.path("tls.key"), made.signing_key.serialize_pem()).unwrap();
-        fs::write(case.path("tls.crt"), made.cert.pem()).unwrap();
-        made.cert.der().to_vec()
-    };
-    let first = issue(&case);
-    case.tls = Some(tls::Settings { certificate: case.path("tls.crt"), key: case.path("tls.key") });
+    let first = issue(&mut case);
     let server = case.start().await;
     let until = async |trusted: &[u8]| {
         for _ in 0..600 {
-            if ready_over_tls(server.address, trusted.to_vec()).await == Ok(200) {
+            if over_tls(server.address, "/ready", trusted.to_vec()).await == Ok(200) {
                 return;
             }
             tokio::time::sleep(Duration::from_millis(20)).await;
@@ -940,9 +943,9 @@ async fn a_certificate_is_served_and_replaced_without_a_restart() {
     until(&first).await;
     // Plain HTTP is no answer.
     assert!(request(server.address, "/ready", None).await.is_err());
-    let second = issue(&case);
+    let second = issue(&mut case);
     until(&second).await;
-    assert!(ready_over_tls(server.address, first).await.is_err());
+    assert!(over_tls(server.address, "/ready", first).await.is_err());
 
     fs::write(case.path("tls.crt"), "no certificate").unwrap();
     let error = refusal_to_start(&case).await;
@@ -1253,6 +1256,51 @@ async fn a_drain_is_unready_first_and_then_answers_running_requests() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn the_cluster_has_a_listener_of_its_own() {
+    let mut case = Case { drain_delay: Duration::from_secs(1), ..Case::new(64) };
+    let keys = case.path("keys");
+    fs::create_dir(&keys).unwrap();
+    fs::write(keys.join("alice"), "sk-alice-0123456789").unwrap();
+    case.require_keys(keys);
+    let trusted = issue(&mut case);
+    let admin = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = admin.local_addr().unwrap();
+    let server = case.serve(Server { admin: Some(admin), ..case.server() }).await;
+    let of_admin = async |path: &str| {
+        let (status, _, body) = request(address, path, None).await.unwrap();
+        (status, body)
+    };
+    while of_admin("/ready").await.0 != 200 {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    // No key, and no TLS.
+    assert!(of_admin("/metrics").await.1.contains("codex_ml_inference_requests_total"));
+    assert!(of_admin("/status").await.1.contains(r#""status":"ready""#));
+    assert_eq!(of_admin("/health").await.0, 200);
+    for path in ["/v1/models", "/infer", "/v1/chat/completions"] {
+        assert_eq!(of_admin(path).await.0, 404, "{path}");
+    }
+    // Clients find neither metrics nor readiness, and need both TLS and a key.
+    assert!(request(server.address, "/health", None).await.is_err(), "plain HTTP");
+    let (public, stop) = (server.address, server.stop.clone());
+    for (path, status) in [("/health", 200), ("/metrics", 404), ("/ready", 404), ("/status", 401), ("/v1/models", 401)]
+    {
+        assert_eq!(over_tls(public, path, trusted.clone()).await, Ok(status), "{path}");
+    }
+    // During the drain it says so until the end.
+    stop.requested.cancel();
+    while of_admin("/ready").await.0 != 503 {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    assert_eq!(of_admin("/health").await.0, 200);
+    server.end.await.unwrap().unwrap();
+    // It ends with the server.
+    while request(address, "/health", None).await.is_ok() {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_drain_ends_at_its_deadline() {
     let case = Case { drain_deadline: Duration::from_millis(200), ..Case::new(ENDLESS) };
     let server = case.ready().await;
@@ -1293,7 +1341,7 @@ async fn a_refused_model_is_reported_on_every_endpoint() {
     );
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
-    let serving = tokio::spawn(axum::serve(listener, http::router(app)).into_future());
+    let serving = tokio::spawn(axum::serve(listener, http::router(app, http::Side::Whole)).into_future());
     let (status, _, body) = request(address, "/ready", None).await.unwrap();
     assert_eq!((status, body.as_str()), (503, r#"{"error":"the model is refused: because"}"#));
     let (status, again, _) = request(address, "/infer", Some("{}".into())).await.unwrap();

@@ -47,7 +47,7 @@ fn template<'a>(view: &'a View<'_>, config_map: String) -> Option<Template<'a>> 
         mounts,
         restart_policy: Some("Never"),
         grace_seconds: spec.termination_grace_period_seconds,
-        port: None,
+        ports: Vec::new(),
         probes: Probes::default(),
     })
 }

@@ -38,7 +38,7 @@ use super::{
 use crate::{
     metadata::{Component, label_value, our_annotations, ring_label},
     plan::{Desired, Kept, KeptKind},
-    pod_template::{Access, CA, Mounts, Port, Probes, Template},
+    pod_template::{ADMIN, Access, CA, Mounts, Port, Probes, Template},
     settings::Settings,
 };
 
@@ -50,6 +50,10 @@ pub(crate) const ROOT_DIGEST: &str = "--trusted-root-digest";
 const ROOT: &str = "trusted_root.json";
 /// The port of servers.
 pub(crate) const PORT: i32 = 8000;
+/// The port of servers that no Service has, with probes, metrics and the status. Trainers have their metrics on the same one.
+const ADMIN_PORT: i32 = 9464;
+/// The keys of a Secret of the type `kubernetes.io/tls`.
+const TLS_KEYS: [&str; 2] = ["tls.crt", "tls.key"];
 /// Seconds from SIGTERM to SIGKILL: the server becomes unready, then finishes the requests in progress.
 const GRACE_SECONDS: i64 = 60;
 /// Seconds until a server must answer its probes.
@@ -268,7 +272,11 @@ fn template<'a>(view: &'a View<'_>, target: &Target, track: Track) -> Template<'
         ("--promotion", "/bundles/promotion/bundle.json".to_owned()),
         ("--promotion-digest", target.promotion.to_string()),
     ];
-    let listens = [("--ring", target.ring.to_string()), ("--listen", format!("0.0.0.0:{PORT}"))];
+    let listens = [
+        ("--ring", target.ring.to_string()),
+        ("--listen", format!("0.0.0.0:{PORT}")),
+        ("--admin-listen", format!("0.0.0.0:{ADMIN_PORT}")),
+    ];
     let first = signer(view, target.oms_signer, "oms");
     // After a rotation, another key may have signed the promotion. Only keys that signed are named, so that a change of the list of
     // trusted keys restarts no server.
@@ -300,7 +308,7 @@ fn template<'a>(view: &'a View<'_>, target: &Target, track: Track) -> Template<'
         mounts,
         restart_policy: None,
         grace_seconds: GRACE_SECONDS,
-        port: Some(Port::Http(PORT)),
+        ports: vec![Port::Http(PORT), Port::Admin(ADMIN_PORT)],
         probes: Probes {
             startup: Some(probe("/health", 1, STARTUP_SECONDS)),
             liveness: Some(probe("/health", 10, 3)),
@@ -348,8 +356,13 @@ fn granted(view: &View<'_>, mounts: &mut Mounts) -> Vec<(&'static str, String)> 
     let serving = &view.spec().serving;
     let mut arguments = Vec::new();
     if let Some(keys) = &serving.api_keys {
-        mounts.secret(&keys.secret, "/keys");
+        mounts.secret(&keys.secret, None, "/keys");
         arguments.push(("--api-keys", "/keys".to_owned()));
+    }
+    if let Some(tls) = &serving.tls {
+        mounts.secret(&tls.secret, Some(&TLS_KEYS), "/tls");
+        let files = TLS_KEYS.map(|key| format!("/tls/{key}"));
+        arguments.extend(["--tls-certificate", "--tls-key"].into_iter().zip(files));
     }
     if let Some(safety) = &serving.safety {
         // The whole folder, because the kubelet does not update a single mounted file.
@@ -373,7 +386,7 @@ fn probe(path: &str, period: i32, failures: i32) -> Probe {
     Probe {
         http_get: Some(HTTPGetAction {
             path: Some(path.to_owned()),
-            port: IntOrString::String("http".to_owned()),
+            port: IntOrString::String(ADMIN.to_owned()),
             ..HTTPGetAction::default()
         }),
         period_seconds: Some(period),
@@ -412,6 +425,16 @@ fn services(view: &View<'_>, stage: &Stage) -> Vec<Service> {
     std::iter::once(service(view, view.owner.name.clone(), selected)).chain(of_canary).collect()
 }
 
+/// Returns the scheme of the servers' URLs, which is also the name of the Service's port.
+pub(super) fn scheme(view: &View<'_>) -> &'static str {
+    if view.spec().serving.tls.is_some() { "https" } else { "http" }
+}
+
+/// Returns the protocol of the Service's port for meshes and gateways, if it is not plain HTTP.
+pub(super) fn encrypted(view: &View<'_>) -> Option<String> {
+    view.spec().serving.tls.as_ref().map(|_| scheme(view).to_owned())
+}
+
 fn service(view: &View<'_>, name: String, selector: BTreeMap<String, String>) -> Service {
     let protected = view.observed.unprotected.is_none();
     Service {
@@ -421,7 +444,8 @@ fn service(view: &View<'_>, name: String, selector: BTreeMap<String, String>) ->
             // The name of another host would divert the traffic. Admission policies protect the type, too.
             type_: (!protected).then(|| "ClusterIP".to_owned()),
             ports: Some(vec![ServicePort {
-                name: Some("http".to_owned()),
+                name: Some(scheme(view).to_owned()),
+                app_protocol: encrypted(view),
                 port: PORT,
                 target_port: Some(IntOrString::String("http".to_owned())),
                 protocol: Some("TCP".to_owned()),
@@ -458,6 +482,9 @@ fn policy(view: &View<'_>) -> NetworkPolicy {
         namespace_selector: Some(LabelSelector { match_labels: Some(namespace), match_expressions: None }),
         ..NetworkPolicyPeer::default()
     };
+    // Prometheus may run in any namespace. A node always reaches its own pods with probes.
+    let in_cluster =
+        NetworkPolicyPeer { namespace_selector: Some(LabelSelector::default()), ..NetworkPolicyPeer::default() };
     // Only the servers whose requests are copied reach a shadow, and they reach nothing else than their shadows.
     let of_pod = |name: &str| {
         let labels = BTreeMap::from([
@@ -482,7 +509,10 @@ fn policy(view: &View<'_>) -> NetworkPolicy {
         spec: Some(NetworkPolicySpec {
             pod_selector: Some(selector(view)),
             policy_types: Some(vec!["Ingress".to_owned(), "Egress".to_owned()]),
-            ingress: Some(vec![NetworkPolicyIngressRule { ports: Some(vec![port("TCP", PORT)]), from: clients }]),
+            ingress: Some(vec![
+                NetworkPolicyIngressRule { ports: Some(vec![port("TCP", PORT)]), from: clients },
+                NetworkPolicyIngressRule { ports: Some(vec![port("TCP", ADMIN_PORT)]), from: Some(vec![in_cluster]) },
+            ]),
             egress: Some(egress.into_iter().chain(copies).collect()),
         }),
     }

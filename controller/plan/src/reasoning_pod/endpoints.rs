@@ -16,7 +16,13 @@ use k8s_openapi::{
 use kube::ResourceExt;
 use serde::{Deserialize, Serialize};
 
-use super::{canary, children::PORT, route, stage::Stage, view::View};
+use super::{
+    canary,
+    children::{PORT, encrypted, scheme},
+    route,
+    stage::Stage,
+    view::View,
+};
 use crate::{
     metadata::Component,
     plan::{Kept, KeptKind},
@@ -121,10 +127,10 @@ fn slice(view: &View<'_>, service: &str, name: String, family: &str, endpoints: 
         address_type: family.to_owned(),
         endpoints,
         ports: Some(vec![EndpointPort {
-            name: Some("http".to_owned()),
+            name: Some(scheme(view).to_owned()),
             port: Some(PORT),
             protocol: Some("TCP".to_owned()),
-            app_protocol: None,
+            app_protocol: encrypted(view),
         }]),
     }
 }

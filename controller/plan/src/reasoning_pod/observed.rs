@@ -172,6 +172,9 @@ pub struct Incumbent {
     /// Digest of the model that its servers verified, from its sealed status.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub model: Option<ModelDigest>,
+    /// Whether its servers encrypt requests.
+    #[serde(default)]
+    pub tls: bool,
     /// The ReasoningPod that it shadows itself.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub shadow_of: Option<String>,

@@ -66,7 +66,8 @@ pub(super) fn file(view: &View<'_>) -> Option<(String, String)> {
             url: format!("http://{}.{}.svc:{PORT}", shadow.name, view.owner.namespace),
             sample_percent: shadow.sample_percent.clamp(0, 100).unsigned_abs(),
         };
-        let shadows = view.observed.shadows.iter().map(target).collect();
+        // Copies of what is encrypted would not be.
+        let shadows = view.observed.shadows.iter().filter(|_| view.spec().serving.tls.is_none()).map(target).collect();
         (MIRROR_FILE, serde_json::to_string(&MirrorFile { shadows }))
     };
     // Texts and numbers are always JSON.
@@ -95,6 +96,12 @@ pub(super) fn block(observed: &ObservedReasoningPod) -> Option<Block> {
         );
         return Some(Block::waits(About::Shadow, Reason::NotFound, sentence));
     };
+    if incumbent.tls {
+        return stalls(format!(
+            "spec.shadow.of is {of}, whose spec.serving.tls encrypts requests, and copies of requests are not encrypted: remove \
+             spec.serving.tls there and end TLS at a gateway or a service mesh, or delete this shadow"
+        ));
+    }
     let other = incumbent.shadow_of.as_ref()?;
     stalls(format!(
         "spec.shadow.of is {of}, which is itself a shadow of {other} and answers no requests: name {other}, or a ReasoningPod \

@@ -12,7 +12,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use super::{
     autoscaling,
     canary::{self, Next},
-    children::{PORT, selector_text},
+    children::{PORT, scheme, selector_text},
     evidence::{About, Block},
     guarded::{self, blocked_by, waits},
     lent,
@@ -73,7 +73,7 @@ pub(crate) fn status(view: &View<'_>, stage: &Stage) -> (ReasoningPodStatus, Opt
         ready: (!view.spec().dry_run).then(|| format!("{}/{}", counts.ready, wanted.replicas)),
         // A shadow has no URL for clients, and gets one only when servers for clients have replaced it.
         url: (serves && view.spec().shadow.is_none() && fits)
-            .then(|| format!("http://{}.{}.svc:{PORT}", view.owner.name, view.owner.namespace)),
+            .then(|| format!("{}://{}.{}.svc:{PORT}", scheme(view), view.owner.name, view.owner.namespace)),
         evidence: evidence.as_ref().map(|evidence| match evidence {
             Ok(()) => EvidenceStrength::Strong,
             Err(_) => EvidenceStrength::Weak,

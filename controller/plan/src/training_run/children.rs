@@ -62,7 +62,7 @@ fn template<'a>(view: &'a View<'_>, config_map: String) -> Template<'a> {
         mounts,
         restart_policy: Some("Never"),
         grace_seconds: spec.termination_grace_period_seconds,
-        port: Some(Port::Metrics(METRICS_PORT)),
+        ports: vec![Port::Metrics(METRICS_PORT)],
         probes: Probes::default(),
     }
 }

@@ -1,12 +1,13 @@
 //! Running servers stay, whatever happens to the run, the key and the status.
 
-use codex_crds::{ConditionType, ReasoningPodPhase};
+use codex_crds::{ConditionType, ReasoningPodPhase, ReasoningPodStatus};
 use codex_plan::{
-    Kept, KeptKind,
+    ClusterWarning, Kept, KeptKind, Plan,
     conditions::{find, is_true},
     reasoning_pod::{self, ObservedReasoningPod, Signer},
 };
 use codex_provenance::Sha256;
+use serde_json::{Value, json};
 
 use crate::{make, properties::busy};
 
@@ -104,4 +105,85 @@ fn servers_mount_their_keys_and_rules_and_get_their_limits() {
     };
     assert_eq!(mounted("/keys").secret.as_ref().unwrap().secret_name.as_deref(), Some("team-keys"));
     assert_eq!(mounted("/safety").config_map.as_ref().unwrap().name, "team-rules");
+}
+
+/// What a plan says about the ports of its servers: of the container, of the probes, of Services, and of the network policy.
+fn ports(plan: &Plan<ReasoningPodStatus>) -> Value {
+    let pod = plan.desired.deployments[0].spec.clone().unwrap().template;
+    let container = pod.spec.unwrap().containers.remove(0);
+    let probes = [container.startup_probe, container.liveness_probe, container.readiness_probe];
+    let probes = probes.map(|probe| probe.unwrap().http_get.unwrap());
+    let services = plan.desired.services.iter().map(|service| service.spec.clone().unwrap().ports);
+    json!({
+        "container": container.ports,
+        "probes": probes,
+        "scraped": pod.metadata.unwrap().annotations.unwrap()["prometheus.io/port"],
+        "services": services.collect::<Vec<_>>(),
+        "ingress": plan.desired.network_policies[0].spec.clone().unwrap().ingress,
+        "url": plan.status.url,
+    })
+}
+
+#[test]
+fn probes_and_metrics_have_a_port_that_no_service_has() {
+    let found = ports(&reasoning_pod::plan(&busy().observed_pod(), make::at(1_000)));
+    assert_eq!(
+        found["container"],
+        json!([{ "name": "http", "containerPort": 8000 }, { "name": "admin", "containerPort": 9464 }])
+    );
+    for (probe, path) in found["probes"].as_array().unwrap().iter().zip(["/health", "/health", "/ready"]) {
+        assert_eq!(*probe, json!({ "path": path, "port": "admin" }));
+    }
+    assert_eq!(found["scraped"], "9464");
+    assert_eq!(found["services"], json!([[{ "name": "http", "port": 8000, "protocol": "TCP", "targetPort": "http" }]]));
+    let admin = json!({ "ports": [{ "port": 9464, "protocol": "TCP" }], "from": [{ "namespaceSelector": {} }] });
+    assert_eq!(found["ingress"], json!([{ "ports": [{ "port": 8000, "protocol": "TCP" }] }, admin]));
+}
+
+#[test]
+fn a_certificate_encrypts_what_clients_use_and_nothing_else() {
+    let mut observed = busy().observed_pod();
+    let plain = ports(&reasoning_pod::plan(&observed, make::at(1_000)));
+    observed.object.spec.serving = make::from(json!({ "tls": { "secret": "team-tls" } }));
+    let plan = reasoning_pod::plan(&observed, make::at(1_000));
+    let encrypted = ports(&plan);
+    for same in ["container", "probes", "scraped", "ingress"] {
+        assert_eq!(plain[same], encrypted[same], "{same}");
+    }
+    let port =
+        json!({ "name": "https", "appProtocol": "https", "port": 8000, "protocol": "TCP", "targetPort": "http" });
+    assert_eq!(encrypted["services"], json!([[port]]));
+    let pod = plan.desired.deployments[0].spec.clone().unwrap().template.spec.unwrap();
+    let arguments = pod.containers[0].args.clone().unwrap();
+    let added = ["--tls-certificate", "/tls/tls.crt", "--tls-key", "/tls/tls.key"];
+    assert!(arguments.windows(4).any(|window| window == added), "{arguments:?}");
+    // The kubelet names a key that the Secret lacks, and updates the files of a mounted folder.
+    let mount = pod.containers[0].volume_mounts.iter().flatten().find(|mount| mount.mount_path == "/tls").unwrap();
+    assert_eq!((mount.read_only, &mount.sub_path), (Some(true), &None));
+    let volume = pod.volumes.unwrap().into_iter().find(|volume| volume.name == mount.name).unwrap();
+    let items = ["tls.crt", "tls.key"].map(|key| json!({ "key": key, "path": key }));
+    assert_eq!(json!(volume.secret), json!({ "secretName": "team-tls", "items": items }));
+}
+
+#[test]
+fn a_missing_certificate_is_told_in_the_words_of_the_cluster() {
+    let mut observed = busy().observed_pod();
+    observed.object.spec.serving = make::from(json!({ "tls": { "secret": "team-tls" } }));
+    let plan = reasoning_pod::plan(&observed, make::at(1_000));
+    observed.deployment = plan.desired.deployments.first().cloned();
+    let mut pod = observed.pods[0].clone();
+    let template = observed.deployment.as_ref().unwrap().spec.as_ref().unwrap().template.clone();
+    pod.spec = template.spec;
+    pod.metadata.creation_timestamp = Some(k8s_openapi::apimachinery::pkg::apis::meta::v1::Time(make::at(0)));
+    pod.status = None;
+    let message = "MountVolume.SetUp failed for volume \"files-4\" : secret \"team-tls\" not found";
+    observed.warnings = vec![ClusterWarning {
+        about: pod.metadata.uid.clone().unwrap(),
+        reason: "FailedMount".to_owned(),
+        message: message.to_owned(),
+    }];
+    observed.pods = vec![pod];
+    let plan = reasoning_pod::plan(&observed, make::at(1_000));
+    let ready = find(&plan.status.conditions, ConditionType::Ready).unwrap();
+    assert!(ready.message.contains("FailedMount") && ready.message.contains(message), "{}", ready.message);
 }

@@ -80,6 +80,7 @@ fn unpromoted() -> ObservedReasoningPod {
 fn incumbent() -> Incumbent {
     Incumbent {
         model: Some(make::model("b").digest),
+        tls: false,
         shadow_of: None,
         pods: ["i".to_owned()].into(),
         keys: [("i".to_owned(), "a".repeat(64))].into(),
@@ -102,6 +103,10 @@ fn file(plan: &Plan<ReasoningPodStatus>, name: &str) -> Option<String> {
     plan.desired.config_maps[0].data.as_ref().unwrap().get(name).cloned()
 }
 
+fn shadows(plan: &Plan<ReasoningPodStatus>) -> MirrorFile {
+    serde_json::from_str(&file(plan, "mirror.json").unwrap()).unwrap()
+}
+
 fn keys(plan: &Plan<ReasoningPodStatus>) -> Vec<String> {
     serde_json::from_str::<ShadowFile>(&file(plan, "shadow.json").unwrap()).unwrap().keys
 }
@@ -111,9 +116,6 @@ fn a_shadow_comes_and_goes_without_a_restart_of_the_incumbent() {
     let mut observed = busy().observed_pod();
     let without = plan(&observed);
     assert!(arguments(&without).windows(2).any(|pair| pair == ["--mirror", "/etc/codex/mirror.json"]));
-    let shadows = |plan: &Plan<ReasoningPodStatus>| -> MirrorFile {
-        serde_json::from_str(&file(plan, "mirror.json").unwrap()).unwrap()
-    };
     assert!(shadows(&without).shadows.is_empty(), "the file is there, so that nobody else's is read");
     observed.shadows = vec![Mirrored { name: "next".to_owned(), uid: "pod-2".to_owned(), sample_percent: 10 }];
     let with = plan(&observed);
@@ -134,6 +136,23 @@ fn a_shadow_comes_and_goes_without_a_restart_of_the_incumbent() {
 }
 
 #[test]
+fn what_is_encrypted_is_not_copied() {
+    let mut observed = shadow();
+    observed.incumbent.as_mut().unwrap().tls = true;
+    let planned = plan(&observed);
+    let stalled = find(&planned.status.conditions, ConditionType::Stalled).unwrap();
+    let told =
+        "spec.shadow.of is live, whose spec.serving.tls encrypts requests, and copies of requests are not encrypted";
+    assert!(stalled.status == "True" && stalled.message.contains(told), "{}", stalled.message);
+    // Nor does the other one send any, whatever the shadow says.
+    let mut observed = busy().observed_pod();
+    observed.shadows = vec![Mirrored { name: "next".to_owned(), uid: "pod-2".to_owned(), sample_percent: 10 }];
+    assert_eq!(shadows(&plan(&observed)).shadows.len(), 1);
+    observed.object.spec.serving = make::from(json!({ "tls": { "secret": "team-tls" } }));
+    assert_eq!(shadows(&plan(&observed)).shadows, []);
+}
+
+#[test]
 fn a_shadow_answers_nobody_and_accepts_the_copies_of_the_incumbent() {
     let observed = shadow();
     let planned = plan(&observed);
@@ -145,7 +164,9 @@ fn a_shadow_answers_nobody_and_accepts_the_copies_of_the_incumbent() {
     let ingress = planned.desired.network_policies[0].spec.clone().unwrap().ingress.unwrap();
     let peers = ingress[0].from.as_ref().unwrap();
     let labels = peers[0].pod_selector.clone().unwrap().match_labels.unwrap();
-    assert_eq!((ingress.len(), peers.len()), (1, 1));
+    // The other port has nothing of a request.
+    let ports = ingress.iter().map(|rule| json!(rule.ports.as_ref().unwrap()[0].port)).collect::<Vec<_>>();
+    assert_eq!((ports, peers.len()), (vec![json!(8000), json!(9464)], 1));
     assert_eq!(labels["codex-ml.dev/reasoning-pod"], "live");
     assert_eq!(labels["app.kubernetes.io/component"], "server");
     // A server that answers clients has no such limit.

@@ -95,9 +95,17 @@ impl Simulator {
                 self.edit(&path, |object| object["spec"]["rolloutRing"] = json!(ring));
             }
             40..45 if plural == "reasoningpods" => {
-                let rate = format!("{}/60s", self.random.random_range(1..9));
-                self.begin(format!("a user limits {name} to {rate}"));
-                self.edit(&path, |object| object["spec"]["serving"] = json!({"rateLimit": rate}));
+                let (rate, encrypt) = (format!("{}/60s", self.random.random_range(1..9)), self.chance(30));
+                self.begin(format!(
+                    "a user limits {name} to {rate}{}",
+                    if encrypt { ", with a certificate" } else { "" }
+                ));
+                self.edit(&path, |object| {
+                    object["spec"]["serving"] = json!({"rateLimit": rate});
+                    if encrypt {
+                        object["spec"]["serving"]["tls"] = json!({"secret": "team-tls"});
+                    }
+                });
             }
             30..50 => {
                 self.begin(format!("a user labels {name}"));
