@@ -4,10 +4,10 @@ use serde_json::Value;
 
 use super::error::ApiError;
 
-/// The names that the budget has: those of vLLM, of Qwen's API, of SGLang and of OpenRouter.
+/// The names that the budget has: those of vLLM, of Qwen's API, of `SGLang` and of `OpenRouter`.
 const FIELDS: [&str; 4] =
     ["thinking_token_budget", "thinking_budget", "custom_params.thinking_budget", "reasoning.max_tokens"];
-/// The names of the switch that templates know as `enable_thinking`: those of Qwen's API and of OpenRouter.
+/// The names of the switch that templates know as `enable_thinking`: those of Qwen's API and of `OpenRouter`.
 const SWITCHES: [&str; 2] = ["enable_thinking", "reasoning.enabled"];
 /// The value that asks for no budget.
 const NO_LIMIT: i64 = -1;

@@ -521,7 +521,7 @@ async fn reasoning_that_the_template_ended_leaves_the_answer_bound() {
 }
 
 /// A chat template that begins the reasoning itself.
-const THINKS: &str = r#"{% for message in messages %}<|im_start|>{{ message.role }}
+const THINKS: &str = r"{% for message in messages %}<|im_start|>{{ message.role }}
 {{ message.content }}<|im_end|>
 {% endfor %}{% if add_generation_prompt %}<|im_start|>assistant
 {% if enable_thinking is defined and not enable_thinking %}<think>
@@ -529,7 +529,7 @@ const THINKS: &str = r#"{% for message in messages %}<|im_start|>{{ message.role
 </think>
 
 {% else %}<think>
-{% endif %}{% endif %}"#;
+{% endif %}{% endif %}";
 
 /// A model that reasons until it is stopped.
 fn thinks() -> BTreeMap<String, Vec<u8>> {
