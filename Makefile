@@ -623,8 +623,9 @@ offline: prerequisites ## writes codex-operator-VERSION-offline.tar to RELEASE=:
 	(cd "$$work" && pack "$(RELEASE)/$(OFFLINE).tar" "$(OFFLINE)")
 	ls -l "$(RELEASE)/$(OFFLINE).tar"
 
-demo: root prerequisites ## trains, evaluates, signs and serves a small model on a real cluster, and refuses another
-	@$(MAKE) image REGISTRY=
+demo: root prerequisites ## trains, evaluates, signs and serves a small model on a real cluster, and refuses others
+	@$(install-promtool)
+	$(MAKE) image REGISTRY=
 	$(PROGRAMS)/codex-demo
 
 demo-real: root prerequisites ## evaluates, fine-tunes, signs and serves a pretrained model on the local cluster

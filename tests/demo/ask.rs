@@ -47,17 +47,24 @@ fn answer(response: &str) -> Option<&str> {
 pub(crate) fn held_out() -> Result<Vec<Problem>> {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     let seed = u64::from(now.subsec_nanos()) ^ now.as_secs();
-    let folder = tempfile::tempdir().map_err(Error::io("making a temporary folder"))?;
-    let mut problems = Vec::new();
-    for (task, count) in [("arithmetic", "2"), ("word-problems", "1")] {
-        let file = folder.path().join(task);
-        let mut codex = Command::new(program("codex")?);
-        codex.args(["prepare-data", "--split", "held-out", "--task", task, "--count", count]);
-        output(codex.args(["--seed", &seed.to_string(), "--out"]).arg(&file))?;
-        let text = fs::read_to_string(&file).map_err(Error::io(format!("reading {}", file.display())))?;
-        problems.extend(lines::<Problem>(&text)?);
-    }
+    let mut problems = draw("arithmetic", 2, seed)?;
+    problems.extend(draw("word-problems", 1, seed)?);
     Ok(problems)
+}
+
+/// Draws `count` held-out problems of arithmetic, the same ones each time.
+pub(crate) fn arithmetic(count: usize) -> Result<Vec<Problem>> {
+    draw("arithmetic", count, 1)
+}
+
+fn draw(task: &str, count: usize, seed: u64) -> Result<Vec<Problem>> {
+    let folder = tempfile::tempdir().map_err(Error::io("making a temporary folder"))?;
+    let file = folder.path().join(task);
+    let mut codex = Command::new(program("codex")?);
+    codex.args(["prepare-data", "--split", "held-out", "--task", task, "--count", &count.to_string()]);
+    output(codex.args(["--seed", &seed.to_string(), "--out"]).arg(&file))?;
+    let text = fs::read_to_string(&file).map_err(Error::io(format!("reading {}", file.display())))?;
+    lines(&text)
 }
 
 /// Returns how many problems of `cot-lite` its pinned baseline answers correctly, and how many there are.

@@ -1,11 +1,14 @@
-//! `make demo`: trains, evaluates, signs and serves one model on a real cluster, and shows how another one is refused.
+//! `make demo`: trains, evaluates, signs and serves one model on a real cluster, and shows how others are refused.
 //! `make demo-real`: fine-tunes a pretrained model, and evaluates, signs and serves the result.
 
 mod ask;
 mod base;
+mod guards;
+mod pictures;
 mod real;
 mod show;
 mod tour;
+mod traffic;
 
 use std::process::ExitCode;
 

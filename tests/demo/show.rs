@@ -3,7 +3,10 @@
 use std::{process::Command, time::Instant};
 
 use codex_crds::{Evaluation, TrainingRun};
-use codex_tests::{Installation, Result, process::output};
+use codex_tests::{
+    Installation, Result,
+    process::{output, output_with},
+};
 
 /// Prints the output of the demo. Holds its start time and its namespace.
 pub(crate) struct Show<'a> {
@@ -27,6 +30,27 @@ impl<'a> Show<'a> {
     pub(crate) fn kubectl(&self, arguments: &[&str]) -> Result<()> {
         println!("$ kubectl {}", arguments.join(" "));
         print!("{}", self.ask_kubectl(arguments)?);
+        Ok(())
+    }
+
+    /// Prints a kubectl command and what it reads, runs it with that on its standard input, and prints its output.
+    pub(crate) fn kubectl_with(&self, arguments: &[&str], input: &str) -> Result<()> {
+        println!("$ kubectl {} <<END\n{input}END", arguments.join(" "));
+        print!("{}", output_with(self.command()?.args(arguments), input)?);
+        Ok(())
+    }
+
+    /// Prints a kubectl command that creates an object of `namespace` from files, and replaces the existing object by it.
+    pub(crate) fn kubectl_replace(&self, namespace: &str, arguments: &[&str]) -> Result<()> {
+        let made = arguments.join(" ");
+        println!("$ kubectl -n {namespace} {made} --dry-run=client -o yaml | kubectl -n {namespace} replace -f -");
+        let kubectl = || -> Result<Command> {
+            let mut kubectl = self.installation.cluster.kubectl()?;
+            kubectl.args(["--namespace", namespace]);
+            Ok(kubectl)
+        };
+        let object = output(kubectl()?.args(arguments).args(["--dry-run=client", "-o", "yaml"]))?;
+        print!("{}", output_with(kubectl()?.args(["replace", "-f", "-"]), &object)?);
         Ok(())
     }
 

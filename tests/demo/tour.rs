@@ -1,4 +1,4 @@
-//! The steps of the demo, from nothing to a served model and a refused one. Does I/O.
+//! The steps of the demo, from nothing to a served model, and what else the operator refuses. Does I/O.
 
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -19,6 +19,7 @@ use serde_json::json;
 
 use crate::{
     ask::{Reply, baseline, held_out},
+    pictures::Pictures,
     show::{Show, gates},
 };
 
@@ -36,8 +37,19 @@ pub(crate) const SERVING: Duration = Duration::from_secs(180);
 /// If a step does not have the expected result.
 pub(crate) async fn run() -> Result<()> {
     let tour = Tour::begin(Installation::ensure().await?).await?;
+    let pictures = Pictures::begin(tour.installation, &tour.client, &tour.namespace).await?;
     Box::pin(tour.passes()).await?;
     Box::pin(tour.stopped_early()).await?;
+    Box::pin(tour.jump()).await?;
+    Box::pin(tour.sign_off()).await?;
+    Box::pin(tour.rotate()).await?;
+    Box::pin(tour.canary()).await?;
+    Box::pin(tour.shadow()).await?;
+    Box::pin(tour.revoke()).await?;
+    if let Some(pictures) = pictures {
+        tour.show.heading("The four dashboards with the data of this demo, as a page for your browser");
+        println!("   {}", pictures.write().await?.display());
+    }
     tour.farewell("cot-lite", "cot-rc")
 }
 

@@ -9,11 +9,7 @@ use std::{
 
 use codex_cluster::Target;
 use codex_crds::{TrainingRun, TrainingRunPhase};
-use codex_metrics::{
-    alerts,
-    dashboard::{Panel, legend},
-    dashboards, scrape,
-};
+use codex_metrics::{alerts, dashboard::Panel, dashboards, scrape};
 use codex_tests::{
     Result, Team,
     install::repository,
@@ -103,7 +99,7 @@ async fn every_panel_has_data_and_no_alert_is_active_after_a_healthy_chain() -> 
     for board in dashboards::all() {
         let mut data = Vec::new();
         for panel in board.panels() {
-            let lines = ask(&prometheus, panel, window, &team.namespace).await?;
+            let lines = prometheus.panel(panel, window, &team.namespace).await?;
             told.extend(complaint(board.uid, panel, &lines));
             data.push(lines);
         }
@@ -187,18 +183,6 @@ async fn post(team: &Team, path: &str, body: &Value) -> Result<Value> {
     let request = http::Request::post(path).header(http::header::CONTENT_TYPE, "application/json");
     let request = request.body(body.to_string().into_bytes()).map_err(kube::Error::HttpError)?;
     Ok(team.client.request(request).await?)
-}
-
-/// Returns the series of a panel.
-async fn ask(prometheus: &Prometheus, panel: &Panel, window: Window, namespace: &str) -> Result<Vec<Line>> {
-    let mut lines = Vec::new();
-    for (query, template) in &panel.queries {
-        let query = query.with_variables(&window.rate_interval(), namespace);
-        for series in prometheus.query_range(&query, window).await? {
-            lines.push(Line { legend: legend(template, &series.labels), points: series.samples });
-        }
-    }
-    Ok(lines)
 }
 
 /// Says what is wrong with the data of a panel, if anything is.

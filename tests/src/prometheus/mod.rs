@@ -14,14 +14,18 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use codex_metrics::{alerts, scrape};
+use codex_metrics::{
+    alerts,
+    dashboard::{Panel, legend},
+    scrape,
+};
 use kube::{Client, Config};
 use serde::{Deserialize, de::DeserializeOwned};
 use serde_json::json;
 use tokio::task::JoinHandle;
 use url::form_urlencoded;
 
-use crate::{Error, Result, wait::until_found};
+use crate::{Error, Result, picture::Line, wait::until_found};
 
 /// The program of Debian's package `prometheus`.
 const PROGRAM: &str = "prometheus";
@@ -227,6 +231,21 @@ impl Prometheus {
         let [start, end, step] = [start, end, step].map(|number| number.to_string());
         let parameters = [("query", query), ("start", &start), ("end", &end), ("step", &step)];
         Ok(self.get::<Matrix>("query_range", &parameters).await?.result)
+    }
+
+    /// Evaluates the queries of a panel, for objects in `namespace`, and returns its series.
+    ///
+    /// # Errors
+    /// If Prometheus refuses a query.
+    pub async fn panel(&self, panel: &Panel, window: Window, namespace: &str) -> Result<Vec<Line>> {
+        let mut lines = Vec::new();
+        for (query, template) in &panel.queries {
+            let query = query.with_variables(&window.rate_interval(), namespace);
+            for series in self.query_range(&query, window).await? {
+                lines.push(Line { legend: legend(template, &series.labels), points: series.samples });
+            }
+        }
+        Ok(lines)
     }
 
     /// Lists what it scrapes now.
