@@ -28,7 +28,7 @@ pub mod annotation {
     pub const PROMOTION_DIGEST: &str = "codex-ml.dev/promotion-digest";
     /// SHA-256 of the settings of the controller that created a pod template.
     pub const SETTINGS_DIGEST: &str = "codex-ml.dev/settings-digest";
-    /// Digest of what the pod template was made for: the model, its promotion, the key and `spec.serving`. Only with `spec.rollout`.
+    /// Digest of what the pod template was made for: the model, its promotion, the key and `spec.serving`.
     pub const ATTEMPT: &str = "codex-ml.dev/attempt";
     /// The span, as in a `traceparent` header, that the spans of a TrainingRun become part of. Set by whoever applies the run.
     pub const TRACE_PARENT: &str = "codex-ml.dev/traceparent";

@@ -101,24 +101,22 @@ impl Tour<'_> {
 struct Traffic {
     prompts: Vec<String>,
     sent: usize,
-    failed: usize,
 }
 
 impl Traffic {
     fn new() -> Result<Self> {
         let prompts = arithmetic(PROBLEMS)?.into_iter().map(|problem| problem.prompt).collect();
-        Ok(Self { prompts, sent: 0, failed: 0 })
+        Ok(Self { prompts, sent: 0 })
     }
 
-    /// Asks the next problem. A failure counts, and ends nothing.
+    /// Asks the next problem. A failure ends nothing; the client repeats requests that no server takes.
     async fn send(&mut self, tour: &Tour<'_>) {
         let prompt = &self.prompts[self.sent % self.prompts.len()];
-        let reply = infer::<Value>(&tour.client, &tour.namespace, SERVED, prompt).await;
+        let _ = infer::<Value>(&tour.client, &tour.namespace, SERVED, prompt).await;
         self.sent += 1;
-        self.failed += usize::from(reply.is_err());
     }
 
     fn tell(&self, until: &str) {
-        println!("\n   {} requests until {until}, of which {} failed.", self.sent, self.failed);
+        println!("\n   {} requests until {until}.", self.sent);
     }
 }

@@ -35,7 +35,7 @@ pub struct Chat {
     #[arg(long, value_name = "NUMBER", default_value_t = 0.0, allow_negative_numbers = true, value_parser = crate::arguments::number("write a number, at least 0"))]
     temperature: f64,
     /// The most tokens of thinking; then the answer begins. -1 lifts a budget of the server, which otherwise counts.
-    #[arg(long, value_name = "COUNT", allow_negative_numbers = true, value_parser = clap::value_parser!(i64).range(-1..=1 << 32))]
+    #[arg(long, value_name = "COUNT", allow_negative_numbers = true, value_parser = budget)]
     thinking_budget: Option<i64>,
     /// Do not show thinking.
     #[arg(long)]
@@ -44,6 +44,12 @@ pub struct Chat {
     /// sessions/chat-1.ndjson.
     #[arg(long, value_name = "FILE")]
     session_log: Option<PathBuf>,
+}
+
+/// Parses a budget of thinking.
+fn budget(text: &str) -> Result<i64, String> {
+    let budget = text.parse().ok().filter(|budget| (-1..=1 << 32).contains(budget));
+    budget.ok_or_else(|| format!("write a whole number from 0 to {}, or -1 for no budget", 1_u64 << 32))
 }
 
 impl Chat {

@@ -225,10 +225,8 @@ fn deployment_of(view: &View<'_>, target: &Target, track: Track) -> Deployment {
     metadata.annotations = Some(annotations.clone());
     let ours = metadata.annotations.get_or_insert_default();
     ours.insert(annotation::SETTINGS_DIGEST.to_owned(), digest);
-    let traced = live.as_ref().is_some_and(|servers| servers.live.annotations().contains_key(annotation::ATTEMPT));
-    if view.spec().rollout.is_some() || traced {
-        ours.insert(annotation::ATTEMPT.to_owned(), canary::made_from(view, target));
-    }
+    // Also without spec.rollout, which may be added together with what a canary has to try.
+    ours.insert(annotation::ATTEMPT.to_owned(), canary::made_from(view, target));
     metadata.labels.get_or_insert_default().extend([ring_label(target.ring)]);
     let template = template(view, target, track);
     let annotations = Some(annotations.into_iter().chain(template.scraped().unwrap_or_default()).collect());

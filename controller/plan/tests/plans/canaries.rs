@@ -82,6 +82,19 @@ pub(crate) fn answer(observed: &mut ObservedReasoningPod, requests: u64, errors:
 }
 
 #[test]
+fn a_rollout_that_is_added_together_with_other_settings_begins_with_a_canary() {
+    let mut observed = busy().observed_pod();
+    assert!(observed.object.spec.rollout.is_none());
+    let made = named(&plan(&observed, 1_000), "codex-s-rc").unwrap().annotations().clone();
+    let live = observed.deployment.as_mut().unwrap();
+    live.metadata.annotations.get_or_insert_default().extend(made);
+    observed.object.spec.rollout = Some(make::from(json!({})));
+    assert_eq!(phase(&plan(&observed, 1_001)), None, "the servers are already what the spec asks for");
+    observed.object.spec.serving = make::from(json!({"rateLimit": "5/60s"}));
+    assert_eq!(phase(&plan(&observed, 1_002)), Some(RolloutPhase::Running));
+}
+
+#[test]
 fn a_canary_that_failed_is_stopped_once_that_is_recorded_and_not_tried_again() {
     let mut observed = trying();
     let former = promotion(observed.deployment.as_ref().unwrap());
