@@ -6,22 +6,30 @@ use serde::{Deserialize, Serialize};
 
 /// The share of the requested CPU, in percent, that servers use on average, if the spec sets no target.
 const CPU: i32 = 70;
+/// Seconds after the last request after which the last server stops, if the spec sets none.
+const IDLE_SECONDS: i32 = 300;
 
 /// Automatic scaling: the controller creates a HorizontalPodAutoscaler for the Deployment of the servers.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
 #[x_kube(
     validation = ("self.minReplicas <= self.maxReplicas", "spec.autoscaling.minReplicas must not be above spec.autoscaling.maxReplicas: lower the one or raise the other"),
+    validation = ("!has(self.idleSeconds) || self.minReplicas == 0", "spec.autoscaling.idleSeconds is the time after which the last server stops, and spec.autoscaling.minReplicas keeps servers: set minReplicas to 0, or remove idleSeconds"),
 )]
 pub struct Autoscaling {
-    /// Least number of server pods. Defaults to 2.
+    /// Least number of server pods. Defaults to 2. With 0, all servers stop once no request came for idleSeconds, an activator holds
+    /// the next requests, and they start a server.
     #[serde(default = "default_min")]
-    #[schemars(range(min = 1, max = 1000))]
+    #[schemars(range(min = 0, max = 1000))]
     pub min_replicas: i32,
     /// Greatest number of server pods. Defaults to 10.
     #[serde(default = "default_max")]
     #[schemars(range(min = 1, max = 1000))]
     pub max_replicas: i32,
+    /// Seconds without a request after which the servers stop. Allowed only with minReplicas 0. Defaults to 300.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 10, max = 604_800))]
+    pub idle_seconds: Option<i32>,
     /// CPU that the servers should use on average, in percent of what they request, so spec.pod.resources must request CPU or
     /// limit it. Defaults to 70; with metrics and without this field, CPU has no target.
     #[serde(default, rename = "targetCPUUtilizationPercentage", skip_serializing_if = "Option::is_none")]
@@ -60,6 +68,16 @@ impl Autoscaling {
     pub fn cpu(&self) -> Option<i32> {
         self.target_cpu_utilization_percentage.or_else(|| self.metrics.is_none().then_some(CPU))
     }
+
+    /// Returns the seconds without a request after which the servers stop; `None` if they never do.
+    pub fn idle_after(&self) -> Option<i32> {
+        (self.min_replicas == 0).then(|| self.idle_seconds.unwrap_or(IDLE_SECONDS))
+    }
+
+    /// Returns the least number of servers while any runs.
+    pub fn least(&self) -> i32 {
+        self.min_replicas.max(1)
+    }
 }
 
 fn default_min() -> i32 {
@@ -82,5 +100,14 @@ mod tests {
         assert_eq!(of(r#"{"metrics": {"queueDepth": 4}}"#).cpu(), None);
         let both = of(r#"{"metrics": {"p95Seconds": "0.7"}, "targetCPUUtilizationPercentage": 50}"#);
         assert_eq!(both.cpu(), Some(50));
+    }
+
+    #[test]
+    fn servers_stop_only_with_a_least_number_of_0() {
+        let of = |text: &str| serde_json::from_str::<Autoscaling>(text).unwrap();
+        let stops = |text: &str| (of(text).idle_after(), of(text).least());
+        assert_eq!(stops("{}"), (None, 2));
+        assert_eq!(stops(r#"{"minReplicas": 0}"#), (Some(300), 1));
+        assert_eq!(stops(r#"{"minReplicas": 0, "idleSeconds": 10}"#), (Some(10), 1));
     }
 }

@@ -55,6 +55,8 @@ pub enum ConditionType {
     Verified,
     /// The HorizontalPodAutoscaler scales the servers. Present only with `spec.autoscaling`.
     ScalingActive,
+    /// No server runs, and a request starts one. Present only with `spec.autoscaling.minReplicas` 0.
+    Idle,
     /// The Gateways of `spec.rollout.gateway` have accepted the HTTPRoute. Present only with that field.
     RouteAccepted,
     /// A canary runs beside the servers. Present once there has been one.
@@ -91,6 +93,7 @@ impl ConditionType {
             Self::Signed => "Signed",
             Self::Verified => "Verified",
             Self::ScalingActive => "ScalingActive",
+            Self::Idle => "Idle",
             Self::RouteAccepted => "RouteAccepted",
             Self::Canary => "Canary",
             Self::ParityHolding => "ParityHolding",
@@ -255,6 +258,10 @@ reasons! {
     WaitingForMetrics,
     /// The HorizontalPodAutoscaler cannot compute or set the number of servers. The message quotes its condition.
     ScalingFailed,
+    /// No server runs, because no request came for `spec.autoscaling.idleSeconds` or since the rollout. A request starts one.
+    Idle,
+    /// A request has started a server.
+    Activated,
     /// Every Gateway has accepted the HTTPRoute.
     Accepted,
     /// No implementation of the Gateway API has answered for a Gateway of the HTTPRoute yet.

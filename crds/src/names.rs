@@ -75,6 +75,12 @@ pub mod child {
         format!("codex-c-{pod}")
     }
 
+    /// Returns the name of the Deployment and NetworkPolicy of the activator of a ReasoningPod, and of the Service through which it
+    /// reaches the servers.
+    pub fn activator(pod: &str) -> String {
+        format!("codex-a-{pod}")
+    }
+
     /// Returns the name of the TrainingRun of a cycle of a ReasoningPod, which was due at this minute since 1970, and of its shadow.
     pub fn cycle(pod: &str, minute: i64) -> String {
         format!("{pod}-{minute}")

@@ -52,6 +52,7 @@ pub(crate) const MAX_SIGN_OFFS: usize = 64;
     validation = crate::rules::no_redeployed_shadow(),
     validation = crate::rules::no_encrypted_gateway(),
     validation = crate::rules::no_encrypted_shadow(),
+    validation = crate::rules::stops_while_idle(),
 )]
 pub struct ReasoningPodSpec {
     /// Rollout ring in which the model is served. A ring is a stage of promotion: a model moves through
@@ -201,7 +202,7 @@ pub struct ReasoningPodStatus {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 256))]
     pub selector: Option<String>,
-    /// Phase of the rollout: Pending, DryRun, Blocked, RollingOut or Serving.
+    /// Phase of the rollout: Pending, DryRun, Blocked, RollingOut, Serving or Idle.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub phase: Option<ReasoningPodPhase>,
     /// Everything that blocks the rollout, one sentence each.
@@ -275,8 +276,8 @@ pub struct ReasoningPodStatus {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 128))]
     pub seal: Option<String>,
-    /// Conditions of the rollout: Canary, EndpointsWritten, EvidenceStrong, ForeignPods, GatesPassed, KeyExpires, ParityHolding,
-    /// PolicyMet, Ready, Reconciling, RedeploysOnTime, Revoked, RingMatched, RouteAccepted, ScalingActive, Signed, SignedOff, Stalled, StatusDiscarded,
+    /// Conditions of the rollout: Canary, EndpointsWritten, EvidenceStrong, ForeignPods, GatesPassed, Idle, KeyExpires,
+    /// ParityHolding, PolicyMet, Ready, Reconciling, RedeploysOnTime, Revoked, RingMatched, RouteAccepted, ScalingActive, Signed, SignedOff, Stalled, StatusDiscarded,
     /// Trained and Verified.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 24))]
@@ -298,6 +299,8 @@ pub enum ReasoningPodPhase {
     RollingOut,
     /// All server pods are ready.
     Serving,
+    /// No server runs, and a request starts one.
+    Idle,
 }
 
 /// A signed manifest of a model.

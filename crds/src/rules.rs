@@ -117,6 +117,16 @@ pub(crate) fn no_encrypted_gateway() -> Rule {
     )
 }
 
+/// Returns the rule that servers which stop while idle have nothing that needs one at all times, or that an activator cannot hold.
+pub(crate) fn stops_while_idle() -> Rule {
+    let stops = "has(self.autoscaling) && self.autoscaling.minReplicas == 0";
+    Rule::new(format!("!({stops}) || !(has(self.rollout) || has(self.redeploy) || {TLS})")).message(
+        "spec.autoscaling.minReplicas 0 excludes spec.rollout and spec.redeploy, which need a server that verifies the new model, and \
+         spec.serving.tls, because the activator holds requests without encryption: remove them, or set spec.autoscaling.minReplicas \
+         to 1 or more",
+    )
+}
+
 /// Returns the rule that requests which are encrypted are not copied to the shadow of a cycle.
 pub(crate) fn no_encrypted_shadow() -> Rule {
     Rule::new(format!("!{TLS} || !has(self.redeploy) || !has(self.redeploy.shadow)")).message(

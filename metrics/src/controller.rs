@@ -40,7 +40,7 @@ metrics! {
         "Existing objects by kind, phase and ring.")
         .more("TrainingRuns: Pending, Running, Suspended, Succeeded, Failed, Unreproducible. Evaluations: the verdict (Passed, Failed, \
             Inconclusive), before it Pending, Running or Suspended; an Evaluation that stalls without a verdict is Failed. \
-            ReasoningPods: Pending, DryRun, Blocked, RollingOut, Serving. Policies and SignOffs: Present.");
+            ReasoningPods: Pending, DryRun, Blocked, RollingOut, Serving, Idle. Policies and SignOffs: Present.");
     CONDITIONS = Gauge("codex_controller_conditions", Count, [KIND, CONDITION, STATUS, REASON],
         "Existing objects by condition, its status and its reason.")
         .more("The conditions of a ReasoningPod with the status False say what blocks it.");

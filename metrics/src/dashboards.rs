@@ -1,6 +1,7 @@
 //! The four dashboards: operator, runs, rings and gates, serving.
 
 use crate::{
+    activator,
     controller::{
         API_DURATION, API_REQUESTS, CERTIFICATE, CHECKPOINT_OLDEST, CONDITION_OLDEST, CONDITIONS, CYCLE_OVERRIDES,
         ERRORS, GATE_MARGIN, GATES, KEY_EXPIRY, LEADER, MALFORMED, MANUAL_OVERRIDES, OBJECTS, PROGRESS_OLDEST, QUEUE,
@@ -329,7 +330,9 @@ fn runs() -> Dashboard {
 }
 
 fn rings() -> Dashboard {
-    let blocks = CONDITIONS.value(&[KIND.is("ReasoningPod"), STATUS.is("False"), CONDITION.is_not("Ready")]);
+    // A server that runs is not idle, which blocks nothing.
+    let others = [CONDITION.is_not("Ready"), CONDITION.is_not("Idle")];
+    let blocks = CONDITIONS.value(&[&[KIND.is("ReasoningPod"), STATUS.is("False")], &others[..]].concat());
     let stalled = [KIND.is("ReasoningPod"), CONDITION.is("Stalled"), STATUS.is("True")];
     let inconclusive = [KIND.is("Evaluation"), CONDITION.is("GatesPassed"), REASON.is("Inconclusive")];
     Dashboard {
@@ -428,6 +431,7 @@ fn serving() -> Dashboard {
     let queued = |quantile: f64| server::QUEUE_TIME.quantile(quantile, &chosen, &[], RATE_INTERVAL);
     let batched = |quantile: f64| server::BATCHED_TOKENS.quantile(quantile, &chosen, &[], RATE_INTERVAL);
     let reasoned = |quantile: f64| server::REASONING_LENGTH.quantile(quantile, &chosen, &[], RATE_INTERVAL);
+    let held = |quantile: f64| activator::HOLD_TIME.quantile(quantile, &chosen, &[], RATE_INTERVAL);
     let bound = server::GRAMMAR_TIME.quantile(0.95, &chosen, &[], RATE_INTERVAL);
     Dashboard {
         uid: "codex-serving",
@@ -660,6 +664,34 @@ fn serving() -> Dashboard {
                     )
                     .by(&MODEL_INFO.value(&chosen).sum(&[RING, MODEL]), &[RING, MODEL])
                     .when_empty("no servers"),
+                ],
+            ),
+            (
+                "Scale to zero",
+                vec![
+                    Panel::new(Lines, Plain, "Held requests", "Requests that wait for a server, by activator.")
+                        .by(&activator::HELD.value(&chosen), &[NAMESPACE, POD])
+                        .when_empty("no activators"),
+                    Panel::new(Lines, Seconds, "Time held", "Time that requests waited for a server: median and p95.")
+                        .named(&held(0.5), "p50")
+                        .named(&held(0.95), "p95")
+                        .when_empty("nothing was held"),
+                    Panel::new(
+                        Lines,
+                        PerSecond,
+                        "Activations",
+                        "Times per second that a request came while no server was ready, by activator.",
+                    )
+                    .by(&activator::ACTIVATIONS.rate(&chosen, RATE_INTERVAL), &[NAMESPACE, POD])
+                    .when_empty("no activators"),
+                    Panel::new(
+                        Stack,
+                        Requests,
+                        "Requests to activators",
+                        "Requests per second by what became of them.",
+                    )
+                    .by(&activator::REQUESTS.rate(&chosen, RATE_INTERVAL).sum(&[RESULT]), &[RESULT])
+                    .when_empty("no activators"),
                 ],
             ),
         ],

@@ -54,7 +54,7 @@ pub mod target {
     use super::Label;
 
     labels! {
-        JOB = "job", "the scrape job: codex-controller, codex-trainer or codex-server";
+        JOB = "job", "the scrape job: codex-controller, codex-trainer, codex-server or codex-activator";
         INSTANCE = "instance", "the address of the target";
         NAMESPACE = "namespace", "the namespace of the pod";
         POD = "pod", "the name of the pod";

@@ -4,6 +4,7 @@
 //! `docs/` name them in queries of [`query`], so a metric that is renamed or removed no longer compiles there.
 //! [`files::all`] returns the generated files. No I/O.
 
+pub mod activator;
 pub mod alerts;
 pub mod controller;
 pub mod dashboard;
@@ -23,5 +24,5 @@ pub use metric::{Contract, Counter, Gauge, Histogram, Metric, Type, Unit};
 
 /// Returns the metrics of all programs.
 pub fn all() -> impl Iterator<Item = &'static Contract> {
-    [controller::ALL, server::ALL, trainer::ALL, gpu::ALL].into_iter().flatten().copied()
+    [controller::ALL, server::ALL, activator::ALL, trainer::ALL, gpu::ALL].into_iter().flatten().copied()
 }

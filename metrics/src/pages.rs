@@ -2,15 +2,20 @@
 
 use std::fmt::Write as _;
 
-use crate::{Contract, alerts, controller, gpu, server, trainer};
+use crate::{Contract, activator, alerts, controller, gpu, server, trainer};
 
 /// The tables of a page, by the name in their comment lines.
 pub type Tables = Vec<(&'static str, String)>;
 
 /// Returns the tables of `docs/metrics.md`.
 pub fn metrics() -> Tables {
-    let tables =
-        [("controller", controller::ALL), ("server", server::ALL), ("trainer", trainer::ALL), ("gpu", gpu::ALL)];
+    let tables = [
+        ("controller", controller::ALL),
+        ("server", server::ALL),
+        ("activator", activator::ALL),
+        ("trainer", trainer::ALL),
+        ("gpu", gpu::ALL),
+    ];
     tables.map(|(name, metrics)| (name, table(metrics))).into()
 }
 

@@ -8,6 +8,8 @@ pub const CONTROLLER: &str = "codex-controller";
 pub const TRAINER: &str = "codex-trainer";
 /// The job of servers.
 pub const SERVER: &str = "codex-server";
+/// The job of activators.
+pub const ACTIVATOR: &str = "codex-activator";
 
 /// The namespace that the controller is installed in.
 pub const NAMESPACE: &str = "codex-system";
@@ -17,7 +19,8 @@ pub const PART_OF: (&str, &str) = ("app.kubernetes.io/part-of", "codex");
 pub const COMPONENT: &str = "app.kubernetes.io/component";
 
 /// The programs that run in pods of any namespace: component, port, job.
-pub const PODS: [(&str, &str, &str); 2] = [("trainer", "metrics", TRAINER), ("server", "admin", SERVER)];
+pub const PODS: [(&str, &str, &str); 3] =
+    [("trainer", "metrics", TRAINER), ("server", "admin", SERVER), ("activator", "admin", ACTIVATOR)];
 /// Where servers of earlier releases have their metrics, which an upgrade of the controller does not restart: the name of the port, and
 /// its number, which their annotation `prometheus.io/port` has. Later servers have neither metrics on that port nor its number there.
 const EARLIER: (&str, &str) = ("http", "8000");
@@ -48,7 +51,7 @@ pub fn service_monitor() -> Value {
     })
 }
 
-/// Returns the `PodMonitor`s that find trainers and servers in all namespaces.
+/// Returns the `PodMonitor`s that find trainers, servers and activators in all namespaces.
 pub fn pod_monitors() -> Vec<Value> {
     let monitor = |(component, port, name): (&str, &str, &str)| {
         let mut endpoints = vec![json!({ "port": port, "relabelings": job(name) })];

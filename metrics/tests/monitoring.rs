@@ -428,6 +428,6 @@ fn monitors_select_what_exists() {
         assert!(service.contains(line), "the Service of the controller has no {line}");
     }
     assert!(read("manifests/controller/deployment.yaml").contains("name: health"));
-    assert_eq!(scrape::PODS.map(|(component, ..)| component), ["trainer", "server"]);
+    assert_eq!(scrape::PODS.map(|(component, ..)| component), ["trainer", "server", "activator"]);
     assert_eq!(scrape::PART_OF, ("app.kubernetes.io/part-of", "codex"));
 }

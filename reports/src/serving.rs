@@ -23,6 +23,13 @@ pub struct ServingState {
     /// Requests since the server started. Only canaries report them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub traffic: Option<Traffic>,
+    /// Seconds since 1970, by the clock of the node, at which the last request ended, or the server was ready if none came; `None` while
+    /// requests run, and until none has run for a few seconds. Only servers that stop while idle report it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub idle_since: Option<i64>,
+    /// Whether requests wait for a server. Only activators report it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub waiting: bool,
     /// Public key (Ed25519, hexadecimal) with which the server signs copies of requests for shadows.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub copies_key: Option<String>,

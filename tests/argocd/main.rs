@@ -161,7 +161,7 @@ fn every_phase_is_recorded_and_documented_with_its_health() {
     let phases: BTreeMap<_, &[&str]> = BTreeMap::from([
         ("TrainingRun", &["Pending", "Running", "Suspended", "Succeeded", "Failed", "Unreproducible"][..]),
         ("Evaluation", &["Pending", "Running", "Suspended", "Passed", "Failed", "Inconclusive", "Stalled"][..]),
-        ("ReasoningPod", &["Pending", "DryRun", "Blocked", "RollingOut", "Serving"][..]),
+        ("ReasoningPod", &["Pending", "DryRun", "Blocked", "RollingOut", "Serving", "Idle"][..]),
     ]);
     let mut seen = BTreeSet::new();
     for kind in KINDS {

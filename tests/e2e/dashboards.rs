@@ -38,7 +38,7 @@ const PICTURE: usize = 100_000;
 type Absent = (&'static str, &'static str, &'static str, bool);
 
 /// The panels without data. Each says so on the dashboard.
-const ABSENT: [Absent; 22] = [
+const ABSENT: [Absent; 26] = [
     ("codex-operator", "Keys", "the key of the tests does not expire", true),
     ("codex-operator", "Failures by category", "only what neighbours do can fail", false),
     ("codex-operator", "Spans", "no collector", true),
@@ -61,6 +61,10 @@ const ABSENT: [Absent; 22] = [
     ("codex-serving", "Requests by API key", "API keys", true),
     ("codex-serving", "Tokens by API key", "API keys", true),
     ("codex-serving", "Safety rules", "safety rules", true),
+    ("codex-serving", "Held requests", "only a neighbour stops while idle", false),
+    ("codex-serving", "Time held", "only a neighbour stops while idle", false),
+    ("codex-serving", "Activations", "only a neighbour stops while idle", false),
+    ("codex-serving", "Requests to activators", "only a neighbour stops while idle", false),
 ];
 
 /// The alerts that may be active beside a healthy chain, and why.

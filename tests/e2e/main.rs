@@ -17,6 +17,7 @@ mod failures;
 mod fields;
 mod flywheel;
 mod forgery;
+mod idle;
 mod integrity;
 mod killed_controller;
 mod plugin;

@@ -246,6 +246,10 @@ fn cases() -> Vec<Case> {
             told: &["spec.serving.tls excludes spec.rollout.gateway"],
         },
         Case {
+            object: with(&encrypted, "/spec/autoscaling", json!({ "minReplicas": 0, "metrics": { "queueDepth": 4 } })),
+            told: &["spec.autoscaling.minReplicas 0 excludes spec.rollout and spec.redeploy", "spec.serving.tls"],
+        },
+        Case {
             object: with(
                 &with(&redeploying, "/spec/serving", json!({ "tls": { "secret": "team-tls" } })),
                 "/spec/redeploy/shadow",
@@ -262,6 +266,16 @@ fn cases() -> Vec<Case> {
             "/spec/serving",
             json!({ "thinkingBudget": -1 }),
             &["spec.serving.thinkingBudget", "greater than or equal to 0"],
+        ),
+        pod(
+            "/spec/autoscaling",
+            json!({ "idleSeconds": 60, "metrics": { "queueDepth": 4 } }),
+            &["spec.autoscaling.idleSeconds", "set minReplicas to 0"],
+        ),
+        pod(
+            "/spec/autoscaling",
+            json!({ "minReplicas": 0, "idleSeconds": 9, "metrics": { "queueDepth": 4 } }),
+            &["spec.autoscaling.idleSeconds", "greater than or equal to 10"],
         ),
         pod("/spec/rollout", json!({ "steps": [5, 50] }), &["spec.rollout.steps", "end with 100"]),
         pod("/spec/rollout", json!({ "steps": [50, 50, 100] }), &["spec.rollout.steps", "different"]),

@@ -52,6 +52,8 @@ enum Command {
     PrepareData(crate::tasks::PrepareData),
     /// Verify a model's signature, promotion and ring, then serve it over HTTP.
     Serve(crate::serving::Serve),
+    /// Hold requests while no server runs, and forward them once one does.
+    Activate(crate::serving::Activate),
     /// Send a prompt to a server and print its completion.
     Infer(crate::client::Infer),
     /// Talk to a model in the terminal.
@@ -107,6 +109,7 @@ impl Command {
             Self::Data(command) => command.run(),
             Self::PrepareData(command) => command.run(),
             Self::Serve(command) => command.run(),
+            Self::Activate(command) => command.run(),
             Self::Infer(command) => command.run(),
             Self::Chat(command) => command.run(),
             Self::BenchServe(command) => command.run(),

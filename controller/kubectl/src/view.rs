@@ -79,6 +79,8 @@ impl State {
     /// Returns its tone: good, bad or undecided.
     pub(crate) fn tone(&self) -> Tone {
         match (self.status.as_str(), self.is_exceptional()) {
+            // Servers that run and servers that stopped while idle are equally well.
+            ("True" | "False", _) if self.kind == ConditionType::Idle.name() => Tone::Good,
             ("True", true) if self.kind == ConditionType::Reconciling.name() => Tone::Waiting,
             ("True", false) | ("False", true) => Tone::Good,
             ("True", true) | ("False", false) => Tone::Bad,

@@ -21,6 +21,8 @@ const REPORTED: &[ConditionType] = &[
     ConditionType::RedeploysOnTime,
     ConditionType::KeyExpires,
     ConditionType::Stalled,
+    // Other conditions have its reason while no server runs.
+    ConditionType::Idle,
     ConditionType::Trained,
     ConditionType::GatesPassed,
     ConditionType::PolicyMet,

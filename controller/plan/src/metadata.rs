@@ -13,6 +13,7 @@ pub(crate) enum Component {
     Trainer,
     Evaluator,
     Server,
+    Activator,
     Bundle,
     Cycle,
 }
@@ -23,6 +24,7 @@ impl Component {
             Self::Trainer => "trainer",
             Self::Evaluator => "evaluator",
             Self::Server => "server",
+            Self::Activator => "activator",
             Self::Bundle => "bundle",
             Self::Cycle => "cycle",
         }

@@ -21,7 +21,8 @@ use crate::{
 };
 
 /// The names of the containers that the controller plans.
-const CONTAINERS: [&str; 3] = [Component::Trainer.name(), Component::Evaluator.name(), Component::Server.name()];
+const CONTAINERS: [&str; 4] =
+    [Component::Trainer.name(), Component::Evaluator.name(), Component::Server.name(), Component::Activator.name()];
 
 /// A report that the endpoint accepted: its sender is a pod that the object owns.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

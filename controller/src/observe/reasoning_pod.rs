@@ -102,11 +102,17 @@ impl Observe for ReasoningPod {
             Some(canary) => served(context, &uid, canary).await?,
             None => Served::default(),
         };
+        let activator = get(&context.stores.deployments, &namespace, &child::activator(&self.name_any()));
+        let (activator, activator_tampered) = workers::deployment(context, activator.map(Arc::unwrap_or_clone), &uid);
+        let holds = match &activator {
+            Some(activator) => served(context, &uid, activator).await?,
+            None => Served::default(),
+        };
         // The pods of a modified Deployment are not known.
-        let foreign_pods = if deployment.is_none() || canary_tampered {
+        let foreign_pods = if deployment.is_none() || canary_tampered || activator_tampered {
             BTreeSet::new()
         } else {
-            foreign(context, &namespace, &self.name_any(), &[&behind, &tries])
+            foreign(context, &namespace, &self.name_any(), &[&behind, &tries, &holds])
         };
         let seal = self.check_seal(context);
         let cycles = cycles::of(context, &self);
@@ -127,9 +133,10 @@ impl Observe for ReasoningPod {
         let all = unprotected.is_some() && serves;
         let routed = self.spec.rollout.as_ref().is_some_and(|rollout| rollout.gateway.is_some());
         let of_canary = routed.then(|| child::canary(&self.name_any()));
-        let services: Vec<_> = std::iter::once(self.name_any()).chain(of_canary).collect();
+        let of_servers = activator.is_some().then(|| child::activator(&self.name_any()));
+        let services: Vec<_> = std::iter::once(self.name_any()).chain(of_canary).chain(of_servers).collect();
         let slices = endpoints::slices(context, &namespace, &services, &uid, all).await?;
-        let late: Vec<String> = [&behind.current, &tries.current]
+        let late: Vec<String> = [&behind.current, &tries.current, &holds.current]
             .into_iter()
             .flat_map(|pods| unexplained(None, pods, context.now()))
             .collect();
@@ -167,11 +174,13 @@ impl Observe for ReasoningPod {
                 context,
                 &namespace,
                 &uid,
-                behind.refused.into_iter().chain(tries.refused).collect(),
+                behind.refused.into_iter().chain(tries.refused).chain(holds.refused).collect(),
             ),
             missing_bundles: missing_bundles(context, &namespace, self.status.as_ref()),
             canary,
             canary_pods: tries.current,
+            activator,
+            activator_pods: holds.current.into_iter().chain(holds.former).collect(),
             deployment,
             tampered,
             autoscaler,

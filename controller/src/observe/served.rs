@@ -71,14 +71,15 @@ pub(super) async fn served(context: &Context, owner: &str, deployment: &Deployme
     Ok(served)
 }
 
-/// Returns the names of the pods that bear the labels of the servers of the ReasoningPod `name`, and are not among `all`.
+/// Returns the names of the pods that bear the labels of the servers or the activator of the ReasoningPod `name`, and are not among
+/// `all`.
 pub(super) fn foreign(context: &Context, namespace: &str, name: &str, all: &[&Served]) -> BTreeSet<String> {
     let genuine = all.iter().flat_map(|served| served.current.iter().chain(&served.former)).map(ResourceExt::name_any);
     let refused = all.iter().flat_map(|served| &served.refused).map(|refused| refused.pod.clone());
     let known: BTreeSet<String> = genuine.chain(refused).collect();
     let behind = context.stores.labelled.naming(namespace, &Name::ReasoningPod(name.to_owned()));
     let behind = behind.into_iter().filter(|pod| {
-        pod.labels().get("app.kubernetes.io/component").is_some_and(|found| found == "server")
+        pod.labels().get("app.kubernetes.io/component").is_some_and(|found| found == "server" || found == "activator")
             && pod.metadata.deletion_timestamp.is_none()
     });
     let mut foreign = BTreeSet::new();

@@ -276,6 +276,76 @@ async fn the_number_of_servers_is_left_to_the_autoscaler() {
 }
 
 #[tokio::test]
+async fn a_request_that_waits_at_the_activator_starts_a_server() {
+    let world = judged(600).await;
+    let mut idle = pod(false);
+    idle["spec"]["autoscaling"] = json!({"minReplicas": 0, "idleSeconds": 10});
+    world.api.put(&path("reasoningpods", "p"), idle);
+    settle::<ReasoningPod>(&world, "p").await;
+    let deployment = |name: &str| world.api.object(&format!("/apis/apps/v1{TEAM}/deployments/{name}"));
+    let replicas = || deployment("codex-s-p").unwrap()["spec"]["replicas"].clone();
+    let selected = |service: &str| {
+        let found = world.api.object(&format!("/api/v1{TEAM}/services/{service}"));
+        found.map(|found| found["spec"]["selector"]["app.kubernetes.io/component"].clone())
+    };
+    let condition = |kind: &str| {
+        let status = world.api.object(&path("reasoningpods", "p")).unwrap()["status"].clone();
+        status["conditions"].as_array().unwrap().iter().find(|it| it["type"] == kind).cloned()
+    };
+    assert_eq!(replicas(), json!(0));
+    assert_eq!((selected("p"), selected("codex-a-p")), (Some(json!("activator")), Some(json!("server"))));
+
+    // Its pod runs. A pod that an editor labels likewise would get requests, so it is named.
+    let activator = deployment("codex-a-p").unwrap();
+    let place = |name: &str, owner: Option<(&str, &str)>| {
+        let mut pod = server_pod(name, owner, &activator["spec"]["template"]);
+        pod["metadata"]["labels"]["app.kubernetes.io/component"] = json!("activator");
+        let running = json!({"running": {"startedAt": "2026-01-01T00:00:00Z"}});
+        let status = json!({"name": "activator", "ready": true, "restartCount": 0, "image": "", "imageID": "", "state": running});
+        pod["status"] = json!({"containerStatuses": [status]});
+        world.api.put(&format!("/api/v1{TEAM}/pods/{name}"), pod);
+    };
+    place("holds", Some(("codex-a-p-1", "set")));
+    settle::<ReasoningPod>(&world, "p").await;
+    assert_eq!(condition("Ready").unwrap()["reason"], "Idle");
+    place("mine", None);
+    settle::<ReasoningPod>(&world, "p").await;
+    let told = condition("ForeignPods").unwrap();
+    assert!(told["message"].as_str().unwrap().contains("mine"), "{told}");
+    let mut gone = world.api.object(&format!("/api/v1{TEAM}/pods/mine")).unwrap();
+    gone["metadata"]["deletionTimestamp"] = json!("2026-01-01T00:00:00Z");
+    world.api.put(&format!("/api/v1{TEAM}/pods/mine"), gone);
+
+    let say = |seq: u64, waiting: bool| {
+        let report = json!({
+            "schemaVersion": 1, "kind": "ReasoningPod", "namespace": "team", "name": "p", "objectUid": "p-uid",
+            "podUid": "holds-uid", "attempt": 1, "seq": seq,
+            "state": {"serving": {"stage": "Running", "waiting": waiting}},
+        });
+        let report = serde_json::from_value(report).unwrap();
+        let received = Received { report, pod: "holds".to_owned(), at: world.context.now(), contradiction: None };
+        world.context.inbox.offer(received);
+    };
+    say(1, false);
+    let requests = settle::<ReasoningPod>(&world, "p").await;
+    assert!(!requests.iter().any(|line| line.contains("/deployments/")), "{requests:#?}");
+    say(2, true);
+    let requests = settle::<ReasoningPod>(&world, "p").await;
+    let patched = format!("PATCH /apis/apps/v1{TEAM}/deployments/codex-s-p as codex-controller force");
+    assert!(requests.contains(&patched), "{requests:#?}");
+    assert_eq!((replicas(), condition("Idle").unwrap()["reason"].clone()), (json!(1), json!("Activated")));
+    assert_eq!(selected("p"), Some(json!("activator")), "no server is ready yet");
+
+    // spec.replicas 0 stops everything.
+    let mut live = world.api.object(&path("reasoningpods", "p")).unwrap();
+    live["spec"]["replicas"] = json!(0);
+    world.api.put(&path("reasoningpods", "p"), live);
+    settle::<ReasoningPod>(&world, "p").await;
+    assert_eq!((replicas(), deployment("codex-a-p"), selected("codex-a-p")), (json!(0), None, None));
+    assert_eq!(selected("p"), Some(json!("server")));
+}
+
+#[tokio::test]
 async fn the_route_of_a_gateway_is_restored_and_goes_with_its_field() {
     let world = judged(600).await;
     let mut routed = pod(false);

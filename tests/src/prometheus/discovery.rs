@@ -118,7 +118,12 @@ mod tests {
         let job = |name: &str, namespace: &str| Job { name: name.to_owned(), namespaces: vec![namespace.to_owned()] };
         assert_eq!(
             jobs,
-            [job(scrape::CONTROLLER, scrape::NAMESPACE), job(scrape::TRAINER, "team"), job(scrape::SERVER, "team")]
+            [
+                job(scrape::CONTROLLER, scrape::NAMESPACE),
+                job(scrape::TRAINER, "team"),
+                job(scrape::SERVER, "team"),
+                job(scrape::ACTIVATOR, "team")
+            ]
         );
         let [before, after] = [&original, &configuration].map(|it| it["scrape_configs"].as_array().unwrap());
         for (before, after) in before.iter().zip(after) {

@@ -46,6 +46,7 @@ impl Local {
             time_limit: None,
             limits: LIMITS,
             traffic: None,
+            activity: false,
             mirror: None,
             shadow: None,
             compared: super::TRAFFIC,

@@ -274,6 +274,16 @@ impl Metrics {
         self.waiting.set((active - self.running.get()).max(0));
     }
 
+    /// Returns the number of running and waiting requests.
+    pub(super) fn active(&self) -> i64 {
+        self.sessions.get()
+    }
+
+    /// Returns the number of requests since this server started, refused ones included.
+    pub(super) fn arrived_in_all(&self) -> u64 {
+        Endpoint::ALL.iter().map(|endpoint| self.requests.with_label_values(&[endpoint.path()]).get()).sum()
+    }
+
     /// Sets the ring and the model of this server, once it serves.
     pub(super) fn serves(&self, ring: &str, model: &str) {
         self.model.with_label_values(&[ring, model]).set(1);

@@ -10,6 +10,8 @@
 //! Threads: two for HTTP, the engine thread, and rayon's, one for each CPU within the cgroup's quota.
 
 mod access;
+mod activator;
+mod activity;
 mod batcher;
 mod bounded_file;
 mod capture;
@@ -51,6 +53,7 @@ use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 
 use self::{
     access::{Access, Quota},
+    activity::Activity,
     batcher::{Batcher, Room},
     capture::Capture,
     errors::Errors,
@@ -68,6 +71,7 @@ use self::{
 };
 #[cfg(test)]
 pub(crate) use self::{openai::tests::chat_model, tests::Case};
+pub use activator::Activate;
 pub use error::ServeError;
 
 use crate::{
@@ -229,6 +233,9 @@ pub struct Serve {
     /// Report the numbers of requests to the controller, which analyses canaries.
     #[arg(long)]
     report_traffic: bool,
+    /// Report to the controller when the last request ended; it stops servers that are idle.
+    #[arg(long)]
+    report_activity: bool,
     /// Send copies of answered requests to the shadows that this file names. It is read again every few seconds; without it, none are
     /// sent.
     #[arg(long, value_name = "FILE", conflicts_with = "shadow")]
@@ -380,6 +387,8 @@ struct Server {
     limits: Limits,
     /// Whether and how often the numbers of requests are reported.
     traffic: Option<Duration>,
+    /// Whether it is reported when the last request ended.
+    activity: bool,
     /// The file with the shadows that get copies.
     mirror: Option<PathBuf>,
     /// The file with the servers whose copies are compared; the server is a shadow.
@@ -447,6 +456,7 @@ impl Server {
             drain_deadline: Duration::from_secs(arguments.drain_deadline.into()),
             limits: LIMITS,
             traffic: arguments.report_traffic.then_some(TRAFFIC),
+            activity: arguments.report_activity,
             mirror: arguments.mirror,
             shadow: arguments.shadow,
             compared: TRAFFIC,
@@ -571,6 +581,7 @@ impl Server {
         tokio::select! {
             () = stop.requested.cancelled() => {}
             () = self.report_traffic(reporter, &metrics) => {}
+            () = self.report_activity(reporter, &metrics) => {}
             () = self.report_comparisons(reporter, shadow.as_deref()) => {}
             () = model.batcher.ended() => return Err(ServeError::Engine(std::io::Error::other("it panicked"))),
         }
@@ -593,6 +604,24 @@ impl Server {
             if traffic != known {
                 known = traffic.clone();
                 reporter.update(|state| state.traffic = Some(traffic));
+            }
+        }
+    }
+
+    /// Reports when the last request ended, once none has run for a while, forever.
+    async fn report_activity(&self, reporter: &Reporter<ServingState>, metrics: &Metrics) {
+        if !self.activity {
+            return std::future::pending().await;
+        }
+        let now = || jiff::Timestamp::now().as_second();
+        let mut activity = Activity::new(metrics.arrived_in_all(), now());
+        let mut known = None;
+        loop {
+            tokio::time::sleep(activity::LOOK).await;
+            let since = activity.idle_since(metrics.arrived_in_all(), metrics.active(), now());
+            if since != known {
+                known = since;
+                reporter.update(|state| state.idle_since = since);
             }
         }
     }

@@ -266,6 +266,7 @@ impl Case {
             granted: self.granted,
             limits: self.limits,
             traffic: self.traffic,
+            activity: false,
             mirror: self.mirror.clone(),
             shadow: self.shadow.clone(),
             compared: Duration::from_millis(5),

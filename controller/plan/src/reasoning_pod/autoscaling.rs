@@ -17,7 +17,7 @@ use k8s_openapi::{
 };
 use kube::ResourceExt;
 
-use super::{servers::Wanted, view::View};
+use super::{idle, servers::Wanted, view::View};
 use crate::{
     conditions::{Conditions, Truth},
     metadata::Component,
@@ -30,6 +30,8 @@ const MANAGER: &str = "codex-controller";
 const QUEUE_DEPTH: &str = "codex_ml_inference_requests_waiting";
 /// The metric of pods with their latency. The server exposes a histogram, and Prometheus' adapter computes this from it.
 const P95_SECONDS: &str = "codex_ml_inference_latency_p95_seconds";
+/// The reason of a HorizontalPodAutoscaler whose target has no replicas.
+const DISABLED: &str = "ScalingDisabled";
 /// How long the cluster may fail to scale before a condition says so. The metrics of a new pod take about a minute.
 const GRACE: SignedDuration = SignedDuration::from_secs(120);
 
@@ -41,6 +43,9 @@ fn active<'a>(view: &View<'a>) -> Option<&'a Autoscaling> {
 
 /// Returns the number of servers of a Deployment that has none.
 fn start(view: &View<'_>, scaling: &Autoscaling) -> i32 {
+    if scaling.idle_after().is_some() {
+        return scaling.least();
+    }
     let status = view.observed.autoscaler.as_ref().and_then(|found| found.status.as_ref());
     let desired = status.map_or(scaling.min_replicas, |status| status.desired_replicas);
     // A spec that is older than the rule may have them in the wrong order.
@@ -59,6 +64,9 @@ fn live(view: &View<'_>) -> Option<i32> {
 /// HorizontalPodAutoscaler has changed it and thereby manages the field.
 pub(super) fn replicas(view: &View<'_>) -> Option<i32> {
     let Some(scaling) = active(view) else { return Some(view.spec().replicas) };
+    if idle::sleeps(view) {
+        return Some(0);
+    }
     let Some(count) = live(view) else { return Some(start(view, scaling)) };
     view.servers.as_ref().is_some_and(|servers| manages_replicas(servers.live)).then_some(count)
 }
@@ -74,9 +82,12 @@ fn manages_replicas(live: &Deployment) -> bool {
 /// Returns the number of servers to wait for.
 pub(super) fn wanted(view: &View<'_>) -> Wanted {
     let Some(scaling) = active(view) else { return Wanted::exactly(view.spec().replicas) };
+    if idle::sleeps(view) {
+        return Wanted::exactly(0);
+    }
     let replicas = live(view).unwrap_or_else(|| start(view, scaling));
     // Servers that are added under load do not make the others unready.
-    Wanted { replicas, least: replicas.min(scaling.min_replicas), scaled: true }
+    Wanted { replicas, least: replicas.min(scaling.least()), scaled: true }
 }
 
 /// Returns the HorizontalPodAutoscaler to create.
@@ -91,7 +102,7 @@ pub(super) fn autoscaler(view: &View<'_>) -> Option<HorizontalPodAutoscaler> {
                 kind: "Deployment".to_owned(),
                 name,
             },
-            min_replicas: Some(scaling.min_replicas),
+            min_replicas: Some(scaling.least()),
             max_replicas: scaling.max_replicas,
             metrics: Some(metrics(scaling)),
             behavior: scaling.behavior.clone(),
@@ -134,7 +145,11 @@ fn metrics(scaling: &Autoscaling) -> Vec<MetricSpec> {
 /// Returns the condition by which the cluster says that it cannot scale.
 fn failing<'a>(view: &View<'a>) -> Option<&'a HorizontalPodAutoscalerCondition> {
     let found = conditions_of(view);
-    found.iter().find(|it| matches!(it.type_.as_str(), "AbleToScale" | "ScalingActive") && it.status == "False")
+    found.iter().find(|it| {
+        let kind = matches!(it.type_.as_str(), "AbleToScale" | "ScalingActive");
+        // The cluster scales nothing while there are no servers, and says so for a while after they are back.
+        kind && it.status == "False" && it.reason.as_deref() != Some(DISABLED)
+    })
 }
 
 fn conditions_of<'a>(view: &View<'a>) -> &'a [HorizontalPodAutoscalerCondition] {
@@ -158,6 +173,10 @@ pub(super) fn condition(view: &View<'_>, conditions: &mut Conditions<'_>) {
     const KIND: ConditionType = ConditionType::ScalingActive;
     let Some(scaling) = active(view).filter(|_| !view.is_revoked()) else { return };
     let name = child::server(&view.owner.name);
+    if idle::sleeps(view) {
+        let message = format!("the HorizontalPodAutoscaler {name} rests while no server runs");
+        return conditions.set(KIND, Truth::Unknown, Reason::Idle, &message);
+    }
     if let Some(failing) = failing(view) {
         if late(failing).is_some_and(|at| view.now >= at) {
             let said = failing.message.as_deref().or(failing.reason.as_deref()).unwrap_or("no message");
@@ -168,9 +187,8 @@ pub(super) fn condition(view: &View<'_>, conditions: &mut Conditions<'_>) {
             return conditions.keep(KIND);
         }
     } else if conditions_of(view).iter().any(|it| it.type_ == "ScalingActive" && it.status == "True") {
-        let Autoscaling { min_replicas, max_replicas, .. } = scaling;
-        let message =
-            format!("the HorizontalPodAutoscaler {name} keeps between {min_replicas} and {max_replicas} servers");
+        let (least, most) = (scaling.least(), scaling.max_replicas);
+        let message = format!("the HorizontalPodAutoscaler {name} keeps between {least} and {most} servers");
         return conditions.set(KIND, true, Reason::Scaling, &message);
     }
     let message = format!("the HorizontalPodAutoscaler {name} has not computed a number of servers yet");

@@ -18,7 +18,7 @@ use serde_json::json;
 
 use super::{
     children::settings_digest,
-    route,
+    idle, route,
     servers::{Servers, Wanted},
     shadow,
     stage::Stage,
@@ -62,7 +62,10 @@ pub(super) fn is_current(view: &View<'_>, target: &Target) -> bool {
             let upgraded =
                 found(annotation::SETTINGS_DIGEST) != Some(settings_digest(&view.observed.settings).as_str());
             let same = found(annotation::ATTEMPT).is_none_or(|from| from == made_from(view, target));
-            servers.are_for(target) && shadow::fits(view, servers.live) && (upgraded || same)
+            servers.are_for(target)
+                && shadow::fits(view, servers.live)
+                && idle::fits(view, servers.live)
+                && (upgraded || same)
         }
         (None, Some(former)) => {
             let made = |target: &Target| (target.model, target.promotion, target.keys());

@@ -28,7 +28,7 @@ use kube::ResourceExt;
 use super::{
     autoscaling,
     canary::{self, Planned},
-    endpoints, route,
+    endpoints, idle, route,
     servers::{Servers, TEMPLATE_HASH, digests},
     shadow,
     stage::Stage,
@@ -51,7 +51,7 @@ const ROOT: &str = "trusted_root.json";
 /// The port of servers.
 pub(crate) const PORT: i32 = 8000;
 /// The port of servers that no Service has, with probes, metrics and the status. Trainers have their metrics on the same one.
-const ADMIN_PORT: i32 = 9464;
+pub(super) const ADMIN_PORT: i32 = 9464;
 /// The keys of a Secret of the type `kubernetes.io/tls`.
 const TLS_KEYS: [&str; 2] = ["tls.crt", "tls.key"];
 /// Seconds from SIGTERM to SIGKILL: the server becomes unready, then finishes the requests in progress.
@@ -91,6 +91,7 @@ pub(crate) fn children(view: &View<'_>, stage: &Stage) -> Desired {
     desired.deployments.extend(canary::planned(view, stage).map(|planned| of_canary(view, planned)));
     desired.kept.extend(endpoints::kept(view));
     let (roots, kept) = roots(view, &desired.deployments);
+    desired.deployments.extend(idle::deployment(view));
     desired.kept.extend(kept);
     Desired {
         endpoint_slices: endpoints::slices(view, stage),
@@ -99,7 +100,7 @@ pub(crate) fn children(view: &View<'_>, stage: &Stage) -> Desired {
         services: services(view, stage),
         http_routes: route::planned(view, stage).into_iter().collect(),
         pod_disruption_budgets: vec![budget(view)],
-        network_policies: vec![policy(view)],
+        network_policies: std::iter::once(policy(view)).chain(idle::policy(view)).collect(),
         ..desired
     }
 }
@@ -108,7 +109,7 @@ fn metadata(view: &View<'_>, name: String) -> ObjectMeta {
     view.owner.child(name, Component::Server, &view.observed.settings.version)
 }
 
-fn server(view: &View<'_>) -> String {
+pub(super) fn server(view: &View<'_>) -> String {
     child::server(&view.owner.name)
 }
 
@@ -211,6 +212,7 @@ fn deployment_of(view: &View<'_>, target: &Target, track: Track) -> Deployment {
     if let Some(servers) = live
         && servers.are_for(target)
         && shadow::fits(view, servers.live)
+        && idle::fits(view, servers.live)
         && our_annotations(servers.live).get(annotation::SETTINGS_DIGEST) != Some(&digest)
     {
         return scaled(unchanged(view, servers, track), autoscaling::replicas(view));
@@ -293,7 +295,7 @@ fn template<'a>(view: &'a View<'_>, target: &Target, track: Track) -> Template<'
     let arguments =
         arguments.chain(attestations).chain(root.into_iter().flatten()).chain(copies).chain(granted(view, &mut mounts));
     let arguments = arguments.flat_map(|(flag, value)| [flag.to_owned(), value]);
-    let reports = (track == Track::Canary).then(|| "--report-traffic".to_owned());
+    let reports = (track == Track::Canary).then(|| "--report-traffic".to_owned()).or_else(|| idle::argument(view));
     Template {
         owner: &view.owner,
         component: Component::Server,
@@ -310,7 +312,8 @@ fn template<'a>(view: &'a View<'_>, target: &Target, track: Track) -> Template<'
         probes: Probes {
             startup: Some(probe("/health", 1, STARTUP_SECONDS)),
             liveness: Some(probe("/health", 10, 3)),
-            readiness: Some(probe("/ready", 2, 3)),
+            // Requests wait for a server that starts from zero.
+            readiness: Some(probe("/ready", if idle::argument(view).is_some() { 1 } else { 2 }, 3)),
         },
     }
 }
@@ -380,7 +383,7 @@ fn granted(view: &View<'_>, mounts: &mut Mounts) -> Vec<(&'static str, String)> 
     arguments
 }
 
-fn probe(path: &str, period: i32, failures: i32) -> Probe {
+pub(super) fn probe(path: &str, period: i32, failures: i32) -> Probe {
     Probe {
         http_get: Some(HTTPGetAction {
             path: Some(path.to_owned()),
@@ -406,7 +409,8 @@ fn config_map(view: &View<'_>) -> ConfigMap {
     }
 }
 
-/// Returns the Service of all servers, or of those of the canary, and with a Gateway also that of the canary.
+/// Returns the Service of all servers, of those of the canary, or of the activator; with a Gateway also that of the canary, and with an
+/// activator that of the servers.
 fn services(view: &View<'_>, stage: &Stage) -> Vec<Service> {
     let selector = view.owner.selector(Component::Server);
     let canary: BTreeMap<_, _> = selector.clone().into_iter().chain(Track::Canary.label()).collect();
@@ -420,7 +424,10 @@ fn services(view: &View<'_>, stage: &Stage) -> Vec<Service> {
     } else {
         selector
     };
-    std::iter::once(service(view, view.owner.name.clone(), selected)).chain(of_canary).collect()
+    let of_servers = idle::stops(view).then(|| service(view, child::activator(&view.owner.name), selected.clone()));
+    let selected = if idle::holds(view) { view.owner.selector(Component::Activator) } else { selected };
+    let all = std::iter::once(service(view, view.owner.name.clone(), selected));
+    all.chain(of_canary).chain(of_servers).collect()
 }
 
 /// Returns the scheme of the servers' URLs, which is also the name of the Service's port.
@@ -468,21 +475,31 @@ fn budget(view: &View<'_>) -> PodDisruptionBudget {
     }
 }
 
-fn policy(view: &View<'_>) -> NetworkPolicy {
-    let port = |protocol: &str, port: i32| NetworkPolicyPort {
-        protocol: Some(protocol.to_owned()),
-        port: Some(IntOrString::Int(port)),
-        end_port: None,
-    };
+/// Returns a port in a network policy.
+pub(super) fn port(protocol: &str, port: i32) -> NetworkPolicyPort {
+    NetworkPolicyPort { protocol: Some(protocol.to_owned()), port: Some(IntOrString::Int(port)), end_port: None }
+}
+
+/// Returns everybody in the cluster: Prometheus may run in any namespace. A node always reaches its own pods with probes.
+pub(super) fn in_cluster() -> NetworkPolicyPeer {
+    NetworkPolicyPeer { namespace_selector: Some(LabelSelector::default()), ..NetworkPolicyPeer::default() }
+}
+
+/// Returns what reports need: names, and the controller.
+pub(super) fn reports(view: &View<'_>) -> [NetworkPolicyEgressRule; 2] {
     let settings = &view.observed.settings;
     let namespace = BTreeMap::from([("kubernetes.io/metadata.name".to_owned(), settings.controller_namespace.clone())]);
     let controller = NetworkPolicyPeer {
         namespace_selector: Some(LabelSelector { match_labels: Some(namespace), match_expressions: None }),
         ..NetworkPolicyPeer::default()
     };
-    // Prometheus may run in any namespace. A node always reaches its own pods with probes.
-    let in_cluster =
-        NetworkPolicyPeer { namespace_selector: Some(LabelSelector::default()), ..NetworkPolicyPeer::default() };
+    [
+        NetworkPolicyEgressRule { ports: Some(vec![port("UDP", 53), port("TCP", 53)]), to: None },
+        NetworkPolicyEgressRule { ports: Some(vec![port("TCP", settings.report_port)]), to: Some(vec![controller]) },
+    ]
+}
+
+fn policy(view: &View<'_>) -> NetworkPolicy {
     // Only the servers whose requests are copied reach a shadow, and they reach nothing else than their shadows.
     let of_pod = |name: &str| {
         let labels = BTreeMap::from([
@@ -498,10 +515,6 @@ fn policy(view: &View<'_>) -> NetworkPolicy {
     let shadows: Vec<_> = view.observed.shadows.iter().map(|shadow| of_pod(&shadow.name)).collect();
     let copies = (!shadows.is_empty())
         .then(|| NetworkPolicyEgressRule { ports: Some(vec![port("TCP", PORT)]), to: Some(shadows) });
-    let egress = [
-        NetworkPolicyEgressRule { ports: Some(vec![port("UDP", 53), port("TCP", 53)]), to: None },
-        NetworkPolicyEgressRule { ports: Some(vec![port("TCP", settings.report_port)]), to: Some(vec![controller]) },
-    ];
     NetworkPolicy {
         metadata: metadata(view, server(view)),
         spec: Some(NetworkPolicySpec {
@@ -509,9 +522,9 @@ fn policy(view: &View<'_>) -> NetworkPolicy {
             policy_types: Some(vec!["Ingress".to_owned(), "Egress".to_owned()]),
             ingress: Some(vec![
                 NetworkPolicyIngressRule { ports: Some(vec![port("TCP", PORT)]), from: clients },
-                NetworkPolicyIngressRule { ports: Some(vec![port("TCP", ADMIN_PORT)]), from: Some(vec![in_cluster]) },
+                NetworkPolicyIngressRule { ports: Some(vec![port("TCP", ADMIN_PORT)]), from: Some(vec![in_cluster()]) },
             ]),
-            egress: Some(egress.into_iter().chain(copies).collect()),
+            egress: Some(reports(view).into_iter().chain(copies).collect()),
         }),
     }
 }

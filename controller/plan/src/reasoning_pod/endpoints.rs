@@ -19,7 +19,8 @@ use serde::{Deserialize, Serialize};
 use super::{
     canary,
     children::{PORT, encrypted, scheme},
-    route,
+    idle, route,
+    servers::Servers,
     stage::Stage,
     view::View,
 };
@@ -74,7 +75,14 @@ pub(crate) fn slices(view: &View<'_>, stage: &Stage) -> Vec<EndpointSlice> {
     let (service, prefix) = (view.owner.name.clone(), child::server(&view.owner.name));
     let Some(_) = route::gateway(view) else {
         let all: Vec<_> = servers.into_iter().chain(canary).collect();
-        return of_service(view, &service, &prefix, &all);
+        if !idle::stops(view) {
+            return of_service(view, &service, &prefix, &all);
+        }
+        let own = child::activator(&view.owner.name);
+        let mut slices = of_service(view, &own, &own, &all);
+        let activators: Vec<_> = view.activator.iter().flat_map(Servers::ready).collect();
+        slices.extend(of_service(view, &service, &prefix, if idle::holds(view) { &activators } else { &all }));
+        return slices;
     };
     let own = child::canary(&view.owner.name);
     let of_canary = of_service(view, &own, &own, &canary);

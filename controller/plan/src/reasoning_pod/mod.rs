@@ -10,6 +10,7 @@ mod endpoints;
 mod evidence;
 mod generated;
 mod guarded;
+mod idle;
 mod lent;
 mod observed;
 mod parity;

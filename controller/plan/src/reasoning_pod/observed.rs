@@ -116,6 +116,13 @@ pub struct ObservedReasoningPod {
     /// The pods of that Deployment's current template, in any order.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub canary_pods: Vec<Pod>,
+    /// The Deployment `codex-a-<name>` of the activator, if it exists, the object controls it, and its pod template is sealed by this
+    /// controller.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub activator: Option<Deployment>,
+    /// The pods of that Deployment, of its current and former templates, in any order.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub activator_pods: Vec<Pod>,
     /// The ReasoningPod that `spec.shadow.of` names, if it exists in the object's namespace.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub incumbent: Option<Incumbent>,

@@ -88,6 +88,12 @@ impl<'a> Servers<'a> {
         Some(Self::new(observed, owner, live, &observed.canary_pods, &[]))
     }
 
+    /// Returns the pods of the activator, which report as servers do.
+    pub(crate) fn of_activator(observed: &'a ObservedReasoningPod, owner: &Owner) -> Option<Self> {
+        let live = observed.activator.as_ref()?;
+        Some(Self::new(observed, owner, live, &observed.activator_pods, &[]))
+    }
+
     fn new(
         observed: &'a ObservedReasoningPod,
         owner: &Owner,
@@ -137,6 +143,24 @@ impl<'a> Servers<'a> {
             .iter()
             .filter(|facts| facts.is_ready())
             .find_map(|facts| facts.pod.labels().get(TEMPLATE_HASH).cloned())
+    }
+
+    /// Returns the ready pods of all templates.
+    pub(crate) fn ready(&self) -> impl Iterator<Item = &Facts<'a>> {
+        self.facts.iter().chain(&self.former).filter(|facts| facts.is_ready())
+    }
+
+    /// Whether requests wait for a server, by the report of a pod that exists.
+    pub(crate) fn waiting(&self) -> bool {
+        self.facts.iter().any(|facts| self.state(facts).is_some_and(|(_, state)| state.waiting))
+    }
+
+    /// Returns when the last request of the ready servers ended; `None` while one runs, and until all of them have reported it. Reports
+    /// are kept in the controller's memory, and servers repeat theirs.
+    pub(crate) fn idle_since(&self) -> Option<Timestamp> {
+        let since = |facts: &Facts<'_>| Timestamp::from_second(self.state(facts)?.1.idle_since?).ok();
+        let all: Option<Vec<_>> = self.ready().map(since).collect();
+        all?.into_iter().max()
     }
 
     /// Whether there are servers, or are about to be.

@@ -2,7 +2,7 @@
 
 use codex_crds::Reason;
 
-use super::{canary, signing::Signing, target::Target, view::View};
+use super::{canary, idle, signing::Signing, target::Target, view::View};
 
 /// The stage of a rollout.
 #[derive(Clone, Debug, PartialEq)]
@@ -21,7 +21,7 @@ pub(crate) enum Stage {
     RollingOut(Box<Target>),
     /// A server refuses the bytes, a bundle, the key or the ring, or does not reproduce the golden tokens; the text says why.
     Refused(Box<Target>, Reason, String),
-    /// All servers are ready, and one has verified the bytes that it serves.
+    /// All servers are ready, and one has verified the bytes that it serves; or none should run, and the activator is ready.
     Serving(Box<Target>),
 }
 
@@ -61,6 +61,9 @@ impl Stage {
         };
         if let Some((reason, why)) = servers.refusal() {
             return Self::Refused(target, reason, why);
+        }
+        if idle::sleeps(view) {
+            return if idle::is_ready(view) { Self::Serving(target) } else { Self::RollingOut(target) };
         }
         let wanted = view.wanted();
         let verified = servers.verified(target.model, target.promotion, view.status.verified.as_ref());

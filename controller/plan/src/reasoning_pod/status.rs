@@ -15,7 +15,7 @@ use super::{
     children::{PORT, scheme, selector_text},
     evidence::{About, Block},
     guarded::{self, blocked_by, waits},
-    lent,
+    idle, lent,
     observed::Signer,
     redeploy::Turn,
     route,
@@ -52,7 +52,9 @@ pub(crate) fn status(view: &View<'_>, stage: &Stage) -> (ReasoningPodStatus, Opt
     let turn = Turn::of(view, stage, &canary);
     let compared = shadow::status(view, rolls(stage));
     let fits = view.servers.as_ref().is_none_or(|servers| shadow::fits(view, servers.live));
-    let counts = view.servers.as_ref().filter(|_| serves).map(|servers| servers.counts(wanted)).unwrap_or_default();
+    // Servers that are about to stop get no requests any more.
+    let counted = view.servers.as_ref().filter(|_| serves && !idle::sleeps(view));
+    let counts = counted.map(|servers| servers.counts(wanted)).unwrap_or_default();
     let Signed { run_uid, manifest, promotion } = signed(view, stage, serves);
     let evidence = evidence(view);
     let next = ReasoningPodStatus {
@@ -99,7 +101,8 @@ pub(crate) fn status(view: &View<'_>, stage: &Stage) -> (ReasoningPodStatus, Opt
     let cycle = turn.as_ref().and_then(|turn| turn.due);
     let route = route::due(view).filter(|_| serves);
     let promoted = view.evidence.policies.due(view.now);
-    let again = [again, promoted, keys, scaling, canary.due(view), judged, tried, cycle, route];
+    let idle = idle::due(view).filter(|_| serves);
+    let again = [again, promoted, keys, scaling, canary.due(view), judged, tried, cycle, route, idle];
     let again = again.into_iter().flatten().min();
     throttle::hold(recorded, next, written, view.now, again, |next, present| ReasoningPodStatus {
         replicas: present.replicas,
@@ -165,6 +168,7 @@ fn phase(view: &View<'_>, stage: &Stage, canary: &Next) -> ReasoningPodPhase {
         Stage::Blocked | Stage::Revoked | Stage::Refused(..) => ReasoningPodPhase::Blocked,
         Stage::Canary(_) if canary.rolled_back().is_some() => ReasoningPodPhase::Blocked,
         Stage::Signing(_) | Stage::Canary(_) | Stage::RollingOut(_) => ReasoningPodPhase::RollingOut,
+        Stage::Serving(_) if idle::sleeps(view) => ReasoningPodPhase::Idle,
         Stage::Serving(_) => ReasoningPodPhase::Serving,
     }
 }
@@ -245,7 +249,8 @@ fn of_target(target: &Target) -> Signed {
 
 /// Returns what a server of the current or the former rollout has verified.
 fn verified(view: &View<'_>, stage: &Stage, serves: bool) -> Option<VerifiedStatus> {
-    let servers = view.servers.as_ref().filter(|_| serves)?;
+    // Servers that stop verify nothing any more.
+    let servers = view.servers.as_ref().filter(|_| serves && !idle::sleeps(view))?;
     let (model, promotion) = servers.made_for()?;
     match stage {
         Stage::RollingOut(target) | Stage::Refused(target, ..) | Stage::Serving(target)
@@ -313,6 +318,7 @@ fn conditions(
 
     if view.serves() || rolls(stage) {
         autoscaling::condition(view, &mut conditions);
+        idle::condition(view, &mut conditions);
         route::condition(view, &mut conditions);
     }
     canary.condition(&mut conditions);
@@ -432,7 +438,7 @@ fn keys(view: &View<'_>) -> Vec<Sha256> {
 }
 
 /// Returns why what servers serve no longer counts as signed, with what becomes of it.
-fn distrusted(view: &View<'_>) -> Option<String> {
+pub(super) fn distrusted(view: &View<'_>) -> Option<String> {
     let (manifest, promotion) = (view.status.manifest.as_ref()?, view.status.promotion.as_ref());
     let promoter = promotion.and_then(|promotion| promotion.signer.as_deref());
     let mut signers = std::iter::once(manifest.signer.as_str()).chain(promoter);
@@ -484,6 +490,9 @@ fn verification(view: &View<'_>, stage: &Stage) -> (Truth, Reason, String) {
             (Truth::True, Reason::BytesVerified, message)
         }
         None if view.spec().dry_run => (Truth::Unknown, Reason::DryRun, "a dry run starts no server".to_owned()),
+        None if idle::sleeps(view) => {
+            (Truth::Unknown, Reason::Idle, "no server runs, so none verifies the model".to_owned())
+        }
         None if view.wanted().replicas == 0 && matches!(stage, Stage::Serving(_)) => {
             let message = "spec.replicas is 0, so no server verifies the model";
             (Truth::Unknown, Reason::Serving, message.to_owned())
@@ -525,11 +534,16 @@ fn ready(view: &View<'_>, stage: &Stage, canary: &Next) -> (Reason, String) {
         Stage::Canary(_) => {
             canary.told().unwrap_or_else(|| (Reason::RollingOut, "the canary is about to start".to_owned()))
         }
+        Stage::RollingOut(_) if idle::sleeps(view) => (Reason::RollingOut, idle::obstacle(view)),
         Stage::RollingOut(_) => {
             let obstacle = view.servers.as_ref().and_then(Servers::obstacle);
             (Reason::RollingOut, obstacle.unwrap_or_else(|| "the servers are starting".to_owned()))
         }
         Stage::Refused(_, reason, why) => (*reason, why.clone()),
+        Stage::Serving(target) if idle::sleeps(view) => {
+            let model = target.model.short();
+            (Reason::Idle, format!("no server runs; a request starts one, which serves the model {model}"))
+        }
         Stage::Serving(target) if view.wanted().replicas == 0 => {
             (Reason::Serving, format!("spec.replicas is 0; the model {} is ready to be served", target.model.short()))
         }

@@ -32,6 +32,8 @@ pub(crate) struct View<'a> {
     pub(crate) servers: Option<Servers<'a>>,
     /// The servers of a canary.
     pub(crate) canary: Option<Servers<'a>>,
+    /// The pods that hold requests while no server runs.
+    pub(crate) activator: Option<Servers<'a>>,
     /// What the servers were rolled out for before their pod template was modified, as the status records it.
     pub(crate) former: Option<Target>,
     /// The same, also after their Deployment was deleted while a canary runs or after it failed: the canary must not replace them
@@ -62,6 +64,7 @@ impl<'a> View<'a> {
             rolls_cycle,
             servers: Servers::of(observed, &owner),
             canary: Servers::of_canary(observed, &owner),
+            activator: Servers::of_activator(observed, &owner),
             former: recorded.clone().filter(|_| observed.tampered),
             restorable: recorded.filter(|_| observed.tampered || status.rollout.is_some()),
             status,

@@ -103,8 +103,9 @@ pub fn reasoning_pod(observed: &ObservedReasoningPod, next: &ReasoningPodStatus,
         let counted = next.sign_offs.iter().filter(|it| it.counts).count();
         span.number("codex.sign_offs", i64::try_from(counted).ok());
     }
-    let serving = Some(ReasoningPodPhase::Serving);
-    if next.phase == serving && before.phase != serving {
+    // A rollout with servers that stop while idle ends without one; what a request starts later is another one.
+    let serves = |phase| matches!(phase, Some(ReasoningPodPhase::Serving | ReasoningPodPhase::Idle));
+    if serves(next.phase) && !serves(before.phase) {
         let waiting = find(&before.conditions, ConditionType::Ready).filter(|ready| ready.status != "True");
         let since = waiting.map_or(created, |ready| ready.last_transition_time.0).max(proven);
         let span = trace.add(span_id(&uid, &format!("rollout {now}")), parent, "rollout", since, now);

@@ -10,6 +10,7 @@ mod curricula;
 mod engines;
 mod explained;
 mod golden;
+mod idle;
 mod leaving;
 mod make;
 mod policies;

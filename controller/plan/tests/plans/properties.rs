@@ -280,6 +280,8 @@ fn observe(case: &Case) -> ObservedReasoningPod {
         http_route: None,
         canary: None,
         canary_pods: Vec::new(),
+        activator: None,
+        activator_pods: Vec::new(),
         tampered: false,
         pods: Vec::new(),
         reports: Vec::new(),

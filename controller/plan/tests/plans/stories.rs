@@ -2,7 +2,7 @@
 //!
 //! A story is a stream of YAML documents. The first is the observation at second 0; each further one has `step` (its
 //! name), `at` (its second) and what happens: `given` (objects that other plans brought to where they are), `patch` (a JSON
-//! merge patch on the observation), `pods` (name → container state), `canary` (the same for pods of a canary), `says` (pod → a shorthand of [`Saying`]), `ends` (pod →
+//! merge patch on the observation), `pods` (name → container state), `canary` and `activator` (the same for pods of a canary and of an activator), `says` (pod → a shorthand of [`Saying`]), `ends` (pod →
 //! exit code; a pod that exits 0 leaves its report as termination message). Statuses,
 //! Jobs, Deployments and bundles come from the plans.
 
@@ -44,6 +44,8 @@ struct Step {
     pods: BTreeMap<String, Value>,
     #[serde(default)]
     canary: BTreeMap<String, Value>,
+    #[serde(default)]
+    activator: BTreeMap<String, Value>,
     #[serde(default)]
     says: BTreeMap<String, Saying>,
     #[serde(default)]
@@ -125,6 +127,12 @@ enum Saying {
     Compared(u64, u64, u64),
     /// A server that holds the story's model.
     Serves,
+    /// A server that holds the story's model, and whose last request ended at this second.
+    Idles(i64),
+    /// An activator that holds requests.
+    Waits,
+    /// An activator that holds none.
+    Rests,
     /// A server of a canary that holds the story's model, with so many requests, failed ones and slow ones.
     Answers(u64, u64, u64),
     /// A server of a shadow that holds the story's model, with so many requests that it compared with the model of the contents `b`,
@@ -142,8 +150,8 @@ trait Told: Serialize + DeserializeOwned {
     /// Carries the plan out; with an obstruction, only its status is written.
     fn come_true(&mut self, plan: &Plan<Self::Status>);
     fn parts(&mut self) -> (&mut Vec<Pod>, &mut Vec<Received>);
-    /// Returns the pods of a canary.
-    fn canary(&mut self) -> Option<&mut Vec<Pod>> {
+    /// Returns the pods of a canary and of an activator.
+    fn others(&mut self) -> Option<[&mut Vec<Pod>; 2]> {
         None
     }
 }
@@ -263,6 +271,11 @@ impl Told for ObservedReasoningPod {
         if self.canary.is_none() {
             self.canary_pods.clear();
         }
+        let live = self.activator.take();
+        self.activator = planned("codex-a-rc").map(|planned| applied(live, planned));
+        if self.activator.is_none() {
+            self.activator_pods.clear();
+        }
         let status = self.autoscaler.take().and_then(|live| live.status);
         let planned = plan.desired.horizontal_pod_autoscalers.first();
         self.autoscaler = planned.map(|planned| HorizontalPodAutoscaler { status, ..planned.clone() });
@@ -306,8 +319,8 @@ impl Told for ObservedReasoningPod {
         (&mut self.pods, &mut self.reports)
     }
 
-    fn canary(&mut self) -> Option<&mut Vec<Pod>> {
-        Some(&mut self.canary_pods)
+    fn others(&mut self) -> Option<[&mut Vec<Pod>; 2]> {
+        Some([&mut self.canary_pods, &mut self.activator_pods])
     }
 }
 
@@ -367,6 +380,18 @@ fn state(kind: Kind, saying: &Saying, annotations: &Value) -> State {
             stage: Stage::Running,
             verified: Some(make::model("a").digest),
             promotion: annotations["codex-ml.dev/promotion-digest"].as_str().map(|digest| digest.parse().unwrap()),
+            ..ServingState::default()
+        }),
+        (Saying::Idles(second), _) => State::Serving(ServingState {
+            stage: Stage::Running,
+            verified: Some(make::model("a").digest),
+            promotion: annotations["codex-ml.dev/promotion-digest"].as_str().map(|digest| digest.parse().unwrap()),
+            idle_since: Some(make::at(*second).as_second()),
+            ..ServingState::default()
+        }),
+        (Saying::Waits | Saying::Rests, _) => State::Serving(ServingState {
+            stage: Stage::Running,
+            waiting: matches!(saying, Saying::Waits),
             ..ServingState::default()
         }),
         (Saying::Answers(requests, errors, slow), _) => State::Serving(ServingState {
@@ -449,13 +474,14 @@ fn happen<O: Told>(observed: &mut O, observation: &Value, step: &Step, seq: &mut
         observation.pointer("/deployment/spec/template/metadata/annotations").cloned().unwrap_or_default();
     let mounted = observation.pointer("/job/metadata/annotations/codex-ml.dev~1config-digest");
     let config = mounted.and_then(Value::as_str).map(|digest| digest.parse().unwrap());
-    if let Some(pods) = observed.canary() {
-        let annotations =
-            observation.pointer("/canary/spec/template/metadata/annotations").cloned().unwrap_or_default();
-        for (name, state) in &step.canary {
-            pods.retain(|pod| pod.metadata.name.as_ref() != Some(name));
-            if !state.is_null() {
-                pods.push(pod(name, state, &annotations, step.at));
+    if let Some([canary, activator]) = observed.others() {
+        for (pods, states, of) in [(canary, &step.canary, "canary"), (activator, &step.activator, "activator")] {
+            let annotations = observation.pointer(&format!("/{of}/spec/template/metadata/annotations"));
+            for (name, state) in states {
+                pods.retain(|pod| pod.metadata.name.as_ref() != Some(name));
+                if !state.is_null() {
+                    pods.push(pod(name, state, &annotations.cloned().unwrap_or_default(), step.at));
+                }
             }
         }
     }
@@ -533,6 +559,7 @@ stories! {
     evaluation_uncounted: ObservedEvaluation;
     evaluation_on_a_schedule: ObservedEvaluation;
     pod_scales: ObservedReasoningPod;
+    pod_stops_while_idle: ObservedReasoningPod;
     pod_redeploys: ObservedReasoningPod;
     pod_tries_a_canary: ObservedReasoningPod;
     pod_routes_a_canary: ObservedReasoningPod;

@@ -246,6 +246,8 @@ impl World {
             http_route: None,
             canary: None,
             canary_pods: Vec::new(),
+            activator: None,
+            activator_pods: Vec::new(),
             pods: self.pods_of("codex-s-rc"),
             reports: self.said("pod-1"),
             former_pods: Vec::new(),

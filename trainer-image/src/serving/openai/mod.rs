@@ -53,7 +53,7 @@ use super::{
 const PASSED: &str = "Passed";
 
 /// The most bytes of a request.
-const MAX_BODY: usize = 4 << 20;
+pub(super) const MAX_BODY: usize = 4 << 20;
 
 /// Returns the routes.
 pub(super) fn routes() -> Router<App> {
