@@ -34,7 +34,9 @@ impl GatewayApi<'_> {
     fn kubectl(&self, verb: &[&str]) -> Result<String> {
         let mut kubectl = self.team.kubectl()?;
         kubectl.args(verb);
-        self.files.iter().for_each(|file| drop(kubectl.args(["--filename", file])));
+        for file in &self.files {
+            kubectl.args(["--filename", file]);
+        }
         output(&mut kubectl)
     }
 }

@@ -1,7 +1,7 @@
 #!/bin/bash
 # Builds Traefik VERSION at PROGRAM from its Go module: traefik.sh VERSION PROGRAM.
 # Three modules that it names are not in the Go registry, or not in a module's zip: its package for extensions, which is empty; a fork of
-# go-http-auth, whose upstream has the functions that are used; and the clients of some DNS providers, which only certificates need.
+# go-http-auth, whose upstream lacks one function, which digest authentication alone uses; and the clients of some DNS providers, which only certificates need.
 set -euo pipefail
 version=$1 program=$2
 folder=$(mktemp -d)
@@ -32,6 +32,7 @@ GO
 mkdir -p pkg/config/dynamic/ext
 printf 'module github.com/traefik/traefik/dynamic/ext\n' >pkg/config/dynamic/ext/go.mod
 printf 'package ext\n\ntype HTTP struct{}\n\ntype Router struct{}\n' >pkg/config/dynamic/ext/ext.go
+sed -i 's/RequireAuthStale/RequireAuth/' pkg/middlewares/auth/digest_auth.go
 go mod edit -replace "github.com/go-acme/lego/v5=$folder/lego" \
 	-dropreplace github.com/abbot/go-http-auth -require github.com/abbot/go-http-auth@v0.4.0
 mkdir -p "$(dirname "$program")"
