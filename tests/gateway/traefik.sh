@@ -1,7 +1,8 @@
 #!/bin/bash
 # Builds Traefik VERSION at PROGRAM from its Go module: traefik.sh VERSION PROGRAM.
 # Three modules that it names are not in the Go registry, or not in a module's zip: its package for extensions, which is empty; a fork of
-# go-http-auth, whose upstream lacks one function, which digest authentication alone uses; and the clients of some DNS providers, which only certificates need.
+# go-http-auth, whose upstream lacks one function, which digest authentication alone uses; and the clients of some DNS providers, which only
+# certificates need.
 set -euo pipefail
 version=$1 program=$2
 folder=$(mktemp -d)
@@ -34,6 +35,6 @@ printf 'module github.com/traefik/traefik/dynamic/ext\n' >pkg/config/dynamic/ext
 printf 'package ext\n\ntype HTTP struct{}\n\ntype Router struct{}\n' >pkg/config/dynamic/ext/ext.go
 sed -i 's/RequireAuthStale/RequireAuth/' pkg/middlewares/auth/digest_auth.go
 go mod edit -replace "github.com/go-acme/lego/v5=$folder/lego" \
-	-dropreplace github.com/abbot/go-http-auth -require github.com/abbot/go-http-auth@v0.4.0
+	-dropreplace github.com/abbot/go-http-auth -require github.com/abbot/go-http-auth@v0.4.1-0.20220112235402-e1cee1c72f2f
 mkdir -p "$(dirname "$program")"
 CGO_ENABLED=0 go build -mod=mod -trimpath -ldflags "-s -w" -o "$program" ./cmd/traefik
