@@ -148,6 +148,7 @@ async fn servers_are_added_while_prompts_wait_and_removed_when_none_does() -> Re
             "--kubelet-insecure-tls".to_owned(),
             "--kubelet-preferred-address-types=InternalIP".to_owned(),
             "--metric-resolution=10s".to_owned(),
+            "--kubelet-request-timeout=5s".to_owned(),
         ],
         None,
     )?;
