@@ -92,9 +92,9 @@ const CRD: &[Edit] = &[(
 
 const LABELS: &str = "  labels:\n    {{- with .Values.monitoring.labels }}\n    {{- toYaml . | nindent 4 }}\n    {{- end }}\n    app.kubernetes.io/part-of: codex\n";
 const MONITORS: &[Edit] = &[
-    ("  namespace: codex-system\n", 3, "  namespace: {{ .Release.Namespace }}\n"),
+    ("  namespace: codex-system\n", 4, "  namespace: {{ .Release.Namespace }}\n"),
     ("    - codex-system\n", 1, "    - {{ .Release.Namespace }}\n"),
-    ("  labels:\n    app.kubernetes.io/part-of: codex\n", 3, LABELS),
+    ("  labels:\n    app.kubernetes.io/part-of: codex\n", 4, LABELS),
 ];
 const ALERTS: &[Edit] = &[NAMESPACE, ("  labels:\n    app.kubernetes.io/part-of: codex\n", 1, LABELS)];
 const DASHBOARDS: &[Edit] = &[("  namespace: codex-system\n", 4, "  namespace: {{ .Release.Namespace }}\n")];
