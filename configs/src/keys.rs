@@ -95,6 +95,7 @@ pub(crate) const TRAINING: &[Key] = &[
     key("training.ema.decay", Rule::AboveOrNull { above: 0.0, most: 0.999_999_9, null: "no average" }),
     key("training.gradient_noise_scale", Rule::Flag),
     key(
+    key("training.optimizer.moments", Rule::Choice(&["fp32", "8bit"])),
         "training.privacy.noise_multiplier",
         Rule::AboveOrNull { above: 0.1, most: 1e6, null: "no noise, unless training.privacy.target_epsilon is set" },
     ),

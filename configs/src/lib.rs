@@ -49,7 +49,7 @@ pub use evaluation::{
 pub use explained::{Explained, Leaf, Located, ResolvedFile, Share, Sources, is_settings, settings_groups};
 pub use keys::LANGUAGES;
 pub use lines::lines;
-pub use optimizers::{EmaSettings, OptimizerName, OptimizerSettings};
+pub use optimizers::{EmaSettings, MomentType, OptimizerName, OptimizerSettings};
 pub use options::has_options;
 pub use preferences::DpoSettings;
 pub use privacy::{PrivacySettings, Randomness};
