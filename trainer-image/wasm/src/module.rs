@@ -208,8 +208,7 @@ impl Module {
                     return Err(Invalid::TooMany("types"));
                 }
                 for _ in 0..count {
-                    let kind = self.function_type_of(section)?;
-                    self.types.push(kind);
+                    self.types.push(function_type(section)?);
                 }
             }
             2 => {
@@ -303,20 +302,6 @@ impl Module {
         Ok(())
     }
 
-    fn function_type_of(&self, section: &mut Reader) -> Result<FunctionType, Invalid> {
-        if section.byte()? != 0x60 {
-            return section.fail("a type that is none of functions");
-        }
-        let mut read = || -> Result<Vec<ValueType>, Invalid> {
-            let count = section.count()?;
-            if count > MOST_VALUES {
-                return Err(Invalid::TooMany("parameters or results"));
-            }
-            (0..count).map(|_| ValueType::read(section)).collect()
-        };
-        Ok(FunctionType { parameters: read()?, results: read()? })
-    }
-
     fn export_of(&mut self, section: &mut Reader) -> Result<(), Invalid> {
         let name = section.name()?;
         let kind = section.byte()?;
@@ -381,6 +366,20 @@ impl Module {
         self.data.push(Segment { offset, items: section.take(count)?.to_vec() });
         Ok(())
     }
+}
+
+fn function_type(section: &mut Reader) -> Result<FunctionType, Invalid> {
+    if section.byte()? != 0x60 {
+        return section.fail("a type that is none of functions");
+    }
+    let mut read = || -> Result<Vec<ValueType>, Invalid> {
+        let count = section.count()?;
+        if count > MOST_VALUES {
+            return Err(Invalid::TooMany("parameters or results"));
+        }
+        (0..count).map(|_| ValueType::read(section)).collect()
+    };
+    Ok(FunctionType { parameters: read()?, results: read()? })
 }
 
 fn limits(section: &mut Reader) -> Result<(u32, Option<u32>), Invalid> {

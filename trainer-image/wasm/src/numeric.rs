@@ -14,21 +14,18 @@ const NAN64: u64 = 0x7ff8_0000_0000_0000;
 /// Returns the types of the operands and of the result of an instruction from 0x45 to 0xc4.
 pub(crate) fn signature(opcode: u8) -> (&'static [ValueType], ValueType) {
     match opcode {
-        0x45 => (&[I32], I32),
-        0x46..=0x4f => (&[I32, I32], I32),
-        0x50 => (&[I64], I32),
+        0x45 | 0x67..=0x69 | 0xc0 | 0xc1 => (&[I32], I32),
+        0x46..=0x4f | 0x6a..=0x78 => (&[I32, I32], I32),
+        0x50 | 0xa7 => (&[I64], I32),
         0x51..=0x5a => (&[I64, I64], I32),
         0x5b..=0x60 => (&[F32, F32], I32),
         0x61..=0x66 => (&[F64, F64], I32),
-        0x67..=0x69 | 0xc0 | 0xc1 => (&[I32], I32),
-        0x6a..=0x78 => (&[I32, I32], I32),
         0x79..=0x7b | 0xc2..=0xc4 => (&[I64], I64),
         0x7c..=0x8a => (&[I64, I64], I64),
         0x8b..=0x91 => (&[F32], F32),
         0x92..=0x98 => (&[F32, F32], F32),
         0x99..=0x9f => (&[F64], F64),
         0xa0..=0xa6 => (&[F64, F64], F64),
-        0xa7 => (&[I64], I32),
         0xa8 | 0xa9 | 0xbc => (&[F32], I32),
         0xaa | 0xab => (&[F64], I32),
         0xac | 0xad => (&[I32], I64),
@@ -58,7 +55,7 @@ fn canonical64(x: f64) -> u64 {
 
 /// The operands' bits as numbers.
 fn i32_of(bits: u64) -> i32 {
-    bits as u32 as i32
+    (bits as u32).cast_signed()
 }
 
 fn f32_of(bits: u64) -> f32 {
@@ -72,6 +69,7 @@ fn of_i32(x: i32) -> u64 {
 macro_rules! minimum_and_maximum {
     ($float:ident, $min:ident, $max:ident) => {
         /// The smaller operand; −0 is smaller than 0, and NaN is passed on.
+        #[allow(clippy::float_cmp, reason = "equal operands are those that differ in their sign at most")]
         fn $min(a: $float, b: $float) -> $float {
             if a.is_nan() || b.is_nan() {
                 $float::NAN
@@ -83,6 +81,7 @@ macro_rules! minimum_and_maximum {
         }
 
         /// The larger operand; 0 is larger than −0, and NaN is passed on.
+        #[allow(clippy::float_cmp, reason = "equal operands are those that differ in their sign at most")]
         fn $max(a: $float, b: $float) -> $float {
             if a.is_nan() || b.is_nan() {
                 $float::NAN
@@ -172,13 +171,11 @@ pub(crate) fn unary(opcode: u8, bits: u64) -> Result<u64, Trap> {
         0x9d => canonical64(double.trunc()),
         0x9e => canonical64(double.round_ties_even()),
         0x9f => canonical64(double.sqrt()),
-        0xa7 => u64::from(x),
         0xa8 => to_i32(f64::from(single))?,
         0xa9 => to_u32(f64::from(single))?,
         0xaa => to_i32(double)?,
         0xab => to_u32(double)?,
         0xac => i64::from(i32_of(bits)).cast_unsigned(),
-        0xad => u64::from(x),
         0xae => to_i64(f64::from(single))?,
         0xaf => to_u64(f64::from(single))?,
         0xb0 => to_i64(double)?,
@@ -193,12 +190,13 @@ pub(crate) fn unary(opcode: u8, bits: u64) -> Result<u64, Trap> {
         0xb9 => canonical64(long.cast_signed() as f64),
         0xba => canonical64(long as f64),
         0xbb => canonical64(f64::from(single)),
-        0xbc | 0xbe => u64::from(x),
-        0xc0 => of_i32(i32::from(x as u8 as i8)),
-        0xc1 => of_i32(i32::from(x as u16 as i16)),
-        0xc2 => i64::from(long as u8 as i8).cast_unsigned(),
-        0xc3 => i64::from(long as u16 as i16).cast_unsigned(),
-        0xc4 => i64::from(long as u32 as i32).cast_unsigned(),
+        // The lower bits, or the same bits as another type.
+        0xa7 | 0xad | 0xbc | 0xbe => u64::from(x),
+        0xc0 => of_i32(i32::from((x as u8).cast_signed())),
+        0xc1 => of_i32(i32::from((x as u16).cast_signed())),
+        0xc2 => i64::from((long as u8).cast_signed()).cast_unsigned(),
+        0xc3 => i64::from((long as u16).cast_signed()).cast_unsigned(),
+        0xc4 => i64::from((long as u32).cast_signed()).cast_unsigned(),
         // 0xbd and 0xbf: the same bits as another type.
         _ => long,
     })
@@ -219,7 +217,7 @@ pub(crate) fn binary(opcode: u8, a: u64, b: u64) -> Result<u64, Trap> {
 }
 
 /// Compares integers, as signed ones and as unsigned ones.
-fn compared<S: PartialOrd, U: PartialOrd>(kind: u8, a: (S, U), b: (S, U)) -> bool {
+fn compared<S: PartialOrd + Copy, U: PartialOrd + Copy>(kind: u8, a: (S, U), b: (S, U)) -> bool {
     match kind {
         0 => a.1 == b.1,
         1 => a.1 != b.1,

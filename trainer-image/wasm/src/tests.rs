@@ -70,7 +70,7 @@ impl Both {
             .iter()
             .zip(arguments)
             .map(|(kind, bits)| match kind {
-                ValType::I32 => Val::I32(*bits as u32 as i32),
+                ValType::I32 => Val::I32((*bits as u32).cast_signed()),
                 ValType::I64 => Val::I64(bits.cast_signed()),
                 ValType::F32 => Val::F32(F32::from_bits(*bits as u32)),
                 _ => Val::F64(F64::from_bits(*bits)),
@@ -151,7 +151,7 @@ fn every_instruction() -> (Vec<u8>, Vec<(String, Vec<ValueType>)>) {
         let mut number = Vec::new();
         leb(index, &mut number);
         functions.push(number.clone());
-        let name: String = opcode.iter().map(|byte| format!("{byte:02x}")).collect();
+        let name = opcode.iter().map(|byte| format!("{byte:02x}")).collect::<Vec<_>>().concat();
         let mut export = vec![name.len() as u8];
         export.extend(name.bytes());
         export.push(0);

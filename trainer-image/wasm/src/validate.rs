@@ -106,7 +106,9 @@ impl Validator<'_, '_> {
     }
 
     fn push_all(&mut self, kinds: &[ValueType]) {
-        kinds.iter().for_each(|kind| self.push(*kind));
+        for kind in kinds {
+            self.push(*kind);
+        }
     }
 
     /// Removes an operand of any type, and returns its type.

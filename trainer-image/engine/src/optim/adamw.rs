@@ -294,7 +294,7 @@ mod tests {
 
     /// Gradients whose size differs from parameter to parameter and from step to step.
     fn drawn(count: usize, step: u64) -> Vec<f32> {
-        let bits = |at: u64| (at * 2_654_435_761 + step * 40_503) % (1 << 32) >> 8;
+        let bits = |at: u64| ((at * 2_654_435_761 + step * 40_503) % (1 << 32)) >> 8;
         (0..count as u64).map(|at| (bits(at) as f32 / (1 << 23) as f32 - 1.0) * (1.0 + (at % 7) as f32)).collect()
     }
 

@@ -13,7 +13,7 @@ pub(crate) const BLOCK: usize = 256;
 /// Numbers of the smallest tensor that is quantized.
 pub(crate) const LEAST: usize = 4096;
 /// Decades of the map below 1.
-const DECADES: u32 = 7;
+const DECADES: i32 = 7;
 /// The lowest bits of a float that the table of first guesses leaves out: it has 64 entries for each power of two.
 const SHIFT: u32 = 17;
 /// Index of the last entry of that table, which is that of 1.
@@ -49,12 +49,12 @@ impl Map {
     /// there is one sign: the middles of equal parts of the decade from 0.1 to 1. Beside them are 0 and 1.
     fn new(sign: Sign) -> Self {
         let mut magnitudes = vec![0.0];
-        for decade in 0..DECADES {
+        for decade in 0..DECADES.unsigned_abs() {
             let count = match sign {
                 Sign::Signed => 1_u32 << decade,
                 Sign::Unsigned => 2 << decade,
             };
-            let power = 10_f64.powi((DECADES - 1 - decade) as i32);
+            let power = 10_f64.powi(DECADES - 1 - decade.cast_signed());
             magnitudes.extend((0..count).map(|part| {
                 let middle = 0.1 + 0.9 * f64::from(2 * part + 1) / f64::from(2 * count);
                 (middle / power) as f32

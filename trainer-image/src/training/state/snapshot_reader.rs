@@ -154,7 +154,7 @@ impl<R: Read + Seek> Reader<R> {
         let mut numbers = vec![0.0; layout.size()];
         for tensor in layout.tensors() {
             let name = format!("{group}/{}", tensor.name);
-            self.floats(name, &tensor.shape, &mut numbers[tensor.range.clone()])?;
+            self.floats(&name, &tensor.shape, &mut numbers[tensor.range.clone()])?;
         }
         Ok(numbers)
     }
@@ -164,14 +164,14 @@ impl<R: Read + Seek> Reader<R> {
         for (tensor, numbers) in layout.tensors().iter().zip(into.tensors_mut(layout)) {
             let name = format!("{group}/{}", tensor.name);
             match numbers {
-                TensorNumbersMut::Small(small) => self.floats(name, &tensor.shape, small)?,
+                TensorNumbersMut::Small(small) => self.floats(&name, &tensor.shape, small)?,
                 TensorNumbersMut::Coded(codes, scales) => {
                     self.expect(&name, Dtype::U8, &tensor.shape)?;
                     let mut codes = codes.iter_mut();
                     self.bytes(&name, |piece| {
                         codes.by_ref().zip(piece).for_each(|(code, byte)| *code = *byte);
                     })?;
-                    self.floats(format!("{scale}/{}", tensor.name), &[scales.len()], scales)?;
+                    self.floats(&format!("{scale}/{}", tensor.name), &[scales.len()], scales)?;
                 }
             }
         }
@@ -188,10 +188,10 @@ impl<R: Read + Seek> Reader<R> {
         Err(SnapshotError::Shape { name: name.to_owned(), found, expected: format!("{dtype} {shape:?}") })
     }
 
-    fn floats(&mut self, name: String, shape: &[usize], into: &mut [f32]) -> Result<(), SnapshotError> {
-        self.expect(&name, Dtype::F32, shape)?;
+    fn floats(&mut self, name: &str, shape: &[usize], into: &mut [f32]) -> Result<(), SnapshotError> {
+        self.expect(name, Dtype::F32, shape)?;
         let mut into = into.iter_mut();
-        self.bytes(&name, |piece| {
+        self.bytes(name, |piece| {
             for (bytes, number) in piece.as_chunks().0.iter().zip(&mut into) {
                 *number = f32::from_le_bytes(*bytes);
             }
