@@ -130,7 +130,7 @@ impl PhaseData {
     /// Whether records of this data may be selected.
     pub fn takes(&self, data: &Data) -> bool {
         let task = data.synthetic.as_ref().map(|synthetic| &synthetic.task);
-        data.name != VALIDATION
+        data.is_trained_on()
             && (self.sources.is_empty() || self.sources.contains(&data.name))
             && (self.tasks.is_empty() || task.is_some_and(|task| self.tasks.contains(task)))
     }
@@ -305,7 +305,7 @@ fn check_data(run: &Training, index: usize, phase: &Phase) -> Result<(), ConfigE
     let PhaseData { sources, tasks, difficulties, categories } = &phase.dataset;
     let refuse =
         |field: &str, value: String, right: String| Err(refuse(index, &format!("dataset{field}"), value, right));
-    let trained: Vec<&Data> = run.data.iter().filter(|data| data.name != VALIDATION).collect();
+    let trained: Vec<&Data> = run.data.iter().filter(|data| data.is_trained_on()).collect();
     let names = || trained.iter().map(|data| data.name.as_str()).collect::<Vec<_>>().join(", ");
     if let Some(name) = sources.iter().find(|name| !trained.iter().any(|data| data.name == **name)) {
         let right = if name == VALIDATION {

@@ -21,6 +21,14 @@ pub const BASELINE: &str = "baseline";
 pub const REFERENCE: &str = "reference-";
 /// Name of the validation records in the data of a training run. They are evaluated and never trained on.
 pub const VALIDATION: &str = "validation";
+/// What the names of plugins begin with in the data of a training run and of an evaluation.
+const PLUGIN: &str = "plugin-";
+/// Name of the plugin that scores the responses of an evaluation.
+pub const PLUGIN_METRIC: &str = "plugin-metric";
+/// Name of the plugin that rewards sampled answers in the data of a training run.
+pub const PLUGIN_REWARD: &str = "plugin-reward";
+/// Name of the plugin that selects records in the data of a training run.
+pub const PLUGIN_FILTER: &str = "plugin-filter";
 
 /// A file of records, either pinned by its digest or generated.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -34,6 +42,18 @@ pub struct Data {
     /// Generator of the file, if it is synthetic.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub synthetic: Option<Synthetic>,
+}
+
+impl Data {
+    /// Whether a training run is trained on its records: all but those that are held out, and plugins.
+    pub fn is_trained_on(&self) -> bool {
+        self.name != VALIDATION && !self.is_plugin()
+    }
+
+    /// Whether it is the file of a plugin.
+    pub fn is_plugin(&self) -> bool {
+        self.name.starts_with(PLUGIN)
+    }
 }
 
 /// Generated records. The same values give the same bytes on every machine.
@@ -83,6 +103,26 @@ pub(crate) fn check(data: &[Data]) -> Result<(), ConfigError> {
         if synthetic.seed > crate::MAX_SEED {
             let right = format!("write a whole number from 0 to {}", crate::MAX_SEED);
             return Err(refuse(".synthetic.seed", synthetic.seed.to_string(), right));
+        }
+    }
+    Ok(())
+}
+
+/// Checks the names of plugins: `known` are those that the object can have, and what each needs.
+///
+/// # Errors
+/// [`ConfigError`] names the item and the names that are known.
+pub(crate) fn check_plugins(data: &[Data], known: &[&str]) -> Result<(), ConfigError> {
+    for (index, item) in data.iter().enumerate().filter(|(_, item)| item.is_plugin()) {
+        let refuse = |field: &str, value: String, right: String| {
+            Err(ConfigError::Data { field: format!("data[{index}]{field}"), value, right })
+        };
+        if !known.contains(&item.name.as_str()) {
+            let right = format!("a name that begins with {PLUGIN} is that of a plugin; use {}", known.join(" or "));
+            return refuse(".name", format!("{:?}", item.name), right);
+        }
+        if item.synthetic.is_some() {
+            return refuse(".synthetic", format!("set for {}", item.name), "name the file of the plugin".to_owned());
         }
     }
     Ok(())

@@ -6,8 +6,8 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    BASELINE, ConfigError, Data, Environment, Explained, Located, PROBLEMS, REFERENCE, Resolved, Sources, benchmark,
-    benchmark_file, data,
+    BASELINE, ConfigError, Data, Environment, Explained, Located, PLUGIN_METRIC, PROBLEMS, REFERENCE, Resolved,
+    Sources, benchmark, benchmark_file, data,
     error::nearest,
     explained::explain,
     keys,
@@ -88,6 +88,11 @@ impl Evaluation {
     fn unmeasurable(&self, metric: Metric) -> Option<String> {
         if !self.measures(metric) {
             return Some(format!("{metric} is not measured: add it to evaluation.metrics"));
+        }
+        if metric == Metric::Plugin && !self.data.iter().any(|item| item.name == PLUGIN_METRIC) {
+            return Some(format!(
+                "{metric} is what a plugin of yours measures: add its file to the data under the name {PLUGIN_METRIC}, or remove this gate"
+            ));
         }
         if metric.needs_samples() && self.settings.evaluation.samples < 2 {
             return Some(format!(
@@ -424,6 +429,7 @@ impl Resolved<Evaluation> {
 /// Checks the data of an object.
 fn check_data(data: &[Data]) -> Result<(), ConfigError> {
     data::check(data)?;
+    data::check_plugins(data, &[PLUGIN_METRIC])?;
     let references = data.iter().filter(|item| item.name.starts_with(REFERENCE)).count();
     if references > MAX_REFERENCES {
         return Err(ConfigError::Data {
@@ -436,11 +442,14 @@ fn check_data(data: &[Data]) -> Result<(), ConfigError> {
         if item.name.starts_with(REFERENCE) && item.synthetic.is_none() {
             continue;
         }
+        if item.is_plugin() {
+            continue;
+        }
         if ![PROBLEMS, BASELINE].contains(&item.name.as_str()) {
             return Err(ConfigError::Data {
                 field: format!("data[{index}].name"),
                 value: format!("{:?}", item.name),
-                right: format!("use {PROBLEMS} or {BASELINE}"),
+                right: format!("use {PROBLEMS}, {BASELINE} or {PLUGIN_METRIC}"),
             });
         }
         if item.name == BASELINE && item.synthetic.is_some() {

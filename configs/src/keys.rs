@@ -26,6 +26,9 @@ const POOLINGS: &[&str] = &["mean", "cls", "last"];
 /// Where an answer is in a text.
 const ANSWERS: &[&str] = &["marked", "last_number", "after", "regex", "choice", "whole"];
 
+/// What is changed of the words of prompts.
+const AUGMENTATIONS: &[&str] = &["case", "whitespace", "punctuation", "typos", "dropout"];
+
 /// The languages that records can be selected by, as ISO 639-3 codes.
 pub const LANGUAGES: &[&str] = &[
     "afr", "aka", "amh", "ara", "aze", "bel", "ben", "bul", "cat", "ces", "cmn", "cym", "dan", "deu", "ell", "eng",
@@ -92,6 +95,7 @@ pub(crate) const TRAINING: &[Key] = &[
     key("training.grad_clip_norm", Rule::Above { above: 0.0, most: 1e9 }),
     key("training.optimizer.name", Rule::Choice(&["adamw", "muon"])),
     key("training.optimizer.momentum", Rule::From { min: 0.0, below: 1.0 }),
+    key("training.optimizer.moments", Rule::Choice(&["fp32", "8bit"])),
     key("training.ema.decay", Rule::AboveOrNull { above: 0.0, most: 0.999_999_9, null: "no average" }),
     key("training.gradient_noise_scale", Rule::Flag),
     key(
@@ -172,6 +176,10 @@ pub(crate) const TRAINING: &[Key] = &[
     key("data.languages", Rule::AnyOf(LANGUAGES)),
     key("data.validation.share", Rule::From { min: 0.0, below: 1.0 }),
     key("data.validation.seed", Rule::Whole { min: 0, max: crate::MAX_SEED }),
+    key("data.augmentation.probability", Rule::From { min: 0.0, below: 1.0 }),
+    key("data.augmentation.rate", Rule::Above { above: 0.0, most: 1.0 }),
+    key("data.augmentation.variants", Rule::Whole { min: 1, max: 256 }),
+    key("data.augmentation.kinds", Rule::Choices(AUGMENTATIONS)),
     key("data.replay.buffer", Rule::Whole { min: 1, max: 1_000_000 }),
     key("data.replay.ratio", Rule::From { min: 0.0, below: 1.0 }),
     key("data.replay.interleave_every", Rule::Whole { min: 1, max: STEPS }),

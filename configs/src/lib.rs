@@ -7,6 +7,7 @@
 //! [`Explained`] has the layer and the line of every value, [`schema`] the JSON Schema of a file of settings, [`sweep`] the points
 //! of a sweep.
 
+mod augmentation;
 mod benchmark;
 mod change;
 mod curriculum;
@@ -34,13 +35,17 @@ mod training;
 #[cfg(test)]
 mod tests;
 
+pub use augmentation::{AugmentationKind, AugmentationSettings};
 pub use benchmark::{BenchmarkFile, benchmark, benchmark_file};
 pub use change::choose;
 pub use curriculum::{
     CURRICULUM_PRESETS, CurriculumSettings, DIFFICULTIES, PHASE_METRICS, Phase, PhaseData, ReplaySampling,
     ReplaySettings,
 };
-pub use data::{BASELINE, Data, MAX_SYNTHETIC, PROBLEMS, REFERENCE, Synthetic, TASKS, VALIDATION};
+pub use data::{
+    BASELINE, Data, MAX_SYNTHETIC, PLUGIN_FILTER, PLUGIN_METRIC, PLUGIN_REWARD, PROBLEMS, REFERENCE, Synthetic, TASKS,
+    VALIDATION,
+};
 pub use error::{ConfigError, Origin};
 pub use evaluation::{
     AnswerForm, Compare, Evaluation, EvaluationSettings, Generation, OnDemand, PRESETS, PromptForm, ReferenceForm,
@@ -49,7 +54,7 @@ pub use evaluation::{
 pub use explained::{Explained, Leaf, Located, ResolvedFile, Share, Sources, is_settings, settings_groups};
 pub use keys::LANGUAGES;
 pub use lines::lines;
-pub use optimizers::{EmaSettings, OptimizerName, OptimizerSettings};
+pub use optimizers::{EmaSettings, MomentType, OptimizerName, OptimizerSettings};
 pub use options::has_options;
 pub use preferences::DpoSettings;
 pub use privacy::{PrivacySettings, Randomness};

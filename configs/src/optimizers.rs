@@ -12,6 +12,19 @@ pub struct OptimizerSettings {
     pub name: OptimizerName,
     /// Momentum of [`OptimizerName::Muon`].
     pub momentum: f64,
+    /// How the moments of [`OptimizerName::Adamw`] are kept.
+    pub moments: MomentType,
+}
+
+/// How moments are kept between steps.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum MomentType {
+    /// 32 bits each.
+    #[serde(rename = "fp32")]
+    Fp32,
+    /// 8 bits each, quantized in blocks (Dettmers et al. 2022).
+    #[serde(rename = "8bit")]
+    EightBit,
 }
 
 /// An optimizer.
@@ -44,6 +57,10 @@ pub(crate) fn check(run: &Training) -> Result<(), ConfigError> {
     if training.optimizer.name == OptimizerName::Muon && training.trains_adapters() {
         let right = "adapters are products of two matrices, which Muon does not treat as one; write adamw";
         return conflict("training.optimizer.name", "muon", right);
+    }
+    if training.optimizer.name == OptimizerName::Muon && training.optimizer.moments == MomentType::EightBit {
+        let right = "Muon has no second moment, and its momentum is not quantized; write fp32, or training.optimizer.name=adamw";
+        return conflict("training.optimizer.moments", "8bit", right);
     }
     if !training.gradient_noise_scale {
         return Ok(());

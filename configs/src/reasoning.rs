@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::{ConfigError, Method, Optimization, Training, TrainingSettings, VALIDATION};
+use crate::{ConfigError, Method, Optimization, Training, TrainingSettings};
 
 /// The most characters of the name of a tool.
 pub(crate) const MAX_TOOL: usize = 63;
@@ -210,7 +210,7 @@ pub(crate) fn check(run: &Training) -> Result<(), ConfigError> {
         let right = format!("training.method {why}; write 1, or training.method=sft or lora");
         return conflict(SUPERVISION, weight.to_string(), right);
     }
-    if run.data.iter().filter(|data| data.name != VALIDATION).all(|data| data.synthetic.is_some()) {
+    if run.data.iter().filter(|data| data.is_trained_on()).all(|data| data.synthetic.is_some()) {
         let right = "synthetic tasks have no tool calls that it could weigh; add data whose records have some, between <tool_call> and \
                      </tool_call>, or write 1";
         return conflict(SUPERVISION, weight.to_string(), right.to_owned());

@@ -4,7 +4,7 @@ use regex::Regex;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    AnswerForm, Compare, ConfigError, DataFormat, Loss, Method, Optimization, ReferenceForm, Training,
+    AnswerForm, Compare, ConfigError, DataFormat, Loss, Method, Optimization, PLUGIN_REWARD, ReferenceForm, Training,
     TrainingSettings, evaluation,
 };
 
@@ -52,6 +52,11 @@ pub struct RewardSettings {
 }
 
 impl RewardSettings {
+    /// Whether nothing about an answer earns anything, so that only a plugin rewards it.
+    pub fn needs_no_answer(&self) -> bool {
+        self.correct + self.format + self.steps <= 0.0
+    }
+
     /// Returns the regular expression of [`AnswerForm::Regex`]; `None` for other forms.
     ///
     /// # Errors
@@ -76,7 +81,15 @@ pub(crate) fn check(run: &Training) -> Result<(), ConfigError> {
     let TrainingSettings { training, data, .. } = &run.settings;
     let conflict = |key, value: String, right: &str| Err(ConfigError::Conflict { key, value, right: right.to_owned() });
     let GrpoSettings { lora, reward, .. } = &training.grpo;
+    let plugin = run.data.iter().position(|data| data.name == PLUGIN_REWARD);
     let Some(_) = training.rewards() else {
+        if let Some(index) = plugin {
+            return Err(ConfigError::Data {
+                field: format!("data[{index}].name"),
+                value: format!("{PLUGIN_REWARD:?}"),
+                right: "it rewards sampled answers; set training.method=grpo, or remove this item".to_owned(),
+            });
+        }
         if *lora {
             let right = "it belongs to training.method=grpo; write false, or training.method=grpo";
             return conflict("training.grpo.lora", "true".to_owned(), right);
@@ -106,9 +119,9 @@ pub(crate) fn check(run: &Training) -> Result<(), ConfigError> {
         let right = "steps are found in texts with marked answers; write 0, or training.grpo.reward.answer=marked";
         return conflict("training.grpo.reward.steps", reward.steps.to_string(), right);
     }
-    if reward.correct + reward.format + reward.steps <= 0.0 {
-        let right =
-            "every answer has the same reward, from which nothing is learned; write a number above 0, such as 1";
+    if reward.needs_no_answer() && plugin.is_none() {
+        let right = "every answer has the same reward, from which nothing is learned; write a number above 0, such as 1, or add a \
+             plugin named plugin-reward to data";
         return conflict("training.grpo.reward.correct", reward.correct.to_string(), right);
     }
     Ok(())

@@ -7,9 +7,10 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::{
-    ConfigError, CurriculumSettings, Data, DpoSettings, EmaSettings, Environment, Explained, GrpoSettings, Located,
-    LoggingSettings, MAX_SYNTHETIC, OptimizerSettings, PrivacySettings, ReasoningSettings, ReplaySettings, Resolved,
-    Sources, Synthetic, TraceCapture, TrackingSettings, VALIDATION, curriculum, data,
+    AugmentationSettings, ConfigError, CurriculumSettings, Data, DpoSettings, EmaSettings, Environment, Explained,
+    GrpoSettings, Located, LoggingSettings, MAX_SYNTHETIC, OptimizerSettings, PLUGIN_FILTER, PLUGIN_REWARD,
+    PrivacySettings, ReasoningSettings, ReplaySettings, Resolved, Sources, Synthetic, TraceCapture, TrackingSettings,
+    VALIDATION, augmentation, curriculum, data,
     error::nearest,
     explained::explain,
     keys,
@@ -398,6 +399,8 @@ pub struct DataSettings {
     pub validation: HeldOutShare,
     /// Records of earlier phases that are trained on again.
     pub replay: ReplaySettings,
+    /// Changed versions of prompts.
+    pub augmentation: AugmentationSettings,
 }
 
 /// Records of each source that are held out of training for validation.
@@ -573,7 +576,7 @@ impl Training {
     fn check_selection(&self) -> Result<(), ConfigError> {
         let DataSettings { weights, validation, .. } = &self.settings.data;
         let trained: Vec<&str> =
-            self.data.iter().map(|data| data.name.as_str()).filter(|name| *name != VALIDATION).collect();
+            self.data.iter().filter(|data| data.is_trained_on()).map(|data| data.name.as_str()).collect();
         if let Some(name) = weights.iter().flat_map(BTreeMap::keys).find(|name| !trained.contains(&name.as_str())) {
             let why =
                 if name == VALIDATION { "validation records are not trained on" } else { "no data has that name" };
@@ -622,6 +625,7 @@ impl Spec for Training {
         preferences::check(self)?;
         rewards::check(self)?;
         reasoning::check(self)?;
+        augmentation::check(self)?;
         // With epochs, the trainer knows the steps only after it has read the data, and checks them then.
         if training.warmup_steps > training.max_steps && training.max_epochs.is_none() {
             let right = format!("write at most training.max_steps ({})", training.max_steps);
@@ -672,6 +676,11 @@ impl Spec for Training {
             return Err(ConfigError::Data { field: "data".to_owned(), value: "empty".to_owned(), right });
         }
         data::check(&self.data)?;
+        data::check_plugins(&self.data, &[PLUGIN_REWARD, PLUGIN_FILTER])?;
+        if self.data.iter().all(Data::is_plugin) {
+            let right = "name at least one file or synthetic task to train on".to_owned();
+            return Err(ConfigError::Data { field: "data".to_owned(), value: "plugins alone".to_owned(), right });
+        }
         self.check_selection()?;
         curriculum::check(self)?;
         let share = self.settings.data.validation.share;
@@ -683,12 +692,14 @@ impl Spec for Training {
                 let (field, value) = (format!("data[{index}].name"), format!("{VALIDATION:?}"));
                 return Err(ConfigError::Data { field, value, right: right.to_owned() });
             }
-            (Some(index), _) if self.data.len() == 1 => {
+            (Some(index), _) if !self.data.iter().any(Data::is_trained_on) => {
                 let right = "validation records are not trained on; name other data to train on".to_owned();
                 let (field, value) = (format!("data[{index}].name"), format!("{VALIDATION:?}"));
                 return Err(ConfigError::Data { field, value, right });
             }
-            (None, Some(every)) if share <= 0.0 && self.data.iter().any(|data| data.synthetic.is_none()) => {
+            (None, Some(every))
+                if share <= 0.0 && self.data.iter().any(|data| data.is_trained_on() && data.synthetic.is_none()) =>
+            {
                 let right = format!(
                     "only synthetic data has validation records of its own; add the records to evaluate on to data, as \
                      {VALIDATION}, or hold some out with data.validation.share"
@@ -700,7 +711,7 @@ impl Spec for Training {
         let counts: Option<Vec<u64>> = self
             .data
             .iter()
-            .filter(|item| item.name != VALIDATION)
+            .filter(|item| item.is_trained_on())
             .map(|item| Some(item.synthetic.as_ref()?.count))
             .collect();
         if let Some(records) = counts.map(|counts| counts.iter().sum::<u64>())

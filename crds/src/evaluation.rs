@@ -75,12 +75,13 @@ pub struct EvaluationSpec {
     #[serde(default)]
     #[schemars(length(max = 64), inner(length(min = 3, max = 1024)))]
     pub overrides: Vec<String>,
-    /// Files that replace those of the preset: problems, and baseline for reasoning.win_rate.
+    /// Files that replace those of the preset: problems, and baseline for reasoning.win_rate. The file named plugin-metric is a
+    /// plugin in WebAssembly, which measures the metric plugin.
     #[serde(default)]
-    #[schemars(length(max = 2))]
+    #[schemars(length(max = 3))]
     #[x_kube(
         validation = ("self.all(a, self.exists_one(b, b.name == a.name))", "spec.data[].name must be unique within the list: remove one of the files"),
-        validation = ("self.all(item, item.name in ['problems', 'baseline'])", "spec.data[].name must be problems or baseline"),
+        validation = ("self.all(item, item.name in ['problems', 'baseline', 'plugin-metric'])", "spec.data[].name must be problems, baseline or plugin-metric"),
     )]
     pub data: Vec<DataItem>,
     /// Seed of the bootstrap, which bounds bleu and perplexity, and of the answers that are sampled with a temperature above 0.

@@ -74,7 +74,8 @@ pub struct TrainingRunSpec {
     #[schemars(with = "i64", range(min = 0, max = 9_007_199_254_740_991_i64))]
     pub seed: u64,
     /// Data files, mixed in equal shares. The file named validation is held out: the trainer evaluates it every
-    /// training.eval_every steps and never trains on it.
+    /// training.eval_every steps and never trains on it. The files named plugin-filter and plugin-reward are plugins in
+    /// WebAssembly: the first selects the records that are trained on, the second rewards the answers of training.method=grpo.
     #[schemars(length(min = 1, max = 16))]
     #[x_kube(
         validation = ("self.all(a, self.exists_one(b, b.name == a.name))", "spec.data[].name must be unique within the list: rename one of the files")

@@ -180,7 +180,7 @@ fn cases() -> Vec<Case> {
         evaluation("/spec/gates/0/min", json!("high"), &["spec.gates[0].min", "high"]),
         evaluation("/spec/gates/0/min", json!(0.95), &["spec.gates[0].min", "string"]),
         evaluation("/spec/gates/0/confidence", json!("1.5"), &["confidence", "above 0.5 and below 1"]),
-        evaluation("/spec/data/0/name", json!("questions"), &["problems or baseline"]),
+        evaluation("/spec/data/0/name", json!("questions"), &["problems, baseline or plugin-metric"]),
         evaluation("/spec/pod/image", json!("mine"), &["unknown field", "spec.pod.image"]),
         pod("/spec/evaluations", json!([]), &["spec.evaluations", "at least 1"]),
         pod("/spec/evaluations", json!(["a", "a"]), &["name each Evaluation once"]),

@@ -31,6 +31,7 @@ pub mod metrics;
 pub mod model;
 mod overlap;
 pub mod page;
+pub mod plugins;
 pub mod quantize;
 pub mod register;
 pub mod reporting;

@@ -98,6 +98,12 @@ metrics! {
         needs_baseline: false,
         description: "Perplexity of the reference responses: e to the mean negative log-probability of a token that training would count, its end token included. Lower is better",
     }
+    Plugin {
+        name: "plugin",
+        kind: Mean,
+        needs_baseline: false,
+        description: "Mean over problems of the number from 0 to 1 that a [plugin](docs/plugins.md), the data named `plugin-metric`, returns for the response",
+    }
 }
 
 /// The values that a metric can have.
@@ -159,9 +165,13 @@ impl Metric {
     /// Returns the values that it can have.
     pub const fn scale(self) -> Scale {
         match self {
-            Self::ExactMatch | Self::WinRate | Self::TraceCoverage | Self::TokenF1 | Self::PassAtK | Self::MajAtK => {
-                Scale::Unit
-            }
+            Self::ExactMatch
+            | Self::WinRate
+            | Self::TraceCoverage
+            | Self::TokenF1
+            | Self::PassAtK
+            | Self::MajAtK
+            | Self::Plugin => Scale::Unit,
             Self::Bleu => Scale::Hundred,
             Self::Perplexity => Scale::FromOne,
         }
@@ -262,8 +272,7 @@ mod tests {
     #[test]
     fn an_unknown_name_is_refused_with_the_known_ones() {
         let said = |name: &str| name.parse::<Metric>().expect_err("unknown").to_string();
-        let known =
-            "use exact_match, reasoning.win_rate, trace_coverage, token_f1, pass_at_k, maj_at_k, bleu or perplexity";
+        let known = "use exact_match, reasoning.win_rate, trace_coverage, token_f1, pass_at_k, maj_at_k, bleu, perplexity or plugin";
         assert_eq!(
             said("exact_mach"),
             format!("metric \"exact_mach\" is unknown (did you mean exact_match?): {known}")

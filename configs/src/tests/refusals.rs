@@ -387,7 +387,7 @@ fn invalid_data() {
 fn data_of_an_evaluation() {
     assert_eq!(
         evaluation(vec![synthetic("arithmetic")]).expect_err("named otherwise").to_string(),
-        r#"data[0].name is "arithmetic": use problems or baseline"#
+        r#"data[0].name is "arithmetic": use problems, baseline or plugin-metric"#
     );
     let mut baseline = synthetic("arithmetic");
     baseline.name = "baseline".to_owned();
@@ -685,4 +685,63 @@ fn what_would_break_the_guarantee_of_privacy() {
         let told = private(settings);
         assert!(told.contains(said), "{settings:?}: {told}");
     }
+}
+
+fn plugin(name: &str) -> Data {
+    Data { name: name.to_owned(), sha256: Some(DataDigest(Sha256::of(name))), synthetic: None }
+}
+
+#[test]
+fn plugins_and_what_they_go_with() {
+    let training = |texts: &[&str], names: &[&str]| {
+        let all = data().into_iter().chain(names.iter().map(|name| plugin(name))).collect();
+        compose_training("cot-starter", &overrides(texts), None, 42, all)
+    };
+    let said = |texts: &[&str], names: &[&str]| training(texts, names).expect_err("must be refused").to_string();
+    let grpo = ["training.method=grpo", "training.grpo.reward.correct=0"];
+    assert!(training(&grpo, &["plugin-reward", "plugin-filter"]).is_ok());
+    assert!(training(&[], &["plugin-filter"]).is_ok());
+    assert!(said(&grpo, &["plugin-filter"]).contains("or add a plugin named plugin-reward to data"));
+    assert!(said(&[], &["plugin-reward"]).contains("it rewards sampled answers; set training.method=grpo"));
+    assert!(said(&[], &["plugin-rewards"]).contains("use plugin-reward or plugin-filter"));
+    let alone = data_sentence(vec![plugin("plugin-filter")]);
+    assert_eq!(alone, "data is plugins alone: name at least one file or synthetic task to train on");
+    let generated = Data { name: "plugin-filter".to_owned(), ..synthetic("arithmetic") };
+    let mut all = data();
+    all.push(generated);
+    assert!(data_sentence(all).contains("name the file of the plugin"));
+    assert!(evaluation(vec![plugin("plugin-metric")]).is_ok());
+    let other = evaluation(vec![plugin("plugin-reward")]).expect_err("must be refused").to_string();
+    assert!(other.contains("use plugin-metric"), "{other}");
+    // A plugin is neither trained on nor weighted.
+    assert!(said(&["data.weights.plugin-filter=2"], &["plugin-filter"]).contains("no data has that name"));
+}
+
+#[test]
+fn changed_prompts_and_what_they_go_with() {
+    let on = "data.augmentation.probability=0.5";
+    let ok = |texts: &[&str]| compose_training("cot-starter", &overrides(texts), None, 42, data());
+    assert!(ok(&[on, "data.augmentation.kinds=[typos, case]"]).is_ok());
+    assert!(sentence(&["data.augmentation.probability=1"], None).contains("a number of at least 0 and below 1"));
+    assert!(
+        sentence(&["data.augmentation.kinds=[synonyms]"], None)
+            .contains("case, whitespace, punctuation, typos, dropout")
+    );
+    let private = [on, "training.privacy.noise_multiplier=1", "training.spike_action=count"];
+    assert!(sentence(&private, None).contains("private steps draw records and not examples"));
+    let file = vec![plugin("pairs")];
+    let dpo = compose_training("cot-starter", &overrides(&[on, "training.method=dpo"]), None, 42, file.clone());
+    assert!(dpo.expect_err("must be refused").to_string().contains("write 0 with training.method=dpo"));
+    let text = compose_training("cot-starter", &overrides(&[on, "data.format=text"]), None, 42, file);
+    assert!(text.expect_err("must be refused").to_string().contains("texts have no prompts"));
+}
+
+#[test]
+fn moments_in_eight_bits_are_those_of_adamw() {
+    let on = "training.optimizer.moments=8bit";
+    assert!(compose_training("cot-starter", &overrides(&[on]), None, 42, data()).is_ok());
+    assert!(
+        sentence(&[on, "training.optimizer.name=muon"], None).contains("its momentum is not quantized; write fp32")
+    );
+    assert!(sentence(&["training.optimizer.moments=int8"], None).contains("one of fp32, 8bit"));
 }

@@ -2,7 +2,7 @@
 
 use std::{borrow::Cow, sync::Arc};
 
-use super::{AdamW, EngineError, EngineState, Layout, ModelConfig, Packed};
+use super::{AdamW, EngineError, EngineState, Layout, ModelConfig, MomentFormat, Packed};
 
 /// A training backend: it owns the parameters, and the gradients and moments of those that are trained. An engine is deterministic: the
 /// same calls give the same bits; with the kernels for any number of threads.
@@ -108,7 +108,16 @@ pub trait Engine: Send {
     ///
     /// # Errors
     /// The device fails.
+    ///
+    /// # Panics
+    /// Muon is to update moments in eight bits.
     fn update(&mut self, step: &AdamW) -> Result<(), EngineError>;
+
+    /// Keeps the moments in this format from now on. Eight bits lose some of their precision.
+    ///
+    /// # Errors
+    /// The device fails.
+    fn keep_moments(&mut self, format: MomentFormat) -> Result<(), EngineError>;
 
     /// Replaces the accumulated gradients.
     ///

@@ -7,7 +7,7 @@
 //! - `cpu/` holds hand-written kernels for processors, with activations in `f32` or `bf16`.
 //! - `candle/` holds the same models in candle's tensors with candle's autograd: for GPUs, for shapes that the kernels do not
 //!   know, and as the oracle that the kernels are tested against.
-//! - `optim/` holds AdamW, Muon, the gradient norm, and the gradient of a private step.
+//! - `optim/` holds AdamW, Muon, moments in 32 and in 8 bits, the gradient norm, and the gradient of a private step.
 
 #![allow(
     clippy::inline_always,
@@ -40,7 +40,9 @@ pub use model::{
     ConfigError, Family, HEAD_WIDTHS, Layout, Lora, LoraError, ModelConfig, Projection, RopeScaling, Shape, Tensor,
     Vocabulary, add_low_rank, flops, initial,
 };
-pub use optim::{AdamW, ClippedSum, Muon, Rates, muon_memory};
+pub use optim::{
+    AdamW, ClippedSum, EightBit, MomentFormat, Moments, Muon, Rates, TensorNumbers, TensorNumbersMut, muon_memory,
+};
 pub use packed::{Packed, Target};
 pub use sampling::{LogProbabilities, Sampler, Sampling, SamplingError, surprise};
 pub use settings::{Backend, Device, Precision, Settings};

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::{EngineError, Layout};
+use super::{EngineError, Layout, Moments};
 
 /// The state that an engine keeps between steps: vectors with one layout.
 #[derive(Clone, Debug, PartialEq)]
@@ -11,10 +11,8 @@ pub struct EngineState {
     pub layout: Arc<Layout>,
     /// The parameters.
     pub parameters: Vec<f32>,
-    /// The first moments: running means of the gradients.
-    pub first: Vec<f32>,
-    /// The second moments: running means of the squared gradients.
-    pub second: Vec<f32>,
+    /// The moments of the optimizer.
+    pub moments: Moments,
     /// The moving average of the parameters, if one is kept.
     pub average: Option<Vec<f32>>,
 }
@@ -22,8 +20,8 @@ pub struct EngineState {
 impl EngineState {
     /// Returns the state before the first step, with moments of 0.
     pub fn new(layout: Arc<Layout>, parameters: Vec<f32>) -> Self {
-        let zero = vec![0.0; parameters.len()];
-        Self { layout, parameters, first: zero.clone(), second: zero, average: None }
+        let moments = Moments::zero(parameters.len());
+        Self { layout, parameters, moments, average: None }
     }
 
     /// Checks that the state belongs to a model of `layout`.
@@ -32,16 +30,13 @@ impl EngineState {
     /// A vector's length differs from the layout's size.
     pub(crate) fn check(&self, layout: &Layout) -> Result<(), EngineError> {
         let expected = layout.size();
-        for (what, found) in [
-            ("parameters", self.parameters.len()),
-            ("first moments", self.first.len()),
-            ("second moments", self.second.len()),
-            ("averages", self.average.as_ref().map_or(expected, Vec::len)),
-        ] {
+        for (what, found) in
+            [("parameters", self.parameters.len()), ("averages", self.average.as_ref().map_or(expected, Vec::len))]
+        {
             if found != expected {
                 return Err(EngineError::State { what, found, expected });
             }
         }
-        Ok(())
+        self.moments.check(layout)
     }
 }

@@ -14,9 +14,26 @@ pub const FILE: &str = "data_report.json";
 pub struct DataReport {
     /// The sources of training data, in the order of the configuration.
     pub sources: Vec<SourceReport>,
+    /// How prompts are changed; absent if they are not.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub augmentation: Option<AugmentationReport>,
 }
 
-/// A source of training data. Of `records`, `other_languages`, `duplicates` and `held_out` are left out, in this order.
+/// Changed versions of prompts.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct AugmentationReport {
+    /// Share of the examples whose prompts are changed.
+    pub probability: f64,
+    /// Share of the words of a prompt that are changed.
+    pub rate: f64,
+    /// Number of changed versions of each record.
+    pub variants: u32,
+    /// What is changed.
+    pub kinds: Vec<String>,
+}
+
+/// A source of training data. Of `records`, `other_languages`, `filtered`, `duplicates` and `held_out` are left out, in this order.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct SourceReport {
@@ -30,6 +47,9 @@ pub struct SourceReport {
     pub records: u64,
     /// Number of records in other languages than `data.languages`.
     pub other_languages: u64,
+    /// Number of records that the plugin of the run dropped.
+    #[serde(default)]
+    pub filtered: u64,
     /// Number of records that repeat an earlier one, in this source or one before it.
     pub duplicates: u64,
     /// Number of records that are held out for validation.

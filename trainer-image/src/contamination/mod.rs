@@ -10,7 +10,7 @@ mod tests;
 
 use std::{ops::ControlFlow, path::PathBuf};
 
-use codex_configs::{Data as DataItem, TrainingSettings, VALIDATION};
+use codex_configs::{Data as DataItem, TrainingSettings};
 use codex_provenance::{DataDigest, Sha256};
 use codex_reports::exit;
 use rayon::prelude::*;
@@ -105,8 +105,7 @@ impl Check {
         let item =
             |name: &str| DataItem { name: name.to_owned(), sha256: Some(DataDigest(Sha256::of(""))), synthetic: None };
         // Validation records can be checked, too, but a configuration must have other data, and evaluations with them.
-        let mut data: Vec<_> =
-            self.data.iter().map(|(name, _)| item(name)).filter(|data| data.name != VALIDATION).collect();
+        let mut data: Vec<_> = self.data.iter().map(|(name, _)| item(name)).filter(DataItem::is_trained_on).collect();
         if data.is_empty() {
             data.push(item("data"));
         }

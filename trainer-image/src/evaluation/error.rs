@@ -11,6 +11,7 @@ use crate::{
     error::{CommandError, chain},
     model::{GenerateError, ModelError, TooLarge},
     overlap::Overlap,
+    plugins::PluginError,
     reporting::ReportingError,
     tasks::{RecordError, TaskError},
 };
@@ -162,6 +163,24 @@ pub enum EvaluateError {
         /// What is wrong with it.
         why: String,
     },
+    /// A plugin that cannot be used.
+    #[error("{file}: {source}")]
+    Plugin {
+        /// The file.
+        file: String,
+        /// What is wrong with it.
+        source: PluginError,
+    },
+    /// The plugin failed on a response; leaving the problem out would change the metric.
+    #[error("{file}:{line}: the response to this problem cannot be scored: {source}")]
+    Unscored {
+        /// The file of problems.
+        file: String,
+        /// The line, counted from 1.
+        line: usize,
+        /// Why the plugin failed.
+        source: PluginError,
+    },
     /// A file or directory that was named and is none.
     #[error(transparent)]
     Misnamed(#[from] Misnamed),
@@ -202,6 +221,8 @@ impl EvaluateError {
             | Self::Prompt { .. }
             | Self::Expected { .. }
             | Self::Reference { .. }
+            | Self::Plugin { .. }
+            | Self::Unscored { .. }
             | Self::Baseline(_) => ("InvalidData", true),
             Self::File(_) => ("StorageFailed", false),
             Self::Generation { .. } | Self::Golden(_) | Self::System(_) | Self::Reporting(_) => {

@@ -2,13 +2,14 @@
 
 use std::{collections::HashMap, path::PathBuf};
 
-use codex_configs::{BASELINE, Data, Evaluation, PROBLEMS, REFERENCE, benchmark_file};
+use codex_configs::{BASELINE, Data, Evaluation, PLUGIN_METRIC, PROBLEMS, REFERENCE, benchmark_file};
 use codex_provenance::{DataDigest, Sha256};
 use codex_reports::DataFile;
 
 use super::{EvaluateError, baseline::Baseline, outcomes::Outcomes};
 use crate::{
     atomic_fs,
+    plugins::{Kind, Plugin},
     tasks::{Answers, Record, Split, Task, materialise, parse_free_records, parse_records},
 };
 
@@ -23,6 +24,8 @@ pub(super) struct Inputs {
     pub(super) baseline: Option<Baseline>,
     /// The outcomes of the evaluations that this one is compared with, by name; each has every problem.
     pub(super) references: Vec<(String, Outcomes)>,
+    /// The plugin that scores responses.
+    pub(super) plugin: Option<Plugin>,
 }
 
 /// A problem and where it stands.
@@ -54,6 +57,7 @@ impl Inputs {
         let mut problems = Vec::new();
         let (mut problems_file, mut problems_digest) = (String::new(), None);
         let mut baseline = None;
+        let mut plugin = None;
         let mut references = Vec::new();
         for data in &evaluation.data {
             let (bytes, label) = bytes_of(evaluation, data, files)?;
@@ -62,6 +66,11 @@ impl Inputs {
             seen(file.clone());
             if let Some(expected) = data.sha256.filter(|expected| *expected != sha256) {
                 return Err(EvaluateError::DataMismatch { name: data.name.clone(), found: sha256, expected });
+            }
+            if data.name == PLUGIN_METRIC {
+                let loaded = Plugin::load(&bytes, Kind::Metric);
+                plugin = Some(loaded.map_err(|source| EvaluateError::Plugin { file: label, source })?);
+                continue;
             }
             let records = match data.name.as_str() {
                 name if let Some(name) = name.strip_prefix(REFERENCE) => {
@@ -98,7 +107,7 @@ impl Inputs {
                 .map_err(|why| EvaluateError::Reference { file: file.clone(), why })?;
         }
         let references = references.into_iter().map(|(name, _, outcomes)| (name, outcomes)).collect();
-        Ok(Self { file: problems_file, problems, baseline, references })
+        Ok(Self { file: problems_file, problems, baseline, references, plugin })
     }
 }
 
@@ -168,7 +177,8 @@ pub(super) fn pin(files: &[(String, PathBuf)]) -> Result<Vec<Data>, EvaluateErro
 
 /// True for a name that an evaluation's data can have.
 pub(super) fn is_name(name: &str) -> bool {
-    [PROBLEMS, BASELINE].contains(&name) || name.strip_prefix(REFERENCE).is_some_and(|rest| !rest.is_empty())
+    [PROBLEMS, BASELINE, PLUGIN_METRIC].contains(&name)
+        || name.strip_prefix(REFERENCE).is_some_and(|rest| !rest.is_empty())
 }
 
 #[cfg(test)]

@@ -58,7 +58,7 @@ fn one(items: &[Item], metric: Metric, resampling: Resampling) -> Option<Measure
             let (wins, losses) = (count(1.0), count(0.0));
             Some(Measurement::Duel { wins, ties: n - wins - losses, losses })
         }
-        Metric::TraceCoverage | Metric::TokenF1 | Metric::PassAtK => Some(Measurement::Mean {
+        Metric::TraceCoverage | Metric::TokenF1 | Metric::PassAtK | Metric::Plugin => Some(Measurement::Mean {
             n,
             sum: Some(values.iter().sum()),
             sum_of_squares: Some(values.iter().map(|value| value * value).sum()),

@@ -76,7 +76,7 @@ pub struct Evaluate {
     /// Seed of the bootstrap of bleu and perplexity; greedy generation draws nothing from it [default: 1].
     #[arg(long, allow_negative_numbers = true, value_parser = crate::arguments::seed)]
     seed: Option<u64>,
-    /// `problems` or `baseline` (JSON lines) in place of the preset's.
+    /// `problems` or `baseline` (JSON lines) in place of the preset's; `plugin-metric` (WebAssembly) measures the metric `plugin`.
     #[arg(long, value_name = "NAME=FILE", value_parser = named_file)]
     data: Vec<(String, PathBuf)>,
     /// A task in the form of lm-evaluation-harness: a YAML file, or the included `toy_copy_task` or `tiny_wikitext`. Results and
@@ -115,7 +115,7 @@ pub struct Evaluate {
 fn named_file(text: &str) -> Result<(String, PathBuf), String> {
     match text.split_once('=') {
         Some((name, path)) if inputs::is_name(name) && !path.is_empty() => Ok((name.to_owned(), path.into())),
-        _ => Err("write problems=FILE or baseline=FILE".to_owned()),
+        _ => Err("write problems=FILE, baseline=FILE or plugin-metric=FILE".to_owned()),
     }
 }
 

@@ -6,7 +6,7 @@
 
 use std::collections::BTreeMap;
 
-use codex_configs::{BASELINE, Evaluation, Generation, PROBLEMS};
+use codex_configs::{BASELINE, Evaluation, Generation, PLUGIN_METRIC, PROBLEMS};
 use codex_provenance::{DataDigest, ModelDigest};
 use codex_reports::DataFile;
 use codex_verdict::{MAX_BOOTSTRAP_CONFIDENCE, Measurement, Metric, Resampling};
@@ -44,6 +44,9 @@ pub struct Outcomes {
     /// SHA-256 of the predictions of the baseline; absent without a baseline.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     baseline: Option<DataDigest>,
+    /// SHA-256 of the plugin; absent without one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    plugin: Option<DataDigest>,
     /// The settings that decide an outcome: all but the size of batches.
     settings: BTreeMap<String, Value>,
     /// How bounds were bootstrapped; absent from files of an earlier version.
@@ -103,6 +106,7 @@ impl Outcomes {
             model,
             problems: digest_of(files, PROBLEMS)?,
             baseline: digest_of(files, BASELINE),
+            plugin: digest_of(files, PLUGIN_METRIC),
             settings: deciding(settings),
             bootstrap: Some(Bootstrap { seed: evaluation.seed, confidence: settings.confidence }),
             items: scored.iter().map(item).collect(),
@@ -174,7 +178,10 @@ impl Outcomes {
     /// Compares every metric that both evaluations measured with this reference, called `name`. Corpus metrics are bounded as `own`
     /// says, or at `confidence`.
     pub(crate) fn compare(&self, name: &str, own: &Self, confidence: Option<f64>) -> BTreeMap<String, Measurement> {
-        let compared = |metric: &Metric| !metric.needs_baseline() || self.baseline == own.baseline;
+        let compared = |metric: &Metric| {
+            (!metric.needs_baseline() || self.baseline == own.baseline)
+                && (*metric != Metric::Plugin || self.plugin == own.plugin)
+        };
         items::compare(name, &own.items, &self.items, compared, own.resampling(confidence))
     }
 

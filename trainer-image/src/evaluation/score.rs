@@ -52,6 +52,9 @@ pub struct Scored {
     /// Log-probability of the reference response, for perplexity; absent if that is not measured.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub likelihood: Option<Likelihood>,
+    /// What the plugin of the evaluation returned for the response, from 0 to 1; absent without one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub plugin: Option<f64>,
 }
 
 /// Several sampled answers to one problem, of which the first is the prediction.
@@ -133,6 +136,7 @@ impl Scored {
             token_f1: None,
             bleu: None,
             likelihood: None,
+            plugin: None,
         }
     }
 
@@ -161,6 +165,7 @@ impl Scored {
             Metric::TokenF1 => self.token_f1,
             Metric::PassAtK => self.samples.as_ref().map(|samples| samples.pass_at_k),
             Metric::MajAtK => self.samples.as_ref().map(|samples| share(samples.majority_correct)),
+            Metric::Plugin => self.plugin,
             Metric::Bleu | Metric::Perplexity => None,
         }
     }
@@ -176,7 +181,7 @@ fn measure(metric: Metric, scored: &[Scored], resampling: Resampling) -> Option<
     match metric {
         Metric::ExactMatch => Some(exact_match(scored.iter())),
         Metric::WinRate => win_rate(scored),
-        Metric::TraceCoverage | Metric::TokenF1 | Metric::PassAtK => mean(metric, scored.iter()),
+        Metric::TraceCoverage | Metric::TokenF1 | Metric::PassAtK | Metric::Plugin => mean(metric, scored.iter()),
         Metric::MajAtK => {
             let right: Vec<bool> =
                 scored.iter().filter_map(|one| one.samples.as_ref()).map(|it| it.majority_correct).collect();

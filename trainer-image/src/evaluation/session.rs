@@ -150,7 +150,12 @@ impl Session<'_> {
             // Every problem has a prediction: that was checked when the baseline was read.
             let baseline = inputs.baseline.as_ref().and_then(|baseline| baseline.prediction(&problem.record.prompt));
             let one = Scored::of(problem.line, &problem.record, prediction, baseline, &answers);
-            scored.push(Scored { samples, likelihood, ..one.with_texts(&asked) });
+            let plugin = inputs.plugin.as_ref().map(|plugin| {
+                let unscored =
+                    |source| EvaluateError::Unscored { file: inputs.file.clone(), line: problem.line, source };
+                plugin.metric(&one.prompt, &one.prediction, &one.reference).map_err(unscored)
+            });
+            scored.push(Scored { samples, likelihood, plugin: plugin.transpose()?, ..one.with_texts(&asked) });
         }
         if self.is_stopped() {
             return Ok(None);

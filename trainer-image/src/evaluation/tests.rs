@@ -10,6 +10,7 @@ use super::*;
 use crate::tasks::{Split, Task, materialise};
 
 mod corpus;
+mod plugins;
 
 /// A model that `steps` optimiser steps have taught; 0 leaves it as it was initialised.
 fn train(steps: u64, output: &Path) -> PathBuf {

@@ -33,7 +33,7 @@ pub(super) fn asked(text: &str) -> Result<Asked, String> {
     })?;
     match metric {
         _ if field.is_empty() => Err("write METRIC=FIELD, such as exact_match=acc".to_owned()),
-        Metric::WinRate | Metric::TraceCoverage => Err(format!(
+        Metric::WinRate | Metric::TraceCoverage | Metric::Plugin => Err(format!(
             "{metric} is not measured by lm-evaluation-harness: use exact_match, token_f1, bleu or perplexity"
         )),
         _ => Ok(Asked { metric, field: field.to_owned() }),

@@ -13,9 +13,15 @@ use super::{
     operands::Digits,
     operator::Operator,
     problem::Problem,
+    record::Record,
     task::Task,
 };
-use crate::{arguments::whole, atomic_fs, error::CommandError};
+use crate::{
+    arguments::whole,
+    atomic_fs::{self, FileError, Misnamed},
+    error::CommandError,
+    plugins::{Kind, Plugin, PluginError},
+};
 
 /// Write problems of a synthetic reasoning task as JSON lines.
 #[derive(Debug, clap::Args)]
@@ -35,6 +41,12 @@ pub struct PrepareData {
     /// Use operands of exactly this many digits instead of those that the task trains on.
     #[arg(long, value_parser = whole::<u32>(1..=Digits::LIMIT.into()))]
     digits: Option<u32>,
+    /// A plugin in WebAssembly (docs/plugins.md), which decides which of the records are written. With it, --filter-sha256 is required.
+    #[arg(long, value_name = "FILE", requires = "filter_sha256")]
+    filter: Option<PathBuf>,
+    /// SHA-256 of --filter; another file is refused.
+    #[arg(long, value_name = "HEX", requires = "filter")]
+    filter_sha256: Option<Sha256>,
     /// The file to write.
     #[arg(long)]
     out: PathBuf,
@@ -48,6 +60,9 @@ struct Summary {
     sha256: Sha256,
     size: u64,
     records: usize,
+    /// Number of records that the plugin dropped.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    filtered: Option<usize>,
     distinct_problems: usize,
     /// Different sums and differences in the solutions, on operands of one to three digits.
     distinct_calculations: usize,
@@ -62,7 +77,9 @@ impl PrepareData {
             Some(digits) => self.task.of_digits(digits).map_err(CommandError::bad_input)?,
             None => self.task.into(),
         };
-        let problems = problems(source, self.split, self.seed, self.count as usize).map_err(CommandError::bad_input)?;
+        let mut problems =
+            problems(source, self.split, self.seed, self.count as usize).map_err(CommandError::bad_input)?;
+        let filtered = self.select(&mut problems)?;
         let bytes = lines(&problems).map_err(CommandError::failed)?;
         let sha256 = atomic_fs::write(&self.out, &bytes)?;
         let short =
@@ -74,6 +91,7 @@ impl PrepareData {
             sha256,
             size: bytes.len() as u64,
             records: problems.len(),
+            filtered,
             distinct_problems: problems.iter().map(Problem::key).collect::<HashSet<_>>().len(),
             distinct_calculations: drawn.len(),
             calculations_of_split: space,
@@ -82,6 +100,64 @@ impl PrepareData {
         let text = serde_json::to_string(&summary).map_err(CommandError::failed)?;
         atomic_fs::say(&text)?;
         Ok(exit::FINISHED)
+    }
+
+    /// Removes the problems that the plugin drops, and returns their number; `None` without a plugin.
+    fn select(&self, problems: &mut Vec<Problem>) -> Result<Option<usize>, CommandError> {
+        let Some(path) = &self.filter else { return Ok(None) };
+        let bytes = atomic_fs::read_named::<PrepareError>("--filter", path)?;
+        let found = Sha256::of(&bytes);
+        if let Some(expected) = self.filter_sha256.filter(|expected| *expected != found) {
+            return Err(PrepareError::Digest { path: path.clone(), found, expected }.into());
+        }
+        let unusable = |source| PrepareError::Plugin { path: path.clone(), source };
+        let plugin = Plugin::load(&bytes, Kind::Filter).map_err(unusable)?;
+        let mut kept = Vec::with_capacity(problems.len());
+        let all = problems.len();
+        for (problem, record) in problems.drain(..).zip(1..) {
+            let Record { prompt, response, .. } = problem.record();
+            let failed = |source| PrepareError::Filter { record, source };
+            if plugin.keeps(&prompt, &response).map_err(failed)? {
+                kept.push(problem);
+            }
+        }
+        *problems = kept;
+        if problems.is_empty() {
+            return Err(PrepareError::NoneLeft { path: path.clone(), all }.into());
+        }
+        Ok(Some(all - problems.len()))
+    }
+}
+
+/// Why no file is written.
+#[derive(Debug, thiserror::Error)]
+enum PrepareError {
+    /// The file of the plugin is missing.
+    #[error(transparent)]
+    Misnamed(#[from] Misnamed),
+    /// The file of the plugin cannot be read.
+    #[error(transparent)]
+    File(#[from] FileError),
+    /// The plugin is another file.
+    #[error("--filter: {} has digest {found}, but --filter-sha256 requires {expected}: name the file with that digest", path.display())]
+    Digest { path: PathBuf, found: Sha256, expected: Sha256 },
+    /// The file is no plugin.
+    #[error("--filter: {}: {source}", path.display())]
+    Plugin { path: PathBuf, source: PluginError },
+    /// The plugin failed.
+    #[error("record {record}: {source}")]
+    Filter { record: usize, source: PluginError },
+    /// The plugin dropped everything.
+    #[error("--filter: {} drops all of the {all} records: name another plugin, or raise --count", path.display())]
+    NoneLeft { path: PathBuf, all: usize },
+}
+
+impl From<PrepareError> for CommandError {
+    fn from(error: PrepareError) -> Self {
+        match error {
+            PrepareError::File(_) => Self::failed(error),
+            _ => Self::bad_input(error),
+        }
     }
 }
 

@@ -10,7 +10,7 @@ use std::{
     time::Duration,
 };
 
-use codex_configs::{Data, Resolved, TEMPLATES, Training, VALIDATION, choose, has_options};
+use codex_configs::{Data, Resolved, TEMPLATES, Training, choose, has_options};
 use codex_provenance::{DataDigest, ModelDigest};
 use codex_reports::{Stage, TrainingState, exit};
 use codex_signing::key::PublicKey;
@@ -297,7 +297,7 @@ impl Train {
             let sha256 = DataDigest(atomic_fs::digest(path).map_err(failed)?);
             data.push(Data { name: name.clone(), sha256: Some(sha256), synthetic: None });
         }
-        if data.iter().all(|data| data.name == VALIDATION) {
+        if !data.iter().any(Data::is_trained_on) {
             data.extend(default_data(template.unwrap_or_default()));
         }
         Ok(composing::compose(template, &set, self.seed.unwrap_or(1), data)?)

@@ -11,7 +11,7 @@ use super::{
     model::{Adapters, Model, Weights},
 };
 use crate::{
-    AdamW, Engine, EngineError, EngineState, Layout, Lora, ModelConfig, Muon, Packed, Rates,
+    AdamW, Engine, EngineError, EngineState, Layout, Lora, ModelConfig, MomentFormat, Moments, Muon, Packed, Rates,
     model::{Dropout, adapter_flops, flops},
     optim::muon,
 };
@@ -24,8 +24,10 @@ pub(crate) struct CandleEngine {
     layout: Arc<Layout>,
     /// One tensor each, in the order of the layout.
     parameters: Vec<Var>,
-    first: Vec<Tensor>,
-    second: Vec<Tensor>,
+    /// First and second moments in `f32`.
+    moments: [Vec<Tensor>; 2],
+    /// The moments in eight bits, which are in the memory of the processor. Then there are none in `f32`.
+    eight: Option<Moments>,
     average: Option<Vec<Tensor>>,
     gradients: Vec<Tensor>,
     frozen: Option<Frozen>,
@@ -82,10 +84,11 @@ impl CandleEngine {
     ) -> std::result::Result<Self, EngineError> {
         state.check(&layout)?;
         let parameters = place.tensors(&layout, &state.parameters)?;
+        let (moments, eight) = placed(&place, &layout, &state.moments)?;
         Ok(Self {
             parameters: parameters.iter().map(Var::from_tensor).collect::<Result<_>>()?,
-            first: place.tensors(&layout, &state.first)?,
-            second: place.tensors(&layout, &state.second)?,
+            moments,
+            eight,
             average: state.average.as_deref().map(|average| place.tensors(&layout, average)).transpose()?,
             gradients: parameters.iter().map(Tensor::zeros_like).collect::<Result<_>>()?,
             config,
@@ -174,23 +177,40 @@ impl CandleEngine {
         head::cross_entropy(&hidden.detach(), &model.head()?.1.detach(), &ids)
     }
 
+    /// One step of [`AdamW`] with moments in eight bits, which the processor takes.
+    fn step_in_eight_bits(&mut self, step: &AdamW, mut moments: Moments) -> Result<Moments> {
+        let (mut parameters, mut gradients) = (Vec::new(), Vec::new());
+        flatten(self.parameters.iter().map(Var::as_tensor), &mut parameters)?;
+        flatten(&self.gradients, &mut gradients)?;
+        step.apply(&self.layout, &mut parameters, &gradients, &mut moments);
+        for (variable, parameter) in self.parameters.iter().zip(self.place.tensors(&self.layout, &parameters)?) {
+            variable.set(&parameter)?;
+        }
+        Ok(moments)
+    }
+
     /// One step of [`AdamW`] on the device.
     fn step(&mut self, step: &AdamW) -> Result<()> {
+        if let Some(moments) = self.eight.take() {
+            self.eight = Some(self.step_in_eight_bits(step, moments)?);
+            return Ok(());
+        }
+        let [all_first, all_second] = &mut self.moments;
         let correction = |beta: f64| 1.0 - beta.powf((step.step + 1) as f64);
         let (correction1, root2) = (correction(step.beta1), (1.0 / correction(step.beta2)).sqrt());
         for (at, (variable, rates)) in self.parameters.iter().zip(step.rates).enumerate() {
             let gradient = (&self.gradients[at] * step.scale)?;
             if let Some(muon) = step.muon.filter(|_| step.leaves(at)) {
-                self.first[at] = muon_step((step, muon, *rates), variable, &gradient, &self.first[at])?;
+                all_first[at] = muon_step((step, muon, *rates), variable, &gradient, &all_first[at])?;
                 continue;
             }
-            let first = ((&self.first[at] * step.beta1)? + (&gradient * (1.0 - step.beta1))?)?;
-            let second = ((&self.second[at] * step.beta2)? + (gradient.sqr()? * (1.0 - step.beta2))?)?;
+            let first = ((&all_first[at] * step.beta1)? + (&gradient * (1.0 - step.beta1))?)?;
+            let second = ((&all_second[at] * step.beta2)? + (gradient.sqr()? * (1.0 - step.beta2))?)?;
             let rate = step.rate * rates.rate;
             let change = ((&first * (rate / correction1))? / ((second.sqrt()? * root2)? + step.epsilon)?)?;
             let weight = variable.as_tensor().detach();
             variable.set(&((&weight - (&weight * (rate * rates.decay))?)? - change)?)?;
-            (self.first[at], self.second[at]) = (first, second);
+            (all_first[at], all_second[at]) = (first, second);
         }
         Ok(())
     }
@@ -233,6 +253,14 @@ fn orthogonalized(matrix: &Tensor) -> Result<Tensor> {
 fn squares(gradient: &Tensor) -> Result<f64> {
     let rows = gradient.sqr()?.sum(D::Minus1)?.flatten_all()?.to_vec1::<f32>()?;
     Ok(rows.into_iter().map(f64::from).sum())
+}
+
+/// Returns moments in `f32` on the device, or those in eight bits.
+fn placed(place: &Place, layout: &Layout, moments: &Moments) -> Result<([Vec<Tensor>; 2], Option<Moments>)> {
+    Ok(match moments {
+        Moments::F32 { first, second } => ([place.tensors(layout, first)?, place.tensors(layout, second)?], None),
+        Moments::EightBit { .. } => ([Vec::new(), Vec::new()], Some(moments.clone())),
+    })
 }
 
 /// Copies tensors of a layout into a flat vector.
@@ -364,6 +392,15 @@ impl Engine for CandleEngine {
         Ok(self.step(step)?)
     }
 
+    fn keep_moments(&mut self, format: MomentFormat) -> std::result::Result<(), EngineError> {
+        let mut moments = self.export()?.moments;
+        if moments.format() != format {
+            moments.convert(&self.layout, format);
+            (self.moments, self.eight) = placed(&self.place, &self.layout, &moments)?;
+        }
+        Ok(())
+    }
+
     fn set_gradients(&mut self, gradients: &[f32]) -> std::result::Result<(), EngineError> {
         assert_eq!(gradients.len(), self.layout.size(), "one gradient for each parameter");
         self.gradients = self.place.tensors(&self.layout, gradients)?;
@@ -402,15 +439,15 @@ impl Engine for CandleEngine {
     fn memory(&self) -> usize {
         let bytes = |tensor: &Tensor| tensor.elem_count() * tensor.dtype().size_in_bytes();
         let frozen = self.frozen.iter().flat_map(|frozen| frozen.weights.values()).map(bytes).sum::<usize>();
-        (4 + usize::from(self.average.is_some())) * size_of::<f32>() * self.layout.size() + frozen
+        let moments = self.eight.as_ref().map_or(2 * size_of::<f32>() * self.layout.size(), Moments::bytes);
+        (2 + usize::from(self.average.is_some())) * size_of::<f32>() * self.layout.size() + moments + frozen
     }
 
     fn export(&self) -> std::result::Result<EngineState, EngineError> {
         let mut state = EngineState {
             layout: self.layout.clone(),
             parameters: Vec::new(),
-            first: Vec::new(),
-            second: Vec::new(),
+            moments: Moments::zero(0),
             average: None,
         };
         self.export_into(&mut state)?;
@@ -420,8 +457,19 @@ impl Engine for CandleEngine {
     fn export_into(&self, state: &mut EngineState) -> std::result::Result<(), EngineError> {
         state.layout = self.layout.clone();
         flatten(self.parameters.iter().map(Var::as_tensor), &mut state.parameters)?;
-        flatten(&self.first, &mut state.first)?;
-        flatten(&self.second, &mut state.second)?;
+        match (&self.eight, &mut state.moments) {
+            (Some(moments), into) => into.copy_from(moments),
+            (None, Moments::F32 { first, second }) => {
+                flatten(&self.moments[0], first)?;
+                flatten(&self.moments[1], second)?;
+            }
+            (None, into @ Moments::EightBit { .. }) => {
+                let (mut first, mut second) = (Vec::new(), Vec::new());
+                flatten(&self.moments[0], &mut first)?;
+                flatten(&self.moments[1], &mut second)?;
+                *into = Moments::F32 { first, second };
+            }
+        }
         match &self.average {
             None => state.average = None,
             Some(average) => flatten(average, state.average.get_or_insert_default())?,
@@ -435,8 +483,7 @@ impl Engine for CandleEngine {
         for (variable, parameter) in self.parameters.iter().zip(&parameters) {
             variable.set(parameter)?;
         }
-        self.first = self.place.tensors(&self.layout, &state.first)?;
-        self.second = self.place.tensors(&self.layout, &state.second)?;
+        (self.moments, self.eight) = placed(&self.place, &self.layout, &state.moments)?;
         let average = state.average.as_deref();
         self.average = average.map(|average| self.place.tensors(&self.layout, average)).transpose()?;
         Ok(())

@@ -16,7 +16,7 @@ use super::{
     matrix::{Dtype, chunk_rows},
 };
 use crate::{
-    AdamW, Engine, EngineError, EngineState, Layout, Lora, ModelConfig, Packed, Settings,
+    AdamW, Engine, EngineError, EngineState, Layout, Lora, ModelConfig, MomentFormat, Moments, Packed, Settings,
     model::{Adapters, BlockAdapters, Dropout, Model, adapter_flops, flops},
     optim::norm,
 };
@@ -31,8 +31,7 @@ pub(crate) struct CpuEngine<N: Dtype> {
     layout: Arc<Layout>,
     parameters: Vec<f32>,
     gradients: Vec<f32>,
-    first: Vec<f32>,
-    second: Vec<f32>,
+    moments: Moments,
     average: Option<Vec<f32>>,
     /// The packed trained weights.
     packs: N::Packs,
@@ -123,7 +122,7 @@ impl<N: Dtype> CpuEngine<N> {
         settings: Settings,
         frozen: Option<Frozen<N>>,
     ) -> Self {
-        let EngineState { parameters, first, second, average, .. } = state;
+        let EngineState { parameters, moments, average, .. } = state;
         let rotary = Rotary::of(&model.config);
         let gradients = vec![0.0; parameters.len()];
         Self {
@@ -133,8 +132,7 @@ impl<N: Dtype> CpuEngine<N> {
             layout,
             parameters,
             gradients,
-            first,
-            second,
+            moments,
             average,
             packs: N::Packs::default(),
             packed: false,
@@ -464,8 +462,13 @@ impl<N: Dtype> Engine for CpuEngine<N> {
     }
 
     fn update(&mut self, step: &AdamW) -> Result<(), EngineError> {
-        step.apply(&self.layout, &mut self.parameters, &self.gradients, &mut self.first, &mut self.second);
+        step.apply(&self.layout, &mut self.parameters, &self.gradients, &mut self.moments);
         self.packed = false;
+        Ok(())
+    }
+
+    fn keep_moments(&mut self, format: MomentFormat) -> Result<(), EngineError> {
+        self.moments.convert(&self.layout, format);
         Ok(())
     }
 
@@ -506,8 +509,8 @@ impl<N: Dtype> Engine for CpuEngine<N> {
         let stream: usize = stream.iter().chain([dy]).map(Buffer::bytes).sum();
         let saved: usize = saved.iter().map(Saved::bytes).sum();
         let frozen = self.frozen.as_ref().map_or(0, Frozen::bytes);
-        let vectors = 4 + usize::from(self.average.is_some());
-        let trained = vectors * size_of::<f32>() * self.parameters.len();
+        let vectors = 2 + usize::from(self.average.is_some());
+        let trained = vectors * size_of::<f32>() * self.parameters.len() + self.moments.bytes();
         trained + frozen + stream + saved + backward.bytes(&self.packs) + head.bytes()
     }
 
@@ -515,8 +518,7 @@ impl<N: Dtype> Engine for CpuEngine<N> {
         Ok(EngineState {
             layout: self.layout.clone(),
             parameters: self.parameters.clone(),
-            first: self.first.clone(),
-            second: self.second.clone(),
+            moments: self.moments.clone(),
             average: self.average.clone(),
         })
     }
@@ -524,8 +526,7 @@ impl<N: Dtype> Engine for CpuEngine<N> {
     fn export_into(&self, state: &mut EngineState) -> Result<(), EngineError> {
         state.layout.clone_from(&self.layout);
         state.parameters.clone_from(&self.parameters);
-        state.first.clone_from(&self.first);
-        state.second.clone_from(&self.second);
+        state.moments.copy_from(&self.moments);
         state.average.clone_from(&self.average);
         Ok(())
     }
@@ -533,8 +534,7 @@ impl<N: Dtype> Engine for CpuEngine<N> {
     fn import(&mut self, state: &EngineState) -> Result<(), EngineError> {
         state.check(&self.layout)?;
         self.parameters.copy_from_slice(&state.parameters);
-        self.first.copy_from_slice(&state.first);
-        self.second.copy_from_slice(&state.second);
+        self.moments.copy_from(&state.moments);
         self.average.clone_from(&state.average);
         self.packed = false;
         Ok(())

@@ -6,7 +6,11 @@
 use pulp::Simd;
 use rayon::prelude::*;
 
-use super::muon::{self, Muon};
+use super::{
+    eight::{BLOCK, EightBit, Sign, TensorNumbersMut, compress, expand},
+    moments::Moments,
+    muon::{self, Muon},
+};
 use crate::{EngineError, Layout, dispatched};
 
 /// The learning rate and weight decay of one tensor.
@@ -56,13 +60,23 @@ impl AdamW<'_> {
 
 /// Elements of a flat vector per task.
 const PIECE: usize = 1 << 16;
+/// Blocks of moments in eight bits per task.
+const BLOCKS: usize = PIECE / BLOCK;
 
 impl AdamW<'_> {
     /// Updates `parameters` and moments with `gradients`: `w ← w · (1 − lr · wd) − lr · m̂ / (√v̂ + ε)`.
     ///
     /// # Panics
-    /// `rates` has another length than the layout, or a vector has another size.
-    pub(crate) fn apply(
+    /// `rates` has another length than the layout, a vector has another size, or Muon is to update moments in eight bits.
+    pub(crate) fn apply(&self, layout: &Layout, parameters: &mut [f32], gradients: &[f32], moments: &mut Moments) {
+        match moments {
+            Moments::F32 { first, second } => self.apply_f32(layout, parameters, gradients, first, second),
+            Moments::EightBit { first, second } => self.apply_eight(layout, parameters, gradients, (first, second)),
+        }
+    }
+
+    /// As [`apply`](Self::apply), with moments in `f32`.
+    pub(crate) fn apply_f32(
         &self,
         layout: &Layout,
         parameters: &mut [f32],
@@ -75,21 +89,10 @@ impl AdamW<'_> {
         if let Some(muon) = self.muon {
             muon::apply((muon, self.rate, self.scale, self.rates), layout, parameters, gradients, first);
         }
-        let correction = |beta: f64| 1.0 - beta.powf((self.step + 1) as f64);
-        let (correction1, root2) = (correction(self.beta1), (1.0 / correction(self.beta2)).sqrt() as f32);
         let (mut parameters, mut first, mut second) = (parameters, first, second);
         let mut pieces = Vec::new();
         for (index, (tensor, rates)) in layout.tensors().iter().zip(self.rates).enumerate() {
-            let rate = self.rate * rates.rate;
-            let numbers = Numbers {
-                beta1: self.beta1 as f32,
-                beta2: self.beta2 as f32,
-                rate: (rate / correction1) as f32,
-                decay: (rate * rates.decay) as f32,
-                root2,
-                epsilon: self.epsilon as f32,
-                scale: self.scale as f32,
-            };
+            let numbers = self.numbers(*rates);
             let count = tensor.range.len();
             let weight = parameters.split_off_mut(..count).unwrap_or_default();
             let (m, v) = (first.split_off_mut(..count), second.split_off_mut(..count));
@@ -107,6 +110,74 @@ impl AdamW<'_> {
             }));
         }
         pieces.into_par_iter().for_each(|update| step_dispatched(update));
+    }
+
+    /// As [`apply`](Self::apply), with moments in eight bits. As in bitsandbytes, the weights are updated with the new moments before those
+    /// are rounded.
+    fn apply_eight(
+        &self,
+        layout: &Layout,
+        parameters: &mut [f32],
+        gradients: &[f32],
+        (first, second): (&mut EightBit, &mut EightBit),
+    ) {
+        assert_eq!(self.rates.len(), layout.tensors().len(), "one pair of rates for each tensor");
+        assert!(
+            [parameters.len(), gradients.len()] == [layout.size(); 2] && first.is_of(layout) && second.is_of(layout)
+        );
+        assert!(self.muon.is_none(), "Muon's momentum is not quantized");
+        let mut parameters = parameters;
+        let (mut small, mut large) = (Vec::new(), Vec::new());
+        let moments = first.tensors_mut(layout).into_iter().zip(second.tensors_mut(layout));
+        for ((tensor, rates), moments) in layout.tensors().iter().zip(self.rates).zip(moments) {
+            let numbers = self.numbers(*rates);
+            let weight = parameters.split_off_mut(..tensor.range.len()).unwrap_or_default();
+            let gradient = &gradients[tensor.range.clone()];
+            match moments {
+                (TensorNumbersMut::Small(first), TensorNumbersMut::Small(second)) => {
+                    small.push(Update { numbers, weight, gradient, first, second });
+                }
+                (TensorNumbersMut::Coded(m, m_scales), TensorNumbersMut::Coded(v, v_scales)) => {
+                    let scales = m_scales.chunks_mut(BLOCKS).zip(v_scales.chunks_mut(BLOCKS));
+                    let codes = m.chunks_mut(PIECE).zip(v.chunks_mut(PIECE)).zip(scales);
+                    let weights = weight.chunks_mut(PIECE).zip(gradient.chunks(PIECE));
+                    large
+                        .extend(weights.zip(codes).map(|(weights, (codes, scales))| (numbers, weights, codes, scales)));
+                }
+                // The size of a tensor decides for both.
+                _ => {}
+            }
+        }
+        small.into_par_iter().for_each(|update| step_dispatched(update));
+        large.into_par_iter().for_each(|(numbers, (weight, gradient), (m, v), (m_scales, v_scales))| {
+            let (mut first, mut second) = ([0.0; BLOCK], [0.0; BLOCK]);
+            let weights = weight.chunks_mut(BLOCK).zip(gradient.chunks(BLOCK));
+            let codes = m.chunks_mut(BLOCK).zip(v.chunks_mut(BLOCK));
+            let scales = m_scales.iter_mut().zip(v_scales);
+            for (((weight, gradient), (m, v)), (m_scale, v_scale)) in weights.zip(codes).zip(scales) {
+                let (first, second) = (&mut first[..weight.len()], &mut second[..weight.len()]);
+                expand(Sign::Signed, m, *m_scale, first);
+                expand(Sign::Unsigned, v, *v_scale, second);
+                step_dispatched(Update { numbers, weight, gradient, first: &mut *first, second: &mut *second });
+                *m_scale = compress(Sign::Signed, first, m);
+                *v_scale = compress(Sign::Unsigned, second, v);
+            }
+        });
+    }
+
+    /// Returns the numbers of a step for tensors with these rates.
+    fn numbers(&self, rates: Rates) -> Numbers {
+        let correction = |beta: f64| 1.0 - beta.powf((self.step + 1) as f64);
+        let rate = self.rate * rates.rate;
+        Numbers {
+            beta1: self.beta1 as f32,
+            beta2: self.beta2 as f32,
+            rate: (rate / correction(self.beta1)) as f32,
+            decay: (rate * rates.decay) as f32,
+            root2: (1.0 / correction(self.beta2)).sqrt() as f32,
+            epsilon: self.epsilon as f32,
+            scale: self.scale as f32,
+        }
     }
 }
 
@@ -187,6 +258,7 @@ fn squares<S: Simd>(_: S, piece: &[f32], sum: &mut f64) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::MomentFormat;
 
     fn settings(step: u64, scale: f64, rates: &[Rates]) -> AdamW<'_> {
         AdamW { step, rate: 0.1, beta1: 0.9, beta2: 0.99, epsilon: 1e-8, scale, rates, muon: None }
@@ -198,10 +270,10 @@ mod tests {
         let layout = Layout::new([("w".to_owned(), vec![1, 1])]);
         let rates = Rates::standard(&layout, 0.01);
         let (mut weight, mut first, mut second) = ([1.0_f32], [0.0], [0.0]);
-        settings(0, 1.0, &rates).apply(&layout, &mut weight, &[0.5], &mut first, &mut second);
+        settings(0, 1.0, &rates).apply_f32(&layout, &mut weight, &[0.5], &mut first, &mut second);
         let expected = 1.0 * (1.0 - 0.001) - 0.1;
         assert!((f64::from(weight[0]) - expected).abs() < 1e-6);
-        settings(1, 0.5, &rates).apply(&layout, &mut weight, &[-0.5], &mut first, &mut second);
+        settings(1, 0.5, &rates).apply_f32(&layout, &mut weight, &[-0.5], &mut first, &mut second);
         let (m, v) = (0.9 * 0.05 - 0.1 * 0.25, 0.99 * 0.0025 + 0.01 * 0.0625);
         let (m, v): (f64, f64) = (m / (1.0 - 0.81), v / (1.0 - 0.9801));
         let expected = expected * (1.0 - 0.001) - 0.1 * m / (v.sqrt() + 1e-8);
@@ -214,10 +286,45 @@ mod tests {
         let rates = [Rates { rate: 0.0, decay: 0.5 }, Rates { rate: 2.0, decay: 0.0 }];
         let count = layout.size();
         let (mut weight, mut first, mut second) = (vec![1.0; count], vec![0.0; count], vec![0.0; count]);
-        settings(0, 1.0, &rates).apply(&layout, &mut weight, &vec![3.0; count], &mut first, &mut second);
+        settings(0, 1.0, &rates).apply_f32(&layout, &mut weight, &vec![3.0; count], &mut first, &mut second);
         let (a, b) = weight.split_at(PIECE + 3);
         assert!(a.iter().all(|x| x.to_bits() == 1.0_f32.to_bits()));
         assert!(b.iter().all(|x| (x - 0.8).abs() < 1e-6), "{b:?}");
+    }
+
+    /// Gradients whose size differs from parameter to parameter and from step to step.
+    fn drawn(count: usize, step: u64) -> Vec<f32> {
+        let bits = |at: u64| ((at * 2_654_435_761 + step * 40_503) % (1 << 32)) >> 8;
+        (0..count as u64).map(|at| (bits(at) as f32 / (1 << 23) as f32 - 1.0) * (1.0 + (at % 7) as f32)).collect()
+    }
+
+    /// Steps with moments in eight bits are those of AdamW up to the rounding of moments, which are what a step leaves rounded.
+    #[test]
+    fn moments_in_eight_bits_are_rounded_after_each_step() {
+        let layout = Layout::new([("a".to_owned(), vec![70, 1000]), ("b".to_owned(), vec![9])]);
+        let (rates, count) = (Rates::standard(&layout, 0.01), layout.size());
+        let run = |threads| {
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+            pool.install(|| {
+                let (mut weight, mut moments) = (vec![0.5; count], Moments::zero_in_eight_bits(&layout));
+                let mut full = (vec![0.5; count], Moments::zero(count));
+                for step in 0..4 {
+                    let gradients = drawn(count, step);
+                    full.1 = moments.clone();
+                    full.1.convert(&layout, MomentFormat::F32);
+                    full.0.clone_from(&weight);
+                    settings(step, 0.5, &rates).apply(&layout, &mut weight, &gradients, &mut moments);
+                    settings(step, 0.5, &rates).apply(&layout, &mut full.0, &gradients, &mut full.1);
+                    assert!(weight == full.0, "weights are updated before moments are rounded");
+                    full.1.convert(&layout, MomentFormat::EightBit);
+                    assert!(moments == full.1);
+                }
+                (weight, moments)
+            })
+        };
+        let one = run(1);
+        assert!(run(3) == one, "the bits do not depend on the number of threads");
+        assert_eq!(one.1.bytes(), 2 * (70_000 + 4 * 274 + 4 * 9));
     }
 
     #[test]

@@ -161,7 +161,7 @@ mod tests {
                 let gradients = [vec![0.5; 3], drawn(count, 2 + step as u64)].concat();
                 let muon = Some(Muon { momentum, tensors: &tensors });
                 let (step, scale) = (step as u64, 0.5);
-                AdamW { step, rate, beta1: 0.9, beta2: 0.99, epsilon: 1e-8, scale, rates: &rates, muon }.apply(
+                AdamW { step, rate, beta1: 0.9, beta2: 0.99, epsilon: 1e-8, scale, rates: &rates, muon }.apply_f32(
                     &layout,
                     &mut parameters,
                     &gradients,

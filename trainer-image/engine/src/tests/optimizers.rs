@@ -1,7 +1,7 @@
 //! Muon, the moving average and given gradients, on both backends.
 
 use super::{batch, plain, shapes, start};
-use crate::{AdamW, Engine, Muon, Rates, Settings};
+use crate::{AdamW, Engine, MomentFormat, Moments, Muon, Rates, Settings};
 
 fn step(engine: &mut dyn Engine, step: u64, muon: bool) {
     let batch = batch(&[26, 11, 7, 40]);
@@ -31,7 +31,8 @@ fn muon_steps_agree_with_candle() {
             let embedding = ["embed_tokens", "wte", "wpe", "lm_head"].iter().any(|part| tensor.name.contains(part));
             assert_eq!(takes, tensor.shape.len() == 2 && !embedding, "{}", tensor.name);
             let range = tensor.range.clone();
-            assert_eq!(takes, fast.second[range.clone()].iter().all(|x| *x == 0.0), "{}", tensor.name);
+            let Moments::F32 { second, .. } = &fast.moments else { panic!("f32") };
+            assert_eq!(takes, second[range.clone()].iter().all(|x| *x == 0.0), "{}", tensor.name);
             // AdamW's first steps are nearly the signs of gradients, some of which are almost 0. Muon's steps are 0.002 in the mean.
             if takes {
                 let pairs = fast.parameters[range.clone()].iter().zip(&plain.parameters[range.clone()]);
@@ -55,6 +56,42 @@ fn the_bits_of_muon_do_not_depend_on_threads() {
         })
     };
     assert!(run(1) == run(3));
+}
+
+/// Both backends keep them; states in eight bits go on where they were, and can be turned into `f32` again.
+#[test]
+fn moments_in_eight_bits_are_kept_and_go_on() {
+    for config in shapes() {
+        let mut engines = [start(&config, 3, Settings::default()), plain(&config, 3)];
+        for engine in &mut engines {
+            engine.keep_moments(MomentFormat::EightBit).unwrap();
+            for index in 0..2 {
+                step(engine.as_mut(), index, false);
+            }
+        }
+        let large: usize =
+            engines[0].layout().tensors().iter().map(|tensor| tensor.range.len()).filter(|count| *count >= 4096).sum();
+        let [fast, plain] = engines.each_ref().map(|engine| engine.export().unwrap());
+        assert_eq!(fast.moments.format(), MomentFormat::EightBit);
+        let saved = 8 * fast.parameters.len() - fast.moments.bytes();
+        assert!(saved + 64 * fast.layout.tensors().len() >= large * 23 / 4, "{saved} of {large}");
+        let off = fast.parameters.iter().zip(&plain.parameters).filter(|(a, b)| (*a - *b).abs() > 1e-3).count();
+        assert!(off * 20 <= fast.parameters.len(), "{off} of {}", fast.parameters.len());
+        let [mut kernels, other] = engines;
+        for mut engine in [start(&config, 4, Settings::default()), other] {
+            engine.import(&fast).unwrap();
+            let again = engine.export().unwrap();
+            assert!(again == fast, "every code and scale");
+            step(engine.as_mut(), 2, false);
+            if engine.path() == kernels.path() {
+                step(kernels.as_mut(), 2, false);
+                assert!(engine.export().unwrap() == kernels.export().unwrap());
+            }
+        }
+        kernels.keep_moments(MomentFormat::F32).unwrap();
+        assert_eq!(kernels.export().unwrap().moments.format(), MomentFormat::F32);
+        step(kernels.as_mut(), 3, false);
+    }
 }
 
 #[test]

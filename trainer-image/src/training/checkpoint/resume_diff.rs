@@ -159,7 +159,8 @@ fn effect_of(key: &str, waits: bool) -> Effect {
         Effect::OtherBits
     } else if NO_EFFECT.contains(&key) {
         Effect::SameBits
-    } else if key.starts_with("training.") && !OTHER_TRAINING.contains(&key) {
+    } else if key.starts_with("training.") && !OTHER_TRAINING.contains(&key) || key.starts_with("data.augmentation.") {
+        // Other versions of the same records are seen in the same order.
         Effect::OtherBits
     } else {
         // Another shape has other tensors, and other responses are another task.

@@ -5,7 +5,7 @@
 
 use std::path::PathBuf;
 
-use codex_configs::{TraceMode, Training, VALIDATION};
+use codex_configs::{AugmentationSettings, PLUGIN_FILTER, PLUGIN_REWARD, TraceMode, Training};
 use codex_engine::Packed;
 use codex_provenance::Sha256;
 use codex_reports::DataFile;
@@ -13,19 +13,21 @@ use sha2::Digest as _;
 
 use super::{
     Caches, DataError, RecordLengths, Stop,
-    encoder::{Encoder, pack},
+    augmentation::{Augmenter, unit},
+    encoder::{Encoded, Encoder, pack},
     input::Input,
     mix::Mix,
     permutation::{permutation_key, permute},
-    phases::Phases,
-    records::Limits,
+    phases::{Phases, hash},
+    records::{Counts, Limits, Treatment},
     selection::{Selection, Wanted, select},
     source::Source,
     token_store::TokenStore,
     tool_spans::ToolSpans,
 };
 use crate::{
-    artifacts::data_report::{DataReport, SourceReport},
+    artifacts::data_report::{AugmentationReport, DataReport, SourceReport},
+    plugins::{Kind, Plugin},
     tasks::Split,
     text::Tokenizer,
     training::{listing::some_of, objective::Pair},
@@ -46,6 +48,12 @@ pub(crate) struct Dataset {
     reference: Vec<Vec<Pair>>,
     /// What finds tokens of tool calls; `None` if nothing asks for it.
     tools: Option<ToolSpans>,
+    /// Files of plugins.
+    plugins: Vec<DataFile>,
+    /// The plugin that rewards sampled answers.
+    reward: Option<Plugin>,
+    /// Changed versions of prompts, if examples draw among them.
+    augmentation: Option<AugmentationSettings>,
 }
 
 /// Where the data of a run is written.
@@ -57,16 +65,21 @@ pub(crate) struct Places {
     pub(crate) caches: Caches,
 }
 
-/// Source and index of a record.
+/// Source and index of a record, and which version of it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) struct Address {
     source: usize,
     record: u64,
+    /// Number of the version with a changed prompt, from 1; 0 is the record as it is.
+    variant: u32,
 }
+
+/// Stands for an example of no phase.
+const NO_PHASE: u64 = u64::MAX;
 
 impl Address {
     pub(super) fn new(source: usize, record: u64) -> Self {
-        Self { source, record }
+        Self { source, record, variant: 0 }
     }
 
     pub(super) fn source(self) -> usize {
@@ -95,16 +108,40 @@ impl Dataset {
     ) -> Result<Self, DataError> {
         let scratch = places.caches.scratch();
         let (mut inputs, mut stores) = (Vec::new(), Vec::new());
-        for data in training.data.iter().filter(|data| data.name != VALIDATION) {
+        let (mut filter, mut reward) = (None, None);
+        let (mut plugins, mut variants) = (Vec::new(), Vec::new());
+        let augmentation =
+            Some(&training.settings.data.augmentation).filter(|augmentation| augmentation.probability > 0.0);
+        for (name, kind, plugin) in
+            [(PLUGIN_FILTER, Kind::Filter, &mut filter), (PLUGIN_REWARD, Kind::Reward, &mut reward)]
+        {
+            let Some(data) = training.data.iter().find(|data| data.name == name) else { continue };
+            let input = Input::open(data, Split::Train, files, stop, &mut seen)?;
+            *plugin = Some(input.plugin(kind)?);
+            plugins.push(input.file);
+        }
+        for data in training.data.iter().filter(|data| data.is_trained_on()) {
             let mut input = Input::open(data, Split::Train, files, stop, &mut seen)?.with_scratch(&scratch);
             if let (Some(keep), true) = (&places.synthetic, data.synthetic.is_some()) {
                 input.keep(&keep.join(format!("{}.jsonl", data.name)))?;
             }
-            let store = TokenStore::of(&input, encoder, &places.caches, Limits::default(), stop)?;
+            let filter = filter.as_ref().zip(plugins.first()).map(|(plugin, file)| (plugin, file.sha256));
+            let tokens = |augmenter| {
+                let treatment = Treatment { filter, augmenter };
+                TokenStore::of(&input, encoder, treatment, &places.caches, Limits::default(), stop)
+            };
+            let store = tokens(None)?;
+            let changed = match augmentation {
+                None => Vec::new(),
+                Some(settings) => (1..=settings.variants)
+                    .map(|variant| tokens(Some(Augmenter { settings, seed: training.seed, variant })))
+                    .collect::<Result<_, _>>()?,
+            };
             input.file.records = Some(store.counts.seen);
             seen(input.file.clone());
             inputs.push(input);
             stores.push(store);
+            variants.push(changed);
         }
         let settings = &training.settings.data;
         let wanted = Wanted {
@@ -114,13 +151,14 @@ impl Dataset {
         };
         let selections = select(&stores.iter().collect::<Vec<_>>(), wanted, &scratch, stop)?;
         let mut sources = Vec::new();
-        for ((input, store), selection) in inputs.into_iter().zip(stores).zip(selections) {
+        for (((input, store), selection), variants) in inputs.into_iter().zip(stores).zip(selections).zip(variants) {
             if selection.sums.records == 0 {
                 let (name, counts) = (input.file.name, store.counts);
                 let Selection { duplicates, held, .. } = selection;
-                return Err(DataError::NoneLeft { name, seen: counts.seen, foreign: counts.foreign, duplicates, held });
+                let Counts { seen, foreign, filtered, .. } = counts;
+                return Err(DataError::NoneLeft { name, seen, foreign, filtered, duplicates, held });
             }
-            sources.push(Source { input, store, selection });
+            sources.push(Source::new((input, store), selection, variants)?);
         }
         let mix = Mix::new(sources.iter().map(Source::name), settings.weights.as_ref());
         let (seed, shuffle) = (training.seed, training.settings.training.shuffle);
@@ -129,7 +167,9 @@ impl Dataset {
         let adapter = training.settings.training.reasoning.tool_adapter.enabled;
         let adapts = adapter && training.settings.trace_mode() != TraceMode::Disabled;
         let tools = (supervision.is_some() || adapts).then(|| ToolSpans::new(encoder.tokenizer, supervision));
-        let dataset = Self { sources, mix, seed, shuffle, phases, scratch, reference: Vec::new(), tools };
+        let (reference, augmentation) = (Vec::new(), augmentation.cloned());
+        let dataset =
+            Self { sources, mix, seed, shuffle, phases, scratch, reference, tools, plugins, reward, augmentation };
         let (batch, records) = (training.settings.training.batch_size, dataset.records() as usize);
         if batch > records {
             return Err(DataError::Batch { batch, records });
@@ -140,7 +180,7 @@ impl Dataset {
     /// Yields all records that are trained on.
     pub(crate) fn all(&self) -> impl Iterator<Item = Address> {
         let sources = self.sources.iter().enumerate();
-        sources.flat_map(|(source, records)| (0..records.len()).map(move |record| Address { source, record }))
+        sources.flat_map(|(source, records)| (0..records.len()).map(move |record| Address::new(source, record)))
     }
 
     /// Returns the digest of a record's tokens, under which its log-probabilities are kept.
@@ -171,9 +211,14 @@ impl Dataset {
         addresses.iter().map(|address| find(address).copied().unwrap_or([f64::NAN; 2])).collect()
     }
 
-    /// Files that were read.
+    /// Files that were read, those of plugins included.
     pub(crate) fn files(&self) -> impl Iterator<Item = &DataFile> {
-        self.sources.iter().map(|source| &source.input.file)
+        self.sources.iter().map(|source| &source.input.file).chain(&self.plugins)
+    }
+
+    /// Returns the plugin that rewards sampled answers.
+    pub(crate) fn reward(&self) -> Option<&Plugin> {
+        self.reward.as_ref()
     }
 
     /// Returns what is trained on.
@@ -186,6 +231,7 @@ impl Dataset {
                 size: file.size,
                 records: source.store.counts.seen,
                 other_languages: source.store.counts.foreign,
+                filtered: source.store.counts.filtered,
                 duplicates: selection.duplicates,
                 held_out: selection.held,
                 trained: selection.sums.records,
@@ -194,7 +240,13 @@ impl Dataset {
                 share,
             }
         };
-        DataReport { sources: self.sources.iter().zip(self.mix.shares()).map(source).collect() }
+        let augmentation = self.augmentation.as_ref().map(|settings| AugmentationReport {
+            probability: settings.probability,
+            rate: settings.rate,
+            variants: settings.variants,
+            kinds: settings.kinds.iter().map(|kind| kind.name().to_owned()).collect(),
+        });
+        DataReport { sources: self.sources.iter().zip(self.mix.shares()).map(source).collect(), augmentation }
     }
 
     /// Number of records that are trained on.
@@ -214,7 +266,7 @@ impl Dataset {
         let mut find = |number: u64| loop {
             let (source, records) = current?;
             if number < before + records.len() {
-                return Some(Address { source, record: number - before });
+                return Some(Address::new(source, number - before));
             }
             before += records.len();
             current = sources.next();
@@ -230,7 +282,19 @@ impl Dataset {
         let (pass, position) = (draw / records, draw % records);
         let record =
             if self.shuffle { permute(position, records, permutation_key(self.seed, source, pass)) } else { position };
-        Address { source, record }
+        self.drawn(Address::new(source, record), NO_PHASE, example)
+    }
+
+    /// Returns the version of a record that an example sees: as it is, or one of those with a changed prompt. `phase` is that of a
+    /// curriculum whose own examples `example` counts.
+    pub(super) fn drawn(&self, address: Address, phase: u64, example: u64) -> Address {
+        let Some(settings) = &self.augmentation else { return address };
+        let draw = |purpose| hash(purpose, &[self.seed, phase, example]);
+        if unit(draw(b"codex augmented 1\0")) >= settings.probability {
+            return address;
+        }
+        let variant = draw(b"codex augmented version 1\0") % u64::from(settings.variants);
+        Address { variant: 1 + variant as u32, ..address }
     }
 
     /// Packs records for the model.
@@ -238,8 +302,12 @@ impl Dataset {
     /// # Errors
     /// When their tokens cannot be read.
     pub(crate) fn pack(&self, addresses: &[Address]) -> Result<Packed, DataError> {
-        let records = addresses.iter().map(|at| self.sources[at.source].record(at.record));
+        let records = addresses.iter().map(|at| self.tokens(*at));
         Ok(pack(&records.collect::<Result<Vec<_>, _>>()?))
+    }
+
+    fn tokens(&self, address: Address) -> Result<Encoded, DataError> {
+        self.sources[address.source].version(address.record, address.variant)
     }
 
     /// Returns what finds tokens of tool calls, if the run asks for it.
@@ -254,12 +322,11 @@ impl Dataset {
     pub(crate) fn digest(&self, addresses: &[Address]) -> Result<Sha256, DataError> {
         let mut hasher = sha2::Sha256::new();
         hasher.update(b"codex records 3\0");
-        for Address { source, record } in addresses {
-            let source = &self.sources[*source];
-            hasher.update(source.name().as_bytes());
+        for address in addresses {
+            hasher.update(self.sources[address.source].name().as_bytes());
             hasher.update([0]);
-            hasher.update(record.to_le_bytes());
-            for (ids, mask) in source.record(*record)?.sequences() {
+            hasher.update(address.record.to_le_bytes());
+            for (ids, mask) in self.tokens(*address)?.sequences() {
                 hasher.update((ids.len() as u64).to_le_bytes());
                 hasher.update(mask.iter().map(|target| u8::from(*target)).collect::<Vec<u8>>());
                 let bytes: Vec<u8> = ids.iter().flat_map(|id| id.to_le_bytes()).collect();
@@ -284,7 +351,7 @@ impl Dataset {
     /// # Errors
     /// When its tokens cannot be read, or the tokenizer rejects them.
     pub(crate) fn text(&self, address: Address, tokenizer: &Tokenizer) -> Result<String, DataError> {
-        let record = self.sources[address.source].record(address.record)?;
+        let record = self.tokens(address)?;
         let texts: Result<Vec<String>, _> = record.sequences().map(|(ids, _)| tokenizer.decode(ids)).collect();
         Ok(texts.map_err(|source| DataError::Tokenizer { source })?.join("\nrejected: "))
     }
@@ -294,7 +361,7 @@ impl Dataset {
     /// # Errors
     /// When its tokens cannot be read, or the tokenizer rejects them.
     pub(crate) fn question(&self, address: Address, tokenizer: &Tokenizer) -> Result<(Vec<u32>, String), DataError> {
-        let record = self.sources[address.source].record(address.record)?;
+        let record = self.tokens(address)?;
         let Some((ids, mask)) = record.sequences().next() else { return Ok((Vec::new(), String::new())) };
         let end = mask.iter().rposition(|target| *target).map_or(0, |last| last + 1);
         let start = mask[..end].iter().rposition(|target| !*target).map_or(0, |before| before + 1);
@@ -322,7 +389,20 @@ impl Dataset {
     pub(super) fn of(sources: Vec<Source>, seed: u64, shuffle: bool) -> Self {
         let mix = Mix::new(sources.iter().map(Source::name), None);
         let (phases, scratch) = (Phases::default(), std::env::temp_dir());
-        Self { sources, mix, seed, shuffle, phases, scratch, reference: Vec::new(), tools: None }
+        let (reference, plugins) = (Vec::new(), Vec::new());
+        Self {
+            sources,
+            mix,
+            seed,
+            shuffle,
+            phases,
+            scratch,
+            reference,
+            tools: None,
+            plugins,
+            reward: None,
+            augmentation: None,
+        }
     }
 }
 
@@ -342,8 +422,11 @@ mod tests {
         let input = Input::of_bytes("a", "a", line.to_string().as_bytes());
         let tokenizer = Tokenizer::characters().unwrap();
         let encoder = encoder(&training, &tokenizer);
-        let store = TokenStore::of(&input, encoder, &Caches::default(), Limits::default(), &|| false).unwrap();
-        let source = Source { input, selection: Selection::all(&store), store };
+        let store =
+            TokenStore::of(&input, encoder, Treatment::default(), &Caches::default(), Limits::default(), &|| false)
+                .unwrap();
+        let selection = Selection::all(&store);
+        let source = Source::new((input, store), selection, Vec::new()).unwrap();
         let dataset = Dataset::of(vec![source], 1, true);
         let packed = dataset.pack(&dataset.examples(0, 1)).unwrap();
         assert_eq!((packed.tokens.len() / 1000, packed.targets.len()), (70, response.len()));

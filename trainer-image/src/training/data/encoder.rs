@@ -10,6 +10,7 @@ use sha2::Digest as _;
 
 use super::{
     DataError, Stop,
+    augmentation::Augmenter,
     examples::{Example, each_record},
     input::Input,
     preferences::Preference,
@@ -139,11 +140,13 @@ impl Encoder<'_> {
         })
     }
 
-    /// Encodes records of the data `name`, each with its number from 0.
+    /// Encodes records of the data `name`, each with its number from 0, with the prompts that `augmenter` changes. A record that cannot be
+    /// trained on with a changed prompt, because it is too long or has characters that the model does not know, stays as it is.
     pub(super) fn encode(
         &self,
         name: &str,
         examples: &[(u32, Example)],
+        augmenter: Option<Augmenter>,
         stop: Stop,
     ) -> Result<Vec<Encoded>, DataError> {
         let encode = |(number, example): &(u32, Example)| {
@@ -151,16 +154,24 @@ impl Encoder<'_> {
                 return Err(DataError::Interrupted);
             }
             let record = *number as usize + 1;
-            match example {
-                Example::Pair { prompt, response } => {
-                    self.encode_one(name, record, Sequence::Pair { prompt, response })
+            let changed = augmenter.and_then(|augmenter| augmenter.apply(name, *number, example));
+            match changed.map(|changed| self.encode_example(name, record, &changed)) {
+                None | Some(Err(DataError::TooLong { .. } | DataError::Text { .. })) => {
+                    self.encode_example(name, record, example)
                 }
-                Example::Chat(messages) => self.encode_one(name, record, Sequence::Chat(messages)),
-                Example::Text(text) => self.encode_one(name, record, Sequence::Text(text)),
-                Example::Preference(preference) => self.encode_preference(name, record, preference),
+                Some(encoded) => encoded,
             }
         };
         examples.par_iter().map(encode).collect()
+    }
+
+    fn encode_example(&self, name: &str, record: usize, example: &Example) -> Result<Encoded, DataError> {
+        match example {
+            Example::Pair { prompt, response } => self.encode_one(name, record, Sequence::Pair { prompt, response }),
+            Example::Chat(messages) => self.encode_one(name, record, Sequence::Chat(messages)),
+            Example::Text(text) => self.encode_one(name, record, Sequence::Text(text)),
+            Example::Preference(preference) => self.encode_preference(name, record, preference),
+        }
     }
 
     /// Encodes a prompt with each of its responses. Only the responses count for the loss.

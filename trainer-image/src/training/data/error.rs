@@ -5,6 +5,7 @@ use codex_provenance::DataDigest;
 use super::FormatError;
 use crate::{
     atomic_fs::{FileError, Misnamed},
+    plugins::PluginError,
     tasks::{RecordError, TaskError},
     text::TokenizerError,
     training::{failure_class::FailureClass, listing::counted},
@@ -80,8 +81,8 @@ pub enum DataError {
     },
     /// No record of a source is trained on.
     #[error(
-        "data {name} has no record left to train on: of {}, {foreign} are in other languages than data.languages, {duplicates} \
-         repeat others (data.deduplicate), and {held} are held out (data.validation)", counted(*seen, "record")
+        "data {name} has no record left to train on: of {}, {foreign} are in other languages than data.languages, {filtered} \
+         are dropped by the plugin (plugin-filter), {duplicates} repeat others (data.deduplicate), and {held} are held out (data.validation)", counted(*seen, "record")
     )]
     NoneLeft {
         /// Name of the data.
@@ -90,6 +91,8 @@ pub enum DataError {
         seen: u64,
         /// Number of those in other languages.
         foreign: u64,
+        /// Number of those that the plugin dropped.
+        filtered: u64,
         /// Number of those that repeat others.
         duplicates: u64,
         /// Number of those that are held out.
@@ -104,6 +107,34 @@ pub enum DataError {
         found: DataDigest,
         /// Configured digest.
         expected: DataDigest,
+    },
+    /// A plugin cannot be used.
+    #[error("data {name}: {file}: {source}")]
+    Plugin {
+        /// Name of the data.
+        name: String,
+        /// The file.
+        file: String,
+        /// What is wrong with it.
+        source: PluginError,
+    },
+    /// The plugin that selects records failed.
+    #[error("data {name}, record {record}: {source}")]
+    Filter {
+        /// Name of the data.
+        name: String,
+        /// Number of the record, counted from 1.
+        record: u64,
+        /// Why it failed.
+        source: PluginError,
+    },
+    /// The plugin that rewards answers failed.
+    #[error("data {record}: a sampled answer cannot be rewarded: {source}")]
+    Reward {
+        /// The record as `name[number]`, counted from 1.
+        record: String,
+        /// Why it failed.
+        source: PluginError,
     },
     /// A record cannot be tokenized.
     #[error("data {name}, record {record}")]
@@ -228,6 +259,9 @@ impl DataError {
             | Self::TooLong { .. }
             | Self::NoTarget { .. }
             | Self::Unrewarded { .. }
+            | Self::Plugin { .. }
+            | Self::Filter { .. }
+            | Self::Reward { .. }
             | Self::EmptyPhase { .. }
             | Self::PhaseBatch { .. }
             | Self::UnmeasuredPhase { .. }

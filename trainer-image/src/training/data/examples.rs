@@ -62,10 +62,30 @@ impl Example {
         }
     }
 
+    /// Returns what the record asks, and all its other texts; both joined by line feeds. A text asks nothing.
+    pub(crate) fn question_and_rest(&self) -> (String, String) {
+        match self {
+            Self::Pair { prompt, response } => (prompt.clone(), response.clone()),
+            Self::Text(text) => (String::new(), text.clone()),
+            Self::Chat(messages) => parts(messages.iter()),
+            Self::Preference(Preference::Texts { prompt, responses }) => (prompt.clone(), responses.join("\n")),
+            Self::Preference(Preference::Chat { prompt, responses }) => {
+                parts(prompt.iter().chain(responses.iter().flatten()))
+            }
+        }
+    }
+
     /// Returns the bytes of its texts.
     pub(crate) fn size(&self) -> usize {
         self.texts().into_iter().map(str::len).sum()
     }
+}
+
+/// Returns the messages of users, and all others.
+fn parts<'a>(messages: impl Iterator<Item = &'a Message>) -> (String, String) {
+    let (asked, rest): (Vec<&Message>, Vec<&Message>) = messages.partition(|message| message.role == Role::User);
+    let joined = |messages: Vec<&Message>| messages.iter().map(|it| it.content.as_str()).collect::<Vec<_>>().join("\n");
+    (joined(asked), joined(rest))
 }
 
 /// Fields that make a record without any configured name: what question-and-answer data is called on Hugging Face's hub.
@@ -175,7 +195,7 @@ fn kind(value: &Value) -> &'static str {
 
 #[cfg(test)]
 pub(crate) mod testing {
-    use codex_configs::{DataFormat, HeldOutShare, Loss, ReplaySampling, ReplaySettings};
+    use codex_configs::{AugmentationSettings, DataFormat, HeldOutShare, Loss, ReplaySampling, ReplaySettings};
 
     use super::*;
 
@@ -195,7 +215,9 @@ pub(crate) mod testing {
         let sampling = ReplaySampling::Uniform;
         let replay = ReplaySettings { buffer: 1, ratio: 0.0, interleave_every: 1, sampling };
         let languages = Vec::new();
-        DataSettings { format, fields, loss, weights: None, deduplicate: false, languages, validation, replay }
+        let augmentation = AugmentationSettings { probability: 0.0, rate: 0.1, variants: 1, kinds: Vec::new() };
+        let (weights, deduplicate) = (None, false);
+        DataSettings { format, fields, loss, weights, deduplicate, languages, validation, replay, augmentation }
     }
 
     /// Reads the records of a file with this name and these bytes. The error is its chain.

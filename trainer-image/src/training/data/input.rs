@@ -17,6 +17,7 @@ use sha2::Digest as _;
 use super::DataError;
 use crate::{
     atomic_fs::{self, FileError},
+    plugins::{Kind, MAX_BYTES, Plugin},
     tasks::{Split, Task, materialise, training_lines},
 };
 
@@ -157,6 +158,21 @@ impl Input {
     /// Identity of the data.
     pub(crate) fn file(&self) -> &DataFile {
         &self.file
+    }
+
+    /// Reads the file of a plugin.
+    ///
+    /// # Errors
+    /// When it cannot be read, is not the file that was hashed, or is no plugin of this kind.
+    pub(super) fn plugin(&self, kind: Kind) -> Result<Plugin, DataError> {
+        let mut bytes = Vec::new();
+        // One byte more than a plugin may have, so that a larger file is refused and not read.
+        let reader = self.reader()?.take(MAX_BYTES as u64 + 1).read_to_end(&mut bytes);
+        reader.map_err(FileError::of("reading", Path::new(&self.label)))?;
+        let unusable = |source| DataError::Plugin { name: self.file.name.clone(), file: self.label.clone(), source };
+        let plugin = Plugin::load(&bytes, kind).map_err(unusable)?;
+        let changed = DataDigest(Sha256::of(&bytes)) != self.file.sha256;
+        if changed { Err(DataError::Changed { name: self.file.name.clone() }) } else { Ok(plugin) }
     }
 
     /// Opens the data for reading from its beginning.

@@ -2,9 +2,10 @@
 //! evaluations during training. Reads files, and writes token caches; everything else is pure.
 //!
 //! Inputs are read as streams (`input`, `formats`, `examples`), tokenized a bounded number of records at a time (`records`) and
-//! stored (`token_store`). `selection` leaves records out, `mix` and `permutation` say which record an example is, `phases` does so
+//! stored (`token_store`), and again with changed prompts if the run asks for it (`augmentation`). `selection` leaves records out, `mix` and `permutation` say which record an example is, `phases` does so
 //! for the phases of a curriculum. Nothing grows with the size of an input but a bit per record while records are selected.
 
+mod augmentation;
 mod dataset;
 mod encoder;
 mod error;

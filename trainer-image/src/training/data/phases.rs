@@ -105,7 +105,7 @@ pub(super) fn each_label(
 }
 
 /// Returns a number that is a hash of these, for this purpose.
-fn hash(purpose: &[u8], numbers: &[u64]) -> u64 {
+pub(super) fn hash(purpose: &[u8], numbers: &[u64]) -> u64 {
     let mut hasher = sha2::Sha256::new();
     hasher.update(purpose);
     for number in numbers {
@@ -201,24 +201,24 @@ fn read_labels(
     mut difficulties: Option<&mut BufWriter<File>>,
     stop: Stop,
 ) -> Result<(), DataError> {
-    let mut entries = source.selection.entries(&source.store).zip(0_u32..);
+    let mut entries = source.selection.entries(&source.store).zip(source.rows()).zip(0_u32..);
     let mut next = entries.next();
     each_label(&source.input, settings, |number, labels| {
         if number % UNCHECKED == UNCHECKED - 1 && stop() {
             return Err(DataError::Interrupted);
         }
-        let (entry, record) = match next.take() {
+        let ((entry, rows), record) = match next.take() {
             None => return Ok(ControlFlow::Continue(())),
-            Some((entry, record)) => (entry?, record),
+            Some(((entry, rows), record)) => ((entry?, rows?), record),
         };
         if entry.number != number {
-            next = Some((Ok(entry), record));
+            next = Some(((Ok(entry), Ok(rows)), record));
             return Ok(ControlFlow::Continue(()));
         }
         next = entries.next();
         for Selecting { phase, file, sums } in selecting.iter_mut() {
             if labels.are_of(&phases[*phase]) {
-                sums.add(&entry);
+                sums.add_as(&entry, rows);
                 file.write_all(&record.to_le_bytes()).map_err(failed())?;
             }
         }
@@ -270,7 +270,7 @@ impl Dataset {
                 u64::from(u32::from_le_bytes(bytes))
             }
         };
-        Ok(Address::new(*source, record))
+        Ok(self.drawn(Address::new(*source, record), phase as u64, number))
     }
 
     /// Returns the record of an example that is kept for replay in a phase, by its number among those that are kept. The earlier

@@ -2,13 +2,20 @@
 
 use std::ops::ControlFlow;
 
+use codex_provenance::DataDigest;
+
 use super::{
     DataError, Stop,
+    augmentation::Augmenter,
     encoder::{Encoded, Encoder},
     examples::Example,
     input::Input,
     languages::Languages,
 };
+use crate::plugins::Plugin;
+
+/// Records between two checks of the stop flag while a plugin selects records.
+const FILTERED: u64 = 64;
 
 /// How many records are in memory at once: no more than `records`, and no more after their text has this many bytes.
 #[derive(Clone, Copy, Debug)]
@@ -30,8 +37,19 @@ pub(super) struct Counts {
     pub(super) seen: u64,
     /// Records that were left out because of their language.
     pub(super) foreign: u64,
+    /// Records that the plugin of the run dropped.
+    pub(super) filtered: u64,
     /// The most bytes of text that were in memory at once; 0 if the tokens were there already.
     pub(super) held: usize,
+}
+
+/// What happens to the records of an input before they are tokenized.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Treatment<'a> {
+    /// The plugin that selects records, and the digest of its file.
+    pub(super) filter: Option<(&'a Plugin, DataDigest)>,
+    /// What changes their prompts.
+    pub(super) augmenter: Option<Augmenter<'a>>,
 }
 
 /// A tokenized record.
@@ -42,7 +60,7 @@ pub(super) struct Tokenized {
     pub(super) encoded: Encoded,
 }
 
-/// Tokenizes the records of an input that are in one of the `languages`, and hands them to `each` in their order.
+/// Tokenizes the records of an input that are in one of the `languages` and that the filter keeps, and hands them to `each` in their order.
 ///
 /// # Errors
 /// When the input cannot be read or a record cannot be trained on, and [`DataError::Interrupted`] soon after `stop` returns
@@ -50,7 +68,7 @@ pub(super) struct Tokenized {
 pub(super) fn tokenize(
     input: &Input,
     encoder: Encoder,
-    languages: &Languages,
+    (languages, treatment): (&Languages, Treatment),
     limits: Limits,
     stop: Stop,
     mut each: impl FnMut(Tokenized) -> Result<(), DataError>,
@@ -59,7 +77,7 @@ pub(super) fn tokenize(
     let (mut waiting, mut bytes) = (Vec::new(), 0);
     let name = input.file.name.as_str();
     let mut flush = |waiting: &mut Vec<(u32, Example)>| -> Result<(), DataError> {
-        let encoded = encoder.encode(name, waiting, stop)?;
+        let encoded = encoder.encode(name, waiting, treatment.augmenter, stop)?;
         for ((number, example), encoded) in waiting.drain(..).zip(encoded) {
             each(Tokenized { number, example, encoded })?;
         }
@@ -71,6 +89,17 @@ pub(super) fn tokenize(
         if !languages.keep(&example) {
             counts.foreign += 1;
             return Ok(ControlFlow::Continue(()));
+        }
+        if let Some((filter, _)) = treatment.filter {
+            let (asked, rest) = example.question_and_rest();
+            let failed = |source| DataError::Filter { name: name.to_owned(), record: u64::from(number) + 1, source };
+            if !filter.keeps(&asked, &rest).map_err(failed)? {
+                counts.filtered += 1;
+                return Ok(ControlFlow::Continue(()));
+            }
+            if counts.seen.is_multiple_of(FILTERED) && stop() {
+                return Err(DataError::Interrupted);
+            }
         }
         bytes += example.size();
         counts.held = counts.held.max(bytes);

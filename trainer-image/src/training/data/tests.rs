@@ -14,7 +14,7 @@ use proptest::prelude::*;
 use super::{
     Caches, DataError, Dataset, Encoder, Input, Places,
     encoder::{Encoded, pack},
-    records::{Counts, Limits},
+    records::{Counts, Limits, Treatment},
     selection::{Selection, Wanted, select},
     token_store::{StoreWriter, TokenStore},
 };
@@ -87,7 +87,7 @@ fn read(input: &Input, run: &Resolved<Training>, caches: &Caches, encoder: Encod
     let looks = AtomicU64::new(0);
     let stop = || looks.fetch_add(1, Ordering::Relaxed) == u64::MAX;
     assert!(run.spec().settings.data.languages.is_empty());
-    let store = TokenStore::of(input, encoder, caches, Limits::default(), &stop).unwrap();
+    let store = TokenStore::of(input, encoder, Treatment::default(), caches, Limits::default(), &stop).unwrap();
     // Every tokenized record is a check of the stop flag.
     (records(&store), looks.into_inner() > 0)
 }
@@ -159,7 +159,8 @@ fn invalid_data_leaves_no_cache() {
     let good = materialise(Task::Arithmetic, Split::Train, 1, 5).unwrap();
     let input = Input::of_bytes("mine", "mine.jsonl", [good.as_slice(), b"{}\n"].concat());
     let limits = Limits { records: 2, bytes: usize::MAX };
-    let refused = TokenStore::of(&input, encoder(&run, &tokenizer), &caches, limits, &|| false).unwrap_err();
+    let refused = TokenStore::of(&input, encoder(&run, &tokenizer), Treatment::default(), &caches, limits, &|| false)
+        .unwrap_err();
     assert!(refused.to_string().starts_with("mine.jsonl:6: invalid record: "), "{refused}");
     assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 0);
 }
@@ -175,7 +176,8 @@ fn a_file_larger_than_its_bound_is_read_in_parts() {
         fs::write(&path, &bytes).unwrap();
         let input = Input::of_file("mine", &path, &|| false).unwrap();
         let caches = Caches { directory: Some(directory.path().to_owned()), keep: true };
-        let store = TokenStore::of(&input, encoder(&run, &tokenizer), &caches, limits, &|| false).unwrap();
+        let store = TokenStore::of(&input, encoder(&run, &tokenizer), Treatment::default(), &caches, limits, &|| false)
+            .unwrap();
         assert_eq!(store.len(), count as u64);
         let on_disk: u64 =
             ["tokens", "entries"].map(|ending| fs::metadata(path.with_extension(ending)).unwrap().len()).iter().sum();
@@ -301,8 +303,8 @@ fn nothing_left_to_train_on_is_refused() {
     let refused = with_files(&run, &files, &directory.path().join("run"), &|| false).outcome.unwrap_err();
     assert_eq!(
         refused.to_string(),
-        "data two has no record left to train on: of 2 records, 0 are in other languages than data.languages, 2 repeat others \
-         (data.deduplicate), and 0 are held out (data.validation)"
+        "data two has no record left to train on: of 2 records, 0 are in other languages than data.languages, 0 are dropped by the plugin \
+         (plugin-filter), 2 repeat others (data.deduplicate), and 0 are held out (data.validation)"
     );
     assert_eq!(refused.exit(), codex_reports::exit::BAD_INPUT);
 }
@@ -319,4 +321,45 @@ fn a_cache_that_breaks_during_a_run_is_an_error() {
     dataset.pack(&examples).unwrap();
     fs::OpenOptions::new().write(true).open(directory.path().join("arithmetic.tokens")).unwrap().set_len(10).unwrap();
     assert!(matches!(dataset.pack(&examples), Err(DataError::File(_))));
+}
+
+/// Examples draw one of the versions of their record, and nothing else about a run changes.
+#[test]
+fn prompts_are_changed_and_runs_resume_exactly() {
+    let words = |more: &[&str]| {
+        let set =
+            ["model.num_hidden_layers=1", "training.batch_size=8", "training.max_steps=12", "training.warmup_steps=2"];
+        resolved(&[&set[..], more].concat(), vec![synthetic("word-problems", 60)])
+    };
+    let changed = ["data.augmentation.probability=0.5", "data.augmentation.rate=0.3", "data.augmentation.variants=2"];
+    let (plain, run) = (words(&[]), words(&changed));
+    let tokenizer = Tokenizer::characters().unwrap();
+    let (original, augmented) = (dataset(&plain, &tokenizer), dataset(&run, &tokenizer));
+    let (mut differing, mut versions) = (0, BTreeSet::new());
+    for example in 0..600 {
+        let [before, after] = [&original, &augmented].map(|dataset| {
+            let address = dataset.examples(example, 1)[0];
+            (dataset.describe(&[address]).unwrap(), dataset.text(address, &tokenizer).unwrap())
+        });
+        assert_eq!(before.0, after.0, "the same record");
+        let digits = |text: &str| text.chars().filter(char::is_ascii_digit).collect::<String>();
+        assert_eq!(digits(&before.1), digits(&after.1));
+        let answer = |text: &str| text[text.rfind('#').unwrap()..].to_owned();
+        assert_eq!(answer(&before.1), answer(&after.1));
+        differing += usize::from(before.1 != after.1);
+        versions.insert((before.0, after.1));
+    }
+    assert!((220..380).contains(&differing), "{differing}");
+    assert!((100..=180).contains(&versions.len()), "{}", versions.len());
+    // What bounds a batch holds for every version.
+    let rows = augmented.examples(0, 600).into_iter().map(|address| augmented.pack(&[address]).unwrap().tokens.len());
+    let longest = rows.max().unwrap();
+    assert!(augmented.lengths().longest() >= longest && augmented.lengths().rows(8) >= original.lengths().rows(8));
+    assert_eq!(augmented.report().augmentation.unwrap().variants, 2);
+
+    let (whole, resumed) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let expected = finished(&attempt(&run, whole.path(), false));
+    finished(&attempt(&words(&[&changed[..], &["training.stop_after=5"]].concat()), resumed.path(), false));
+    assert_eq!(finished(&attempt(&run, resumed.path(), false)), expected);
+    assert_ne!(finished(&attempt(&plain, tempfile::tempdir().unwrap().path(), false)), expected);
 }

@@ -13,17 +13,18 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use codex_configs::{DataFields, DataFormat, Format, Loss};
+use codex_configs::{AugmentationKind, AugmentationSettings, DataFields, DataFormat, Format, Loss};
 use codex_provenance::{DataDigest, Sha256};
 use serde::{Deserialize, Serialize};
 use sha2::Digest as _;
 
 use super::{
     DataError, Stop,
+    augmentation::Augmenter,
     encoder::{Encoded, Encoder},
     input::Input,
     languages::Languages,
-    records::{Counts, Limits, tokenize},
+    records::{Counts, Limits, Treatment, tokenize},
     scratch::scratch_file,
 };
 use crate::{
@@ -79,6 +80,11 @@ struct Key<'a> {
     fields: &'a DataFields,
     loss: Loss,
     languages: &'a [String],
+    #[serde(skip_serializing_if = "Option::is_none")]
+    filter: Option<DataDigest>,
+    /// Seed and number of a changed version, share of the changed words, and what is changed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    augmented: Option<(u64, u32, f64, &'a [AugmentationKind])>,
     given: bool,
     preferences: bool,
 }
@@ -102,7 +108,12 @@ pub(super) struct Sums {
 
 impl Sums {
     pub(super) fn add(&mut self, entry: &Entry) {
-        let (tokens, rows) = (u64::from(entry.tokens), entry.rows());
+        self.add_as(entry, entry.rows());
+    }
+
+    /// As [`add`](Self::add), for a record that can have up to this many rows.
+    pub(super) fn add_as(&mut self, entry: &Entry, rows: u64) {
+        let tokens = u64::from(entry.tokens);
         self.records += 1;
         self.tokens += tokens;
         self.most_tokens = self.most_tokens.max(tokens);
@@ -124,6 +135,9 @@ struct Description {
     seen: u64,
     /// Records that were left out because of their language.
     foreign: u64,
+    /// Records that the plugin of the run dropped.
+    #[serde(default)]
+    filtered: u64,
     tokens: Sha256,
     entries: Sha256,
 }
@@ -184,7 +198,7 @@ pub(super) struct TokenStore {
 }
 
 impl TokenStore {
-    /// Returns the tokens of an input: those in `caches` if they are whole and of this input, or else new ones.
+    /// Returns the tokens of an input, of the records that the filter keeps: those in `caches` if they are whole and of this input, or else new ones.
     ///
     /// # Errors
     /// When the input cannot be read, a record cannot be trained on, or a file operation fails, and
@@ -192,12 +206,16 @@ impl TokenStore {
     pub(super) fn of(
         input: &Input,
         encoder: Encoder,
+        treatment: Treatment,
         caches: &Caches,
         limits: Limits,
         stop: Stop,
     ) -> Result<Self, DataError> {
-        let key = key(input, encoder)?;
-        let name = input.file.name.as_str();
+        let key = key(input, encoder, treatment)?;
+        let own = input.file.name.as_str();
+        // No data has a dot in its name.
+        let version = treatment.augmenter.map(|augmenter| format!("{own}.{}", augmenter.variant));
+        let name = version.as_deref().unwrap_or(own);
         if let Some(directory) = &caches.directory {
             match Self::open(directory, name, key, stop)? {
                 Found::Whole(store) => return Ok(*store),
@@ -210,8 +228,9 @@ impl TokenStore {
         let vocabulary = encoder.tokenizer.vocabulary();
         let mut writer = StoreWriter::create(caches.kept().map(|directory| (directory, name)), vocabulary)?;
         let languages = Languages::of(encoder.data);
+        let selected = (&languages, treatment);
         let counts =
-            tokenize(input, encoder, &languages, limits, stop, |record| writer.push(record.number, &record.encoded))?;
+            tokenize(input, encoder, selected, limits, stop, |record| writer.push(record.number, &record.encoded))?;
         tracing::debug!(data = name, records = counts.seen, held = counts.held, "tokenized");
         writer.finish(key, counts)
     }
@@ -246,7 +265,7 @@ impl TokenStore {
             entries,
             width: described.width as usize,
             sums: described.sums,
-            counts: Counts { seen: described.seen, foreign: described.foreign, held: 0 },
+            counts: Counts { seen: described.seen, foreign: described.foreign, filtered: described.filtered, held: 0 },
             path: directory.join(name),
         };
         Ok(Found::Whole(Box::new(store)))
@@ -310,7 +329,7 @@ fn paths(directory: &Path, name: &str) -> [PathBuf; 3] {
 }
 
 /// Returns the digest of everything that the tokens depend on.
-fn key(input: &Input, encoder: Encoder) -> Result<Sha256, DataError> {
+fn key(input: &Input, encoder: Encoder, treatment: Treatment) -> Result<Sha256, DataError> {
     let Encoder { tokenizer, context, format, data, given, preferences } = encoder;
     let of_tokenizer = digest(tokenizer).map_err(|source| DataError::Tokenizer { source })?;
     let key = Key {
@@ -325,6 +344,11 @@ fn key(input: &Input, encoder: Encoder) -> Result<Sha256, DataError> {
         fields: &data.fields,
         loss: data.loss,
         languages: &data.languages,
+        filter: treatment.filter.map(|(_, digest)| digest),
+        augmented: treatment.augmenter.map(|Augmenter { settings, seed, variant }| {
+            let AugmentationSettings { rate, kinds, .. } = settings;
+            (seed, variant, *rate, kinds.as_slice())
+        }),
         given,
         preferences,
     };
@@ -494,6 +518,7 @@ impl StoreWriter {
                 sums: self.sums,
                 seen: counts.seen,
                 foreign: counts.foreign,
+                filtered: counts.filtered,
                 tokens: tokens_digest,
                 entries: entries_digest,
             };

@@ -23,7 +23,7 @@ use super::{
     input::Input,
     languages::Languages,
     phases::{Labels, each_label},
-    records::{Limits, tokenize},
+    records::{Limits, Treatment, tokenize},
     source::Source,
 };
 use crate::{
@@ -429,16 +429,17 @@ impl<'a> Wanted<'a> {
 fn of_input(input: &Input, wanted: Wanted, encoder: Encoder, stop: Stop) -> Result<(HeldOut, u64), DataError> {
     let sets = wanted.sets(input, encoder, wanted.records, |_| true)?;
     let mut held_out = HeldOut::default();
-    let counts = tokenize(input, encoder, &Languages::default(), Limits::default(), stop, |record| {
-        if held_out.records.len() < wanted.records {
-            let set = sets.get(&record.number).copied().unwrap_or(0);
-            if wanted.lacks(&held_out.questions, set) {
-                held_out.questions.extend(encoder.question(&record.example).map(|question| (question, set)));
+    let counts =
+        tokenize(input, encoder, (&Languages::default(), Treatment::default()), Limits::default(), stop, |record| {
+            if held_out.records.len() < wanted.records {
+                let set = sets.get(&record.number).copied().unwrap_or(0);
+                if wanted.lacks(&held_out.questions, set) {
+                    held_out.questions.extend(encoder.question(&record.example).map(|question| (question, set)));
+                }
+                held_out.records.push((record.encoded, set));
             }
-            held_out.records.push((record.encoded, set));
-        }
-        Ok(())
-    })?;
+            Ok(())
+        })?;
     Ok((held_out, counts.seen))
 }
 

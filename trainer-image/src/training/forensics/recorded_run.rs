@@ -180,7 +180,7 @@ impl Rerun<'_> {
     /// # Errors
     /// As for training.
     pub(super) fn rollouts(&self) -> Result<Option<Rollouts<'_>>, TrainError> {
-        self.session().rollouts(&self.model, &self.tokenizer)
+        self.session().rollouts(&self.model, &self.tokenizer, self.dataset.reward())
     }
 
     /// Returns what evaluations need, without samples unless a phase of the curriculum is measured by them.

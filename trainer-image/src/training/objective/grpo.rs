@@ -8,13 +8,18 @@
 
 use codex_configs::{ConfigError, GrpoSettings, RewardSettings};
 
-use crate::tasks::{Answers, steps, steps_in_order};
+use crate::{
+    plugins::{Plugin, PluginError},
+    tasks::{Answers, steps, steps_in_order},
+};
 
 /// Rewards texts. A pure function of text and reference, of one version.
 #[derive(Clone, Debug)]
 pub(crate) struct Rewards {
     answers: Answers,
     settings: RewardSettings,
+    /// What it returns is added.
+    plugin: Option<Plugin>,
 }
 
 /// What a text earned.
@@ -29,12 +34,12 @@ pub(crate) struct Reward {
 }
 
 impl Rewards {
-    /// Returns the function with these settings.
+    /// Returns the function with these settings, to whose rewards a plugin adds its own.
     ///
     /// # Errors
     /// The regular expression is missing or malformed.
-    pub(crate) fn of(settings: &RewardSettings) -> Result<Self, ConfigError> {
-        Ok(Self { answers: Answers::of_rewards(settings)?, settings: settings.clone() })
+    pub(crate) fn of(settings: &RewardSettings, plugin: Option<&Plugin>) -> Result<Self, ConfigError> {
+        Ok(Self { answers: Answers::of_rewards(settings)?, settings: settings.clone(), plugin: plugin.cloned() })
     }
 
     /// Checks that a reference has what rewards are computed from.
@@ -42,11 +47,27 @@ impl Rewards {
     /// # Errors
     /// What it needs, as a sentence continues after "the response has no answer: ".
     pub(crate) fn check(&self, reference: &str) -> Result<(), String> {
+        // A plugin alone may reward answers to records that have no right one.
+        if self.plugin.is_some() && self.settings.needs_no_answer() {
+            return Ok(());
+        }
         self.answers.of_reference(reference).map(drop)
     }
 
-    /// Returns the reward of a text. Nothing is right if the reference has no answer.
-    pub(crate) fn reward(&self, text: &str, reference: &str) -> Reward {
+    /// Returns the reward of a text that answers `prompt`. Nothing is right if the reference has no answer.
+    ///
+    /// # Errors
+    /// The plugin failed.
+    pub(crate) fn reward(&self, prompt: &str, text: &str, reference: &str) -> Result<Reward, PluginError> {
+        let mut reward = self.verified(text, reference);
+        if let Some(plugin) = &self.plugin {
+            reward.total += plugin.reward(prompt, text, reference)?;
+        }
+        Ok(reward)
+    }
+
+    /// Returns what a text earns by its answer and its steps.
+    fn verified(&self, text: &str, reference: &str) -> Reward {
         let expected = self.answers.of_reference(reference).ok();
         let answer = self.answers.of_response(text);
         let right =
@@ -206,19 +227,19 @@ mod tests {
     }
 
     fn rewards(overrides: &[&str]) -> Rewards {
-        Rewards::of(&settings(overrides).reward).unwrap()
+        Rewards::of(&settings(overrides).reward, None).unwrap()
     }
 
     #[test]
     fn texts_are_rewarded_for_what_can_be_verified() {
         let reference = "7+6+0=13 4+8+1=13 3+0+1=04 #433$";
         let plain = rewards(&[]);
-        assert_eq!(plain.reward("so it is 433.", reference), Reward { total: 1.0, right: true, answered: true });
-        assert_eq!(plain.reward("so it is 434.", reference), Reward { total: 0.0, right: false, answered: true });
-        assert_eq!(plain.reward("I do not know.", reference), Reward::default());
+        assert_eq!(plain.verified("so it is 433.", reference), Reward { total: 1.0, right: true, answered: true });
+        assert_eq!(plain.verified("so it is 434.", reference), Reward { total: 0.0, right: false, answered: true });
+        assert_eq!(plain.verified("I do not know.", reference), Reward::default());
         let marked = ["reward.answer=marked", "reward.correct=2", "reward.format=0.25", "reward.steps=1.5"];
         let all = rewards(&marked);
-        let of = |text: &str| all.reward(text, reference).total;
+        let of = |text: &str| all.verified(text, reference).total;
         assert!((of(reference) - 3.75).abs() < 1e-12);
         assert!((of("7+6+0=13 #433$") - 2.75).abs() < 1e-12);
         assert!((of("4+8+1=13 7+6+0=13 #1$") - 0.75).abs() < 1e-12, "in the order of the reference");

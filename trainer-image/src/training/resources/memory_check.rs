@@ -1,6 +1,6 @@
 //! The memory estimate of a configuration and its data, checked against the limit. Reads the memory of this process.
 
-use codex_configs::{GrpoSettings, Optimization, OptimizerName};
+use codex_configs::{GrpoSettings, MomentType, Optimization, OptimizerName};
 use codex_engine::{ModelConfig, Precision, Settings};
 
 use super::{
@@ -17,12 +17,21 @@ use crate::training::{
 
 /// Bytes that an engine keeps per parameter: the parameter, its gradient, two moments, and the moving average if there is one.
 fn kept(training: &Optimization) -> u64 {
-    16 + averaged(training)
+    8 + moments(training) + averaged(training)
 }
 
 /// Bytes of a snapshot per parameter: the parameter, two moments, and the moving average if there is one.
 fn copied(training: &Optimization) -> u64 {
-    12 + averaged(training)
+    4 + moments(training) + averaged(training)
+}
+
+/// Bytes of both moments. In eight bits they are two codes and the parts of two scales, which blocks of 256 share. Tensors of fewer than
+/// 4096 parameters stay in 32 bits, which is less than what is not counted.
+fn moments(training: &Optimization) -> u64 {
+    match training.optimizer.moments {
+        MomentType::Fp32 => 8,
+        MomentType::EightBit => 3,
+    }
 }
 
 fn averaged(training: &Optimization) -> u64 {

@@ -127,7 +127,7 @@ impl Session<'_> {
         let artifacts_directory = self.output.join("artifacts");
         atomic_fs::write(&artifacts_directory.join(CONFIG), self.resolved.to_yaml()?.as_bytes())?;
         self.reference(model, &mut dataset, validation.as_mut(), Keep::Yes)?;
-        let rollouts = self.rollouts(model, tokenizer)?;
+        let rollouts = self.rollouts(model, tokenizer, dataset.reward())?;
         if let Some(rollouts) = &rollouts {
             self.check_rewards(rollouts, &dataset)?;
         }

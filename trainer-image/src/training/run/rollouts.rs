@@ -13,6 +13,7 @@ use rayon::prelude::*;
 use super::{Session, steps::seed_of};
 use crate::{
     model::ModelError,
+    plugins::Plugin,
     text::Tokenizer,
     training::{
         BaseError, DataError, TrainError,
@@ -57,9 +58,10 @@ impl Session<'_> {
         &self,
         model: &'a TrainedModel,
         tokenizer: &'a Tokenizer,
+        plugin: Option<&Plugin>,
     ) -> Result<Option<Rollouts<'a>>, TrainError> {
         let Some(settings) = self.resolved.spec().settings.training.rewards() else { return Ok(None) };
-        Ok(Some(Rollouts { model, tokenizer, rewards: Rewards::of(&settings.reward)? }))
+        Ok(Some(Rollouts { model, tokenizer, rewards: Rewards::of(&settings.reward, plugin)? }))
     }
 
     /// Checks that every record has a prompt, and an answer that rewards can be computed from.
@@ -122,10 +124,17 @@ impl Session<'_> {
         };
         let Some(drawn) = drawn else { return Ok(None) };
         let mut all = Vec::with_capacity(questions.len());
-        for ((prompt, reference), drawn) in questions.into_iter().zip(drawn) {
+        let asked = addresses.iter().flatten();
+        for (((prompt, reference), drawn), address) in questions.into_iter().zip(drawn).zip(asked) {
+            let question = rollouts.tokenizer.decode(&prompt).map_err(ModelError::from)?;
             let answers = drawn.into_iter().map(|Drawn { tokens, end, surprise }| {
                 let text = rollouts.tokenizer.decode(&tokens).map_err(ModelError::from)?;
-                let reward = rollouts.rewards.reward(&text, &reference);
+                let reward = match rollouts.rewards.reward(&question, &text, &reference) {
+                    Ok(reward) => reward,
+                    Err(source) => {
+                        return Err(DataError::Reward { record: dataset.describe(&[*address])?, source }.into());
+                    }
+                };
                 Ok(Answer { tokens, ended: end == Some(End::Stop), surprise, text, reward })
             });
             let answers = answers.collect::<Result<Vec<_>, TrainError>>()?;

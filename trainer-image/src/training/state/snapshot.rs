@@ -1,7 +1,7 @@
 //! A snapshot of the state as named tensors, its digests, and its form as a safetensors file. Pure, except for the given writers.
 //!
 //! The file holds `parameters/NAME`, `first/NAME` and `second/NAME` for every tensor of the model, `average/NAME` if a moving average is
-//! kept, and all other state as one-dimensional tensors of `F64` or `U64`. Its bytes are those of `safetensors::serialize`, but it is written piece by piece:
+//! kept, `first.scale/NAME` and `second.scale/NAME` for moments in eight bits, which are of type `U8`, and all other state as one-dimensional tensors of `F64` or `U64`. Its bytes are those of `safetensors::serialize`, but it is written piece by piece:
 //! a state can be larger than the free memory.
 
 use std::{
@@ -9,7 +9,7 @@ use std::{
     io::{self, Write},
 };
 
-use codex_engine::EngineState;
+use codex_engine::{EightBit, EngineState, Layout, Moments, TensorNumbers};
 use codex_provenance::Sha256;
 use safetensors::{
     Dtype,
@@ -52,6 +52,7 @@ pub(crate) struct Digests {
 /// Values of one tensor.
 #[derive(Clone, Copy)]
 pub(super) enum Numbers<'a> {
+    U8(&'a [u8]),
     F32(&'a [f32]),
     F64(&'a [f64]),
     U64(&'a [u64]),
@@ -67,6 +68,9 @@ pub(super) struct Leaf<'a> {
 pub(crate) const PARAMETERS: &str = "parameters";
 pub(crate) const FIRST: &str = "first";
 pub(crate) const SECOND: &str = "second";
+/// Groups that exist only if moments are kept in eight bits: the scales of their blocks.
+pub(crate) const FIRST_SCALE: &str = "first.scale";
+pub(crate) const SECOND_SCALE: &str = "second.scale";
 /// Group that exists only if a moving average of the parameters is kept.
 pub(crate) const AVERAGE: &str = "average";
 /// Number of values that are converted to bytes at once.
@@ -91,6 +95,7 @@ fn pieces<const N: usize, T: Copy>(
 impl Leaf<'_> {
     pub(super) fn dtype(&self) -> Dtype {
         match self.numbers {
+            Numbers::U8(_) => Dtype::U8,
             Numbers::F32(_) => Dtype::F32,
             Numbers::F64(_) => Dtype::F64,
             Numbers::U64(_) => Dtype::U64,
@@ -99,6 +104,7 @@ impl Leaf<'_> {
 
     fn size(&self) -> usize {
         match self.numbers {
+            Numbers::U8(numbers) => numbers.len(),
             Numbers::F32(numbers) => size_of_val(numbers),
             Numbers::F64(numbers) => size_of_val(numbers),
             Numbers::U64(numbers) => size_of_val(numbers),
@@ -108,6 +114,7 @@ impl Leaf<'_> {
     /// Passes the little-endian bytes to `sink`, piece by piece.
     pub(super) fn bytes(&self, mut sink: impl FnMut(&[u8]) -> io::Result<()>) -> io::Result<()> {
         match self.numbers {
+            Numbers::U8(numbers) => numbers.chunks(PIECE).try_for_each(&mut sink),
             Numbers::F32(numbers) => pieces(numbers, f32::to_le_bytes, &mut sink),
             Numbers::F64(numbers) => pieces(numbers, f64::to_le_bytes, &mut sink),
             Numbers::U64(numbers) => pieces(numbers, u64::to_le_bytes, &mut sink),
@@ -151,13 +158,39 @@ impl Digests {
     }
 }
 
+/// Yields the tensors of moments in eight bits.
+fn coded<'a>(layout: &'a Layout, moments: &'a EightBit, [group, scale]: [&str; 2]) -> Vec<Leaf<'a>> {
+    let mut leaves = Vec::new();
+    for (tensor, numbers) in layout.tensors().iter().zip(moments.tensors(layout)) {
+        let mut add = |group: &str, shape, numbers| {
+            leaves.push(Leaf { name: format!("{group}/{}", tensor.name), shape, numbers });
+        };
+        match numbers {
+            TensorNumbers::Small(small) => add(group, tensor.shape.clone(), Numbers::F32(small)),
+            TensorNumbers::Coded(codes, scales) => {
+                add(group, tensor.shape.clone(), Numbers::U8(codes));
+                add(scale, vec![scales.len()], Numbers::F32(scales));
+            }
+        }
+    }
+    leaves
+}
+
 impl Snapshot {
     /// Returns the tensors in file order: wide types first, so that all are aligned, then by name.
     pub(super) fn leaves(&self) -> Vec<Leaf<'_>> {
-        let EngineState { layout, parameters, first, second, average } = &self.engine;
+        let EngineState { layout, parameters, moments, average } = &self.engine;
         let mut leaves = Vec::new();
-        let average = average.iter().map(|average| (AVERAGE, average));
-        for (group, vector) in [(PARAMETERS, parameters), (FIRST, first), (SECOND, second)].into_iter().chain(average) {
+        let mut vectors = vec![(PARAMETERS, parameters)];
+        match moments {
+            Moments::F32 { first, second } => vectors.extend([(FIRST, first), (SECOND, second)]),
+            Moments::EightBit { first, second } => {
+                leaves.extend(coded(layout, first, [FIRST, FIRST_SCALE]));
+                leaves.extend(coded(layout, second, [SECOND, SECOND_SCALE]));
+            }
+        }
+        vectors.extend(average.iter().map(|average| (AVERAGE, average)));
+        for (group, vector) in vectors {
             leaves.extend(layout.tensors().iter().map(|tensor| Leaf {
                 name: format!("{group}/{}", tensor.name),
                 shape: tensor.shape.clone(),

@@ -7,12 +7,15 @@ use std::{
     sync::Arc,
 };
 
-use codex_engine::{EngineState, Layout};
+use codex_engine::{EightBit, EngineState, Layout, Moments, TensorNumbersMut};
 use codex_provenance::Sha256;
 use safetensors::{Dtype, SafeTensorError, tensor::Metadata};
 use sha2::Digest as _;
 
-use super::snapshot::{AVERAGE, Column, Columns, Digests, FIRST, PARAMETERS, PIECE, SECOND, Snapshot, tensor_hasher};
+use super::snapshot::{
+    AVERAGE, Column, Columns, Digests, FIRST, FIRST_SCALE, PARAMETERS, PIECE, SECOND, SECOND_SCALE, Snapshot,
+    tensor_hasher,
+};
 
 /// Maximum size of a header in bytes; the limit of safetensors itself.
 const MAX_HEADER: u64 = 100_000_000;
@@ -76,18 +79,22 @@ impl Snapshot {
             .tensors()
             .first()
             .is_some_and(|tensor| reader.metadata.info(&format!("{AVERAGE}/{}", tensor.name)).is_some());
-        let mut read = |group: &str| -> Result<Vec<f32>, SnapshotError> {
-            let mut numbers = vec![0.0; layout.size()];
-            for tensor in layout.tensors() {
-                let name = format!("{group}/{}", tensor.name);
-                reader.floats(name, &tensor.shape, &mut numbers[tensor.range.clone()])?;
+        let parameters = reader.vector(layout, PARAMETERS)?;
+        let is_coded =
+            |name: &str| reader.metadata.info(&format!("{FIRST}/{name}")).is_some_and(|info| info.dtype == Dtype::U8);
+        let moments = if layout.tensors().iter().any(|tensor| is_coded(&tensor.name)) {
+            let mut moments = Moments::zero_in_eight_bits(layout);
+            if let Moments::EightBit { first, second } = &mut moments {
+                reader.coded(layout, first, [FIRST, FIRST_SCALE])?;
+                reader.coded(layout, second, [SECOND, SECOND_SCALE])?;
             }
-            Ok(numbers)
+            moments
+        } else {
+            Moments::F32 { first: reader.vector(layout, FIRST)?, second: reader.vector(layout, SECOND)? }
         };
-        let (parameters, first, second) = (read(PARAMETERS)?, read(FIRST)?, read(SECOND)?);
-        let average = averaged.then(|| read(AVERAGE)).transpose()?;
+        let average = averaged.then(|| reader.vector(layout, AVERAGE)).transpose()?;
         let rest = reader.columns()?;
-        let engine = EngineState { layout: layout.clone(), parameters, first, second, average };
+        let engine = EngineState { layout: layout.clone(), parameters, moments, average };
         Ok((Self { step, engine, rest }, Digests::of(step, reader.digests)))
     }
 }
@@ -142,14 +149,49 @@ impl<R: Read + Seek> Reader<R> {
         Ok(())
     }
 
-    fn floats(&mut self, name: String, shape: &[usize], into: &mut [f32]) -> Result<(), SnapshotError> {
-        let info = self.metadata.info(&name).ok_or_else(|| SnapshotError::Missing(name.clone()))?;
-        if info.dtype != Dtype::F32 || info.shape != shape {
-            let found = format!("{} {:?}", info.dtype, info.shape);
-            return Err(SnapshotError::Shape { name, found, expected: format!("F32 {shape:?}") });
+    /// Reads a group of tensors, one number for each parameter.
+    fn vector(&mut self, layout: &Layout, group: &str) -> Result<Vec<f32>, SnapshotError> {
+        let mut numbers = vec![0.0; layout.size()];
+        for tensor in layout.tensors() {
+            let name = format!("{group}/{}", tensor.name);
+            self.floats(&name, &tensor.shape, &mut numbers[tensor.range.clone()])?;
         }
+        Ok(numbers)
+    }
+
+    /// Reads moments in eight bits.
+    fn coded(&mut self, layout: &Layout, into: &mut EightBit, [group, scale]: [&str; 2]) -> Result<(), SnapshotError> {
+        for (tensor, numbers) in layout.tensors().iter().zip(into.tensors_mut(layout)) {
+            let name = format!("{group}/{}", tensor.name);
+            match numbers {
+                TensorNumbersMut::Small(small) => self.floats(&name, &tensor.shape, small)?,
+                TensorNumbersMut::Coded(codes, scales) => {
+                    self.expect(&name, Dtype::U8, &tensor.shape)?;
+                    let mut codes = codes.iter_mut();
+                    self.bytes(&name, |piece| {
+                        codes.by_ref().zip(piece).for_each(|(code, byte)| *code = *byte);
+                    })?;
+                    self.floats(&format!("{scale}/{}", tensor.name), &[scales.len()], scales)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Checks the type and the shape of a tensor.
+    fn expect(&self, name: &str, dtype: Dtype, shape: &[usize]) -> Result<(), SnapshotError> {
+        let info = self.metadata.info(name).ok_or_else(|| SnapshotError::Missing(name.to_owned()))?;
+        if info.dtype == dtype && info.shape == shape {
+            return Ok(());
+        }
+        let found = format!("{} {:?}", info.dtype, info.shape);
+        Err(SnapshotError::Shape { name: name.to_owned(), found, expected: format!("{dtype} {shape:?}") })
+    }
+
+    fn floats(&mut self, name: &str, shape: &[usize], into: &mut [f32]) -> Result<(), SnapshotError> {
+        self.expect(name, Dtype::F32, shape)?;
         let mut into = into.iter_mut();
-        self.bytes(&name, |piece| {
+        self.bytes(name, |piece| {
             for (bytes, number) in piece.as_chunks().0.iter().zip(&mut into) {
                 *number = f32::from_le_bytes(*bytes);
             }
@@ -209,12 +251,13 @@ mod tests {
         let layout = layout();
         let numbers = |by: f32| (0..layout.size()).map(|x| x as f32 * by).collect::<Vec<_>>();
         let (parameters, first, second) = (numbers(0.25), numbers(-1e-20), numbers(f32::NAN));
+        let moments = Moments::F32 { first, second };
         let rest = Columns::from([
             ("spikes/loss".to_owned(), Column::F64(vec![1.5, f64::INFINITY, -0.0])),
             ("counters".to_owned(), Column::U64(vec![u64::MAX, 0])),
             ("empty".to_owned(), Column::F64(Vec::new())),
         ]);
-        Snapshot { step: 7, engine: EngineState { layout, parameters, first, second, average: None }, rest }
+        Snapshot { step: 7, engine: EngineState { layout, parameters, moments, average: None }, rest }
     }
 
     fn file(snapshot: &Snapshot) -> Vec<u8> {
@@ -246,9 +289,41 @@ mod tests {
     }
 
     #[test]
+    fn moments_in_eight_bits_read_back_with_the_same_digests() {
+        let shapes = [("model.a.weight", vec![70, 70]), ("model.norm.weight", vec![9]), ("model.b.weight", vec![4096])];
+        let layout = Arc::new(Layout::new(shapes.map(|(name, shape)| (name.to_owned(), shape))));
+        let parameters: Vec<f32> = (0..layout.size()).map(|at| at as f32).collect();
+        let mut moments = Moments::zero_in_eight_bits(&layout);
+        let Moments::EightBit { first, second } = &mut moments else { panic!("eight bits") };
+        for (moments, salt) in [(first, 3), (second, 5)] {
+            for numbers in moments.tensors_mut(&layout) {
+                match numbers {
+                    TensorNumbersMut::Small(small) => small.fill(salt as f32),
+                    TensorNumbersMut::Coded(codes, scales) => {
+                        codes.iter_mut().zip(0_usize..).for_each(|(code, at)| *code = (at * salt % 256) as u8);
+                        scales.iter_mut().zip(1_u8..).for_each(|(scale, at)| *scale = f32::from(at) * 0.5);
+                    }
+                }
+            }
+        }
+        let engine = EngineState { layout: layout.clone(), parameters, moments, average: None };
+        let snapshot = Snapshot { step: 3, engine, rest: Columns::new() };
+        let bytes = file(&snapshot);
+        let (read, digests) = Snapshot::read(3, &layout, Cursor::new(&bytes)).unwrap();
+        assert!(read == snapshot && digests == snapshot.digests());
+        let names: Vec<&String> = digests.tensors.keys().filter(|name| name.contains("scale")).collect();
+        assert_eq!(names.len(), 4, "{names:?}");
+        let views = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+        assert_eq!(views.tensor("second/model.a.weight").unwrap().dtype(), Dtype::U8);
+        assert_eq!(views.tensor("first/model.norm.weight").unwrap().dtype(), Dtype::F32);
+        assert_eq!(views.tensor("first.scale/model.a.weight").unwrap().shape(), [20]);
+    }
+
+    #[test]
     fn a_difference_names_its_tensor() {
         let (a, mut b) = (snapshot(), snapshot());
-        b.engine.second[16] = f32::from_bits(b.engine.second[16].to_bits() ^ 1);
+        let Moments::F32 { second, .. } = &mut b.engine.moments else { panic!("f32") };
+        second[16] = f32::from_bits(second[16].to_bits() ^ 1);
         let (a, b) = (a.digests(), b.digests());
         assert_ne!(a.whole, b.whole);
         let differing: Vec<_> = a.tensors.iter().filter(|(name, digest)| b.tensors[*name] != **digest).collect();

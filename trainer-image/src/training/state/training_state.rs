@@ -2,8 +2,10 @@
 
 use std::{collections::BTreeMap, sync::Arc};
 
-use codex_configs::{Dtype, Optimization, Phase, TraceMode, TrainingSettings};
-use codex_engine::{Engine, EngineError, EngineState, Layout, ModelConfig, Precision, Settings, engine, initial};
+use codex_configs::{Dtype, MomentType, Optimization, Phase, TraceMode, TrainingSettings};
+use codex_engine::{
+    Engine, EngineError, EngineState, Layout, ModelConfig, MomentFormat, Precision, Settings, engine, initial,
+};
 
 use super::{
     StateError,
@@ -114,7 +116,7 @@ impl State {
         }
     }
 
-    /// Begins what a run keeps beside its weights, or goes on with it: their moving average, the running means of the noise scale, and
+    /// Begins what a run keeps beside its weights, or goes on with it: their moving average, the format of moments, the running means of the noise scale, and
     /// the mechanism and key of a private run.
     ///
     /// # Errors
@@ -126,6 +128,10 @@ impl State {
         seed: u64,
     ) -> Result<(), StateError> {
         self.engine.keep_average(training.ema.decay.is_some())?;
+        self.engine.keep_moments(match training.optimizer.moments {
+            MomentType::Fp32 => MomentFormat::F32,
+            MomentType::EightBit => MomentFormat::EightBit,
+        })?;
         self.noise_scale = training.gradient_noise_scale.then(|| self.noise_scale.unwrap_or_default());
         self.privacy = Privacy::begin(mechanism, self.saved_privacy.take(), (seed, self.step))?;
         Ok(())

@@ -242,3 +242,48 @@ fn muon_learns() {
     let loss = ended.state.progress.unwrap().loss.unwrap();
     assert!(loss < 2.0, "{loss}");
 }
+
+/// The loss falls as it does with moments in 32 bits. A run that stops and resumes ends in the same bits, on any number of threads.
+#[test]
+fn moments_in_eight_bits_train_and_resume_exactly() {
+    let run = |more: &[&str]| {
+        let set = [
+            "model.hidden_size=64",
+            "model.intermediate_size=128",
+            "model.num_hidden_layers=2",
+            "model.num_attention_heads=4",
+            "training.max_steps=80",
+            "training.warmup_steps=5",
+            "training.batch_size=16",
+            "training.learning_rate=0.003",
+            "training.checkpoint_every=20",
+        ];
+        resolved(&[&set[..], more].concat(), both())
+    };
+    let (eight, stopped) = ("training.optimizer.moments=8bit", "training.stop_after=33");
+    let outputs = [(); 3].map(|()| tempfile::tempdir_in(scratch()).unwrap());
+    let full = threads(2, || finished(&attempt(&run(&[]), outputs[0].path(), false)));
+    let whole = threads(1, || finished(&attempt(&run(&[eight]), outputs[1].path(), false)));
+    assert_ne!(whole.digest, full.digest);
+    threads(3, || finished(&attempt(&run(&[eight, stopped]), outputs[2].path(), false)));
+    assert_eq!(threads(3, || finished(&attempt(&run(&[eight]), outputs[2].path(), false))), whole);
+    let digest = |output: &Path| remains(output).0.state_digest;
+    assert_eq!(digest(outputs[2].path()), digest(outputs[1].path()), "every code and scale");
+    let losses = |output: &Path| -> (f64, f64) {
+        let rows = metrics(output);
+        let losses: Vec<f64> = rows
+            .iter()
+            .filter(|((_, split, name), _)| split == "train" && name == "loss")
+            .map(|(_, bits)| f64::from_bits(*bits))
+            .collect();
+        (losses[0], losses[losses.len() - 3..].iter().sum::<f64>() / 3.0)
+    };
+    let ((first, last), (_, reference)) = (losses(outputs[1].path()), losses(outputs[0].path()));
+    assert!(last < 0.75 * first && (last - reference).abs() < 0.25 * reference, "{first} {last} {reference}");
+    let size = |output: &Path| {
+        let checkpoint = output.join("checkpoints/step-00000080/state.safetensors");
+        fs::metadata(checkpoint).unwrap().len() as f64
+    };
+    let ratio = size(outputs[1].path()) / size(outputs[0].path());
+    assert!((0.5..0.6).contains(&ratio), "{ratio}: 6 bytes of 12 for large tensors");
+}

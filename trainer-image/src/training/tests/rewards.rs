@@ -7,12 +7,14 @@ use std::{
 };
 
 use codex_configs::{Resolved, Training};
+use codex_provenance::Sha256;
 use codex_reports::{TrainingState, exit};
 
 use super::base::{model, run, train, write_base};
 use crate::{
     artifacts::ledger::Ledger,
     error::chain,
+    plugins::testing::even,
     reporting::Reporter,
     training::{
         Base, Session, TrainError,
@@ -135,7 +137,7 @@ fn answers_are_sampled_with_the_probabilities_that_are_trained() {
         let dataset = session.read_data(&Places::default(), session.encoder(&trained, &tokenizer)).unwrap();
         let settings = engine_settings(&resolved.spec().settings.training);
         let mut state = trained.state(Some(&base), 1, settings, |_| Ok(None)).unwrap();
-        let rollouts = session.rollouts(&trained, &tokenizer).unwrap().unwrap();
+        let rollouts = session.rollouts(&trained, &tokenizer, None).unwrap().unwrap();
         let addresses = session.data_of(&state, &dataset).unwrap().addresses;
         let rolled = session.roll_out(&rollouts, state.engine.as_ref(), &dataset, (0, &addresses)).unwrap().unwrap();
         let mut compared = 0;
@@ -194,4 +196,48 @@ fn what_cannot_be_rewarded_is_refused() {
     let told = said(&files, &["training.grpo.reward.answer=last_number"]);
     assert!(told.contains("data letters[1]: the response has no answer: it needs a number"), "{told}");
     assert!(told.contains("training.grpo.reward.answer is last_number"), "{told}");
+}
+
+/// Answers without a k, whose number of bytes the plugin rewards if it is even.
+#[test]
+fn a_plugin_rewards_answers_and_another_selects_records() {
+    let Place { directory, base, mut files } = place(characters);
+    for (name, longest) in [("plugin-reward", 0), ("plugin-filter", 17)] {
+        let path = directory.path().join(format!("{name}.wasm"));
+        fs::write(&path, even(longest)).unwrap();
+        files.push((name.to_owned(), path));
+    }
+    // Prompts of two digits are dropped: "Spell 10 with a k." has 18 bytes.
+    let filter = even(17);
+    let set =
+        ["training.grpo.reward.correct=0", "training.stop_after=4", "training.batch_size=4", "training.max_steps=40"];
+    let output = directory.path().join("run");
+    let resolved = with(&files, &set);
+    model(train(&resolved, &base, &files, &output));
+    let past = RecordedRun::open(&output).unwrap();
+    let rerun = past.rerun(&files).unwrap();
+    let replayed = replay(&rerun, 2).unwrap();
+    assert_eq!(replayed.reproduced, Some(true));
+    let answers: Vec<_> = replayed.rollouts.iter().flat_map(|group| &group.answers).collect();
+    for answer in &answers {
+        let expected = f64::from(u8::from(answer.text.len().is_multiple_of(2)));
+        assert!((answer.reward - expected).abs() < 1e-12, "{answer:?}");
+    }
+    assert!(answers.iter().any(|answer| answer.reward > 0.5) && answers.iter().any(|answer| answer.reward < 0.5));
+    let report = fs::read_to_string(output.join("artifacts/data_report.json")).unwrap();
+    let report: serde_json::Value = serde_json::from_str(&report).unwrap();
+    assert_eq!((&report["sources"][0]["filtered"], &report["sources"][0]["trained"]), (&6.into(), &10.into()));
+    let checksums = fs::read_to_string(output.join("artifacts/dataset_checksums.json")).unwrap();
+    assert!(checksums.contains(&Sha256::of(&filter).to_string()) && checksums.contains("plugin-reward"), "{checksums}");
+
+    // A run is continued with its plugins alone.
+    fs::write(&files[2].1, even(18)).unwrap();
+    let other = with(&files, &[&set[..], &["training.stop_after=5"]].concat());
+    let (outcome, _) = train(&other, &base, &files, &output);
+    let told = chain(&outcome.unwrap_err());
+    assert!(told.contains("data plugin-filter"), "{told}");
+    fs::write(&files[2].1, even(0)).unwrap();
+    let (outcome, _) = train(&with(&files, &set), &base, &files, &directory.path().join("none"));
+    let told = chain(&outcome.unwrap_err());
+    assert!(told.contains("16 are dropped by the plugin (plugin-filter)"), "{told}");
 }
