@@ -11,7 +11,7 @@ use std::{
 };
 
 use codex_crds::{ConditionType, ReasoningPod, SafetyRules, Tls, label};
-use codex_tests::{Error, Result, Team, install, objects, team::condition, wait::until_found};
+use codex_tests::{Error, Result, Team, objects, team::condition, wait::until_found};
 use k8s_openapi::{
     ByteString,
     api::core::v1::{ConfigMap, Secret, Service},
@@ -120,12 +120,9 @@ async fn servers_use_the_certificate_of_a_secret_and_tell_what_safety_rules_hit(
     let ports = team.api::<Service>().get("served").await?.spec.unwrap().ports.unwrap();
     assert_eq!((ports.len(), ports[0].name.as_deref(), ports[0].port), (1, Some("https"), 8000));
 
-    let ask = async |service: &str, prompt: &str| {
-        install::infer::<Value>(&team.client, &team.namespace, service, prompt).await
-    };
-    ask("https:served", "1+1:").await?;
-    assert!(ask("served", "1+1:").await.is_err(), "plain HTTP is no answer");
-    assert!(ask("https:served", "9+9:").await.is_err(), "a rule blocks it");
+    team.infer("https:served", "1+1:").await?;
+    assert!(!team.answers("served", "1+1:").await, "plain HTTP is no answer");
+    assert!(!team.answers("https:served", "9+9:").await, "a rule blocks it");
     let name = team.pods(label::REASONING_POD, "served").await?[0].name_any();
     let log = team.logs(&name).await?;
     let lines = log.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
@@ -148,7 +145,7 @@ async fn servers_use_the_certificate_of_a_secret_and_tell_what_safety_rules_hit(
         Ok(team.logs(&name).await?.contains("new connections use the new certificate").then_some(()))
     })
     .await?;
-    ask("https:served", "1+1:").await?;
+    team.infer("https:served", "1+1:").await?;
     let pods = team.pods(label::REASONING_POD, "served").await?;
     assert_eq!((pods.len(), pods[0].name_any()), (1, name));
     team.done();

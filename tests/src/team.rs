@@ -38,6 +38,9 @@ pub const TRAINED: Duration = Duration::from_secs(150);
 /// The time limit of everything else.
 pub const SOON: Duration = Duration::from_secs(90);
 
+/// The time limit of a request that is expected to have no answer.
+const ANSWERED: Duration = Duration::from_secs(5);
+
 /// Held exclusively by tests that replace the installed controller.
 static CONTROLLER: RwLock<()> = RwLock::const_new(());
 
@@ -255,6 +258,12 @@ impl Team {
     /// If the response is not JSON.
     pub async fn infer(&self, service: &str, prompt: &str) -> Result<Value> {
         install::infer(&self.client, &self.namespace, service, prompt).await
+    }
+
+    /// Whether a served model answers a prompt within five seconds. The client repeats requests that the API server cannot pass on,
+    /// for minutes.
+    pub async fn answers(&self, service: &str, prompt: &str) -> bool {
+        matches!(tokio::time::timeout(ANSWERED, self.infer(service, prompt)).await, Ok(Ok(_)))
     }
 
     /// Returns the folder of a run on this machine; `None` on a cluster that is not local.
