@@ -68,14 +68,40 @@ macro_rules! count_kinds {
         fn count_objects(census: &mut Census, leader: &Leader) {
             $(
                 census.waiting.insert(<$kind>::kind(&()).into_owned(), (0, Duration::ZERO));
-                leader.stores.$reconciled.state().iter().for_each(|object| census.object(&**object));
+                for object in leader.stores.$reconciled.all() {
+                    census.object(&*object);
+                    object.details(census, leader);
+                }
             )*
-            $(leader.stores.$referenced.state().iter().for_each(|object| census.object(&**object));)*
+            $(leader.stores.$referenced.all().for_each(|object| census.object(&*object));)*
         }
     };
 }
 
 kinds!(count_kinds);
+
+/// A reconciled kind, of which more is counted than of every kind.
+trait Details {
+    fn details(&self, census: &mut Census, leader: &Leader);
+}
+
+impl Details for TrainingRun {
+    fn details(&self, census: &mut Census, leader: &Leader) {
+        census.run(self, leader.since, leader.inbox.moves(&self.uid().unwrap_or_default()));
+    }
+}
+
+impl Details for Evaluation {
+    fn details(&self, census: &mut Census, _: &Leader) {
+        census.evaluation(self);
+    }
+}
+
+impl Details for ReasoningPod {
+    fn details(&self, census: &mut Census, _: &Leader) {
+        census.reasoning_pod(self);
+    }
+}
 
 impl Census {
     /// Counts everything.
@@ -83,11 +109,6 @@ impl Census {
         let mut census = Self::default();
         count_objects(&mut census, leader);
         census.waiting.extend(leader.queues.waiting().by_kind());
-        for run in leader.stores.training_runs.state() {
-            census.run(&run, leader.since, leader.inbox.moves(&run.uid().unwrap_or_default()));
-        }
-        leader.stores.evaluations.state().iter().for_each(|evaluation| census.evaluation(evaluation));
-        leader.stores.reasoning_pods.state().iter().for_each(|pod| census.reasoning_pod(pod));
         census
     }
 

@@ -290,12 +290,11 @@ async fn load(context: &Context, problems: DataDigest) -> Result<Set, LedgerErro
 
 /// Returns the highest number of a read of these problems that a sealed status records.
 fn published(context: &Context, problems: DataDigest) -> i64 {
-    let all = context.stores.evaluations.state();
-    let of_problems = all.iter().filter(|evaluation| {
+    let of_problems = context.stores.evaluations.all().filter(|evaluation| {
         let read = evaluation.status.as_ref().and_then(|status| status.reads);
         read.is_some_and(|read| read.data_digest == problems)
     });
-    let believed = of_problems.map(|evaluation| Evaluation::clone(evaluation).believed(context));
+    let believed = of_problems.map(|evaluation| Evaluation::clone(&evaluation).believed(context));
     believed.filter_map(|evaluation| Some(evaluation.status?.reads?.number)).max().unwrap_or(0)
 }
 

@@ -371,7 +371,7 @@ kinds!(control_kinds);
 fn signer_changed(context: &Context) {
     measure_signer(context);
     queue_reasoning_pods(context);
-    for run in context.stores.training_runs.state().iter().filter(|run| run.spec.reproduces.is_some()) {
+    for run in context.stores.training_runs.all().filter(|run| run.spec.reproduces.is_some()) {
         context.queues.add::<TrainingRun>(&run.namespace().unwrap_or_default(), &run.name_any());
     }
 }
@@ -385,7 +385,7 @@ fn measure_signer(context: &Context) {
 
 /// Queues every ReasoningPod.
 fn queue_reasoning_pods(context: &Context) {
-    for pod in context.stores.reasoning_pods.state() {
+    for pod in context.stores.reasoning_pods.all() {
         context.queues.add::<ReasoningPod>(&pod.namespace().unwrap_or_default(), &pod.name_any());
     }
 }

@@ -1,6 +1,6 @@
 //! Reconciliation: observe → plan → apply → report, for one object and for all objects of a kind.
 
-use std::{panic::resume_unwind, sync::Arc, time::Duration};
+use std::{future::ready, panic::resume_unwind, sync::Arc, time::Duration};
 
 use codex_crds::Reason;
 use codex_plan::{Obstruction, Plan, Sealable, StatusSeal};
@@ -21,7 +21,7 @@ use crate::{
     context::{Context, Settled},
     effects::{EffectError, carry_out},
     error::chain,
-    observe::{Observe, ObserveError, get, requests, same_metadata},
+    observe::{Listed, Observe, ObserveError, get, requests, same_metadata},
     report::{self, ReportError},
     seal::SealError,
 };
@@ -214,10 +214,15 @@ fn recorded(context: &Context, uid: &str, obstruction: Obstruction) -> Obstructi
 
 /// Reconciles every queued object, until the queue is closed and running reconciliations have finished.
 pub async fn control<K: Observe>(context: Arc<Context>, queue: UnboundedReceiver<ObjectRef<K>>) {
-    let store = K::store(&context).store();
+    let listed = K::store(&context).listed();
     let config = Config::default().concurrency(CONCURRENCY).debounce(DEBOUNCE);
-    let one = |object: Arc<K>, context: Arc<Context>| {
-        let (namespace, object_name) = (object.namespace().unwrap_or_default(), object.name_any());
+    let one = |listed: Arc<Listed<K>>, context: Arc<Context>| {
+        let (namespace, object_name) = (listed.namespace().unwrap_or_default(), listed.name_any());
+        let Some(object) = get(K::store(&context), &namespace, &object_name) else {
+            // It was deleted while it was queued.
+            context.queues.waiting().ended(&K::kind(&()), &namespace, &object_name);
+            return ready(Ok(Action::await_change())).boxed();
+        };
         let generation = object.meta().generation;
         let span = info_span!("reconcile", kind = %K::kind(&()), namespace, name = object_name, generation);
         let work = async move {
@@ -243,10 +248,10 @@ pub async fn control<K: Observe>(context: Arc<Context>, queue: UnboundedReceiver
         let task = AbortOnDropHandle::new(tokio::spawn(work.instrument(span)));
         async move { task.await.unwrap_or_else(|ended| resume_unwind(ended.into_panic())) }.boxed()
     };
-    let failed = |object: Arc<K>, _: &ReconcileError, context: Arc<Context>| {
+    let failed = |object: Arc<Listed<K>>, _: &ReconcileError, context: Arc<Context>| {
         Action::requeue(context.backoff.failed(&object.uid().unwrap_or_default()))
     };
-    controller::applier(one, failed, context.clone(), store, requests(queue), config)
+    controller::applier(one, failed, context.clone(), listed, requests(queue), config)
         .for_each(|result| async {
             // Failed reconciliations are logged above. The remaining error is an object that was deleted while queued.
             if let Err(failure) = result {

@@ -393,7 +393,8 @@ async fn restart(team: &Team, runs: u32) -> Result<Duration> {
                 state: format!("its metrics do not say so; kubectl --namespace {NAMESPACE} get pods"),
             });
         }
-        sleep(Duration::from_millis(250)).await;
+        // Metrics count every object, which takes time from the controller.
+        sleep(Duration::from_secs(1)).await;
     }
 }
 

@@ -29,6 +29,7 @@ use crate::{
     error::chain,
     inbox::Offer,
     metrics::{Metrics, Port},
+    observe::Name,
 };
 
 /// How long a final report waits until its contents are in `status`.
@@ -252,11 +253,9 @@ impl Endpoint {
 
 /// Returns the names of the ReasoningPods that shadow a ReasoningPod.
 fn shadow_names(context: &Context, namespace: &str, name: &str) -> Vec<String> {
-    let shadows = context.stores.reasoning_pods.store().state_filter(|pod| {
-        pod.metadata.namespace.as_deref() == Some(namespace)
-            && pod.spec.shadow.as_ref().is_some_and(|shadow| shadow.of == name)
-    });
-    shadows.iter().map(|pod| pod.name_any()).collect()
+    let naming = context.stores.reasoning_pods.naming(namespace, &Name::ReasoningPod(name.to_owned()));
+    let shadows = naming.iter().filter(|pod| pod.spec.shadow.as_ref().is_some_and(|shadow| shadow.of == name));
+    shadows.map(|pod| pod.name_any()).collect()
 }
 
 fn bearer(headers: &HeaderMap) -> Result<&str, Rejection> {

@@ -4,6 +4,7 @@
 use std::{
     collections::HashMap,
     hash::{BuildHasher, RandomState},
+    marker::PhantomData,
     pin::pin,
     sync::{
         Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard,
@@ -69,6 +70,8 @@ pub enum Name {
 pub trait Names: Resource<DynamicType = ()> + Clone + 'static {
     /// How objects are packed that were not read lately. `None` for kinds whose objects are always whole.
     const PACK: Option<Pack<Self>> = None;
+    /// Whether kube's runner reconciles the kind, so that it needs a list of the objects.
+    const RECONCILED: bool = false;
 
     /// Returns whether an older version differs in its resource version only, so that the change reconciles nothing.
     fn is_like(&self, _older: &Self) -> bool {
@@ -170,6 +173,9 @@ impl Names for ConfigMap {
 }
 
 impl Names for TrainingRun {
+    const PACK: Option<Pack<Self>> = Some(Pack::JSON);
+    const RECONCILED: bool = true;
+
     fn names(&self) -> Vec<Name> {
         let owner = controller(self).map(|owner| Name::Owner(owner.uid.clone()));
         let base = training_run::base_run(self).map(|run| Name::TrainingRun(run.to_owned()));
@@ -179,6 +185,9 @@ impl Names for TrainingRun {
 }
 
 impl Names for Evaluation {
+    const PACK: Option<Pack<Self>> = Some(Pack::JSON);
+    const RECONCILED: bool = true;
+
     fn names(&self) -> Vec<Name> {
         let run = self.spec.training_run.clone().map(Name::TrainingRun);
         let compared = evaluation::compared(&self.spec).map(|with| Name::Evaluation(with.to_owned()));
@@ -188,6 +197,8 @@ impl Names for Evaluation {
 }
 
 impl Names for ReasoningPod {
+    const RECONCILED: bool = true;
+
     fn names(&self) -> Vec<Name> {
         let evaluations = self.spec.evaluations.iter().cloned().map(Name::Evaluation);
         let shadowed = self.spec.shadow.as_ref().map(|shadow| Name::ReasoningPod(shadow.of.clone()));
@@ -231,11 +242,22 @@ fn place<K: Resource>(object: &K) -> Place {
     (meta.namespace.as_deref().map(Box::from), meta.name.as_deref().unwrap_or_default().into())
 }
 
+/// What kube's runner knows of an object: its namespace, name and uid.
+pub type Listed<K> = PartialObjectMeta<K>;
+
+fn listed<K: Resource>(object: &K) -> Listed<K> {
+    let ObjectMeta { name, namespace, uid, .. } = object.meta().clone();
+    PartialObjectMeta {
+        types: None,
+        metadata: ObjectMeta { name, namespace, uid, ..ObjectMeta::default() },
+        _phantom: PhantomData,
+    }
+}
+
 struct Shared<K: Names> {
-    /// The objects of kinds that are not packed. kube's runner reads this store, too.
-    store: Store<K>,
-    /// The objects of kinds that are packed.
-    shelf: RwLock<Shelf<K>>,
+    objects: RwLock<Shelf<K>>,
+    /// The objects of reconciled kinds, as kube's runner wants them.
+    listed: Store<Listed<K>>,
     index: RwLock<Index>,
     hasher: RandomState,
     /// Whether the cluster does not have the kind.
@@ -259,25 +281,18 @@ impl<K: Names> Shared<K> {
 
     fn read(&self) -> RwLockReadGuard<'_, Shelf<K>> {
         // A thread that panicked while it held the lock left whole entries, so the poison is ignored. So everywhere in this file.
-        self.shelf.read().unwrap_or_else(PoisonError::into_inner)
+        self.objects.read().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn write(&self) -> RwLockWriteGuard<'_, Shelf<K>> {
-        self.shelf.write().unwrap_or_else(PoisonError::into_inner)
+        self.objects.write().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn get(&self, place: &Place) -> Option<Arc<K>> {
-        let Some(pack) = K::PACK else {
-            let reference = ObjectRef::new(&place.1);
-            return self.store.get(&match &place.0 {
-                Some(namespace) => reference.within(namespace),
-                None => reference,
-            });
-        };
-        let (whole, found) = self.read().get(place, pack)?;
+        let (whole, found) = self.read().get(place, K::PACK)?;
         if !whole {
             // It is likely to be read again soon.
-            self.write().warm(place, &found, pack);
+            self.write().warm(place, &found, K::PACK);
         }
         Some(found)
     }
@@ -298,9 +313,9 @@ impl<K: Names> Cache<K> {
         !self.0.missing.load(Ordering::Relaxed)
     }
 
-    /// Returns the store that kube's runner reads. It is empty for a kind that is packed.
-    pub fn store(&self) -> Store<K> {
-        self.0.store.clone()
+    /// Returns the list that kube's runner reads. It is empty for a kind that is not reconciled.
+    pub fn listed(&self) -> Store<Listed<K>> {
+        self.0.listed.clone()
     }
 
     /// Returns an object.
@@ -308,17 +323,25 @@ impl<K: Names> Cache<K> {
         self.0.get(&(reference.namespace.as_deref().map(Box::from), reference.name.as_str().into()))
     }
 
-    /// Returns all objects, in no particular order.
-    pub fn state(&self) -> Vec<Arc<K>> {
-        match K::PACK {
-            Some(pack) => self.0.read().all(pack),
-            None => self.0.store.state(),
+    /// Returns all objects, in no particular order. Packed ones become whole one after another.
+    pub fn all(&self) -> impl Iterator<Item = Arc<K>> + use<K> {
+        let (shared, places) = (self.0.clone(), self.0.read().places());
+        // What is read here is unlikely to be read again soon, so it does not stay whole.
+        places.into_iter().filter_map(move |place| shared.read().get(&place, K::PACK).map(|(_, object)| object))
+    }
+
+    /// Returns the uids of all objects, in no particular order.
+    pub(super) fn uids(&self) -> Vec<String> {
+        if K::RECONCILED {
+            // Nothing is unpacked for it.
+            return self.0.listed.state().iter().filter_map(|object| object.uid()).collect();
         }
+        self.all().filter_map(|object| object.uid()).collect()
     }
 
     /// Returns the number of objects.
     pub fn len(&self) -> usize {
-        if K::PACK.is_some() { self.0.read().len() } else { self.0.store.len() }
+        self.0.read().len()
     }
 
     /// Whether there are no objects.
@@ -328,14 +351,11 @@ impl<K: Names> Cache<K> {
 
     /// Returns references to all objects.
     pub(super) fn references(&self) -> Vec<ObjectRef<K>> {
-        if K::PACK.is_none() {
-            return self.0.store.state().iter().map(|object| ObjectRef::from_obj(&**object)).collect();
-        }
-        let reference = |place: &Place| match &place.0 {
+        let reference = |place: &Arc<Place>| match &place.0 {
             Some(namespace) => ObjectRef::new(&place.1).within(namespace),
             None => ObjectRef::new(&place.1),
         };
-        self.0.read().places().map(reference).collect()
+        self.0.read().places().iter().map(reference).collect()
     }
 
     /// Returns the objects of a namespace that name `name`, in no particular order.
@@ -370,22 +390,22 @@ impl<K: Names> Cache<K> {
 
 /// The writer of a [`Cache`].
 pub struct CacheWriter<K: Names> {
-    writer: Writer<K>,
+    listed: Writer<Listed<K>>,
     shared: Arc<Shared<K>>,
 }
 
 impl<K: Names> Default for CacheWriter<K> {
     fn default() -> Self {
-        let writer = Writer::default();
+        let listed = Writer::default();
         let shared = Shared {
-            store: writer.as_reader(),
-            shelf: RwLock::new(Shelf::default()),
+            objects: RwLock::new(Shelf::default()),
+            listed: listed.as_reader(),
             index: RwLock::default(),
             hasher: RandomState::new(),
             missing: AtomicBool::new(false),
             changes: Notify::new(),
         };
-        Self { writer, shared: Arc::new(shared) }
+        Self { listed, shared: Arc::new(shared) }
     }
 }
 
@@ -402,8 +422,8 @@ impl<K: Names> CacheWriter<K> {
 
     /// Says that the cache can be read.
     pub(super) fn is_ready(&mut self) {
-        self.writer.apply_watcher_event(&Event::Init);
-        self.writer.apply_watcher_event(&Event::InitDone);
+        self.listed.apply_watcher_event(&Event::Init);
+        self.listed.apply_watcher_event(&Event::InitDone);
     }
 
     /// Stores an object. Returns it as it is stored.
@@ -416,16 +436,11 @@ impl<K: Names> CacheWriter<K> {
         let (before, after) = (old.map(|old| shared.keys(&old)).unwrap_or_default(), shared.keys(&object));
         // Readers of the index wait, so that it never shows less than the cache.
         let mut index = shared.index.write().unwrap_or_else(PoisonError::into_inner);
-        let object = if let Some(pack) = K::PACK {
-            let object = Arc::new(object);
-            shared.write().insert(&place, &object, pack);
-            object
-        } else {
-            let event = Event::Apply(object);
-            self.writer.apply_watcher_event(&event);
-            let Event::Apply(object) = event else { unreachable!("it is an Apply") };
-            shared.get(&place).unwrap_or_else(|| Arc::new(object))
-        };
+        let object = Arc::new(object);
+        shared.write().insert(&place, &object, K::PACK);
+        if K::RECONCILED {
+            self.listed.apply_watcher_event(&Event::Apply(listed(&*object)));
+        }
         if before != after {
             withdraw(&mut index, &before, &place);
             let place = Arc::new(place);
@@ -443,10 +458,9 @@ impl<K: Names> CacheWriter<K> {
         let old = self.as_reader().get(reference)?;
         let place = place(&*old);
         let mut index = self.shared.index.write().unwrap_or_else(PoisonError::into_inner);
-        if K::PACK.is_some() {
-            self.shared.write().remove(&place);
-        } else {
-            self.writer.apply_watcher_event(&Event::Delete(K::clone(&old)));
+        self.shared.write().remove(&place);
+        if K::RECONCILED {
+            self.listed.apply_watcher_event(&Event::Delete(listed(&*old)));
         }
         withdraw(&mut index, &self.shared.keys(&old), &place);
         drop(index);

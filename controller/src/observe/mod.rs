@@ -28,7 +28,7 @@ mod warnings;
 mod watches;
 pub mod workers;
 
-pub use cache::{Cache, CacheWriter, Name, Names, same_metadata};
+pub use cache::{Cache, CacheWriter, Listed, Name, Names, same_metadata};
 pub use error::ObserveError;
 pub use kind::{Kind, Observe};
 pub use queues::{Queues, Requests, requests};

@@ -70,23 +70,23 @@ fn of_cycle(pod: &ReasoningPod, name: &String) -> bool {
 
 /// Returns the policies that apply in a namespace, by kind and name.
 pub(super) fn policies(context: &Context, namespace: &str) -> Vec<Policy> {
-    let everywhere = context.stores.cluster_promotion_policies.state();
-    let own = context.stores.promotion_policies.state();
-    let own = own.iter().filter(|policy| policy.metadata.namespace.as_deref() == Some(namespace));
-    let mut policies: Vec<Policy> = everywhere
-        .iter()
-        .map(|policy| Policy::from(&**policy))
-        .chain(own.map(|policy| Policy::from(&**policy)))
-        .collect();
+    let everywhere = context.stores.cluster_promotion_policies.all();
+    let own = context.stores.promotion_policies.all();
+    let own = own.filter(|policy| policy.metadata.namespace.as_deref() == Some(namespace));
+    let mut policies: Vec<Policy> =
+        everywhere.map(|policy| Policy::from(&*policy)).chain(own.map(|policy| Policy::from(&*policy))).collect();
     policies.sort_by(|a, b| (a.kind, &a.name).cmp(&(b.kind, &b.name)));
     policies
 }
 
 /// Returns the SignOffs that concern a ReasoningPod, by name.
 pub(super) fn sign_offs(context: &Context, pod: &ReasoningPod) -> Vec<SignOff> {
-    let all = context.stores.sign_offs.state();
-    let own = all.iter().filter(|it| it.metadata.namespace == pod.metadata.namespace && concerns(it, pod));
-    let mut found: Vec<SignOff> = own.map(|it| SignOff::clone(it)).collect();
+    let own = context
+        .stores
+        .sign_offs
+        .all()
+        .filter(|it| it.metadata.namespace == pod.metadata.namespace && concerns(it, pod));
+    let mut found: Vec<SignOff> = own.map(|it| SignOff::clone(&it)).collect();
     found.sort_by_key(ResourceExt::name_any);
     found
 }

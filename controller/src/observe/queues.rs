@@ -8,7 +8,7 @@ use futures::{
 };
 use kube::{Resource, runtime::reflector::ObjectRef};
 
-use super::waiting::Waiting;
+use super::{cache::Listed, waiting::Waiting};
 use crate::kinds::kinds;
 
 /// A kind with a queue.
@@ -101,8 +101,14 @@ impl Queues {
 }
 
 /// Returns a queue as the stream that kube's `applier` takes.
-pub fn requests<K: Resource + 'static>(
+pub fn requests<K: Resource<DynamicType = ()> + 'static>(
     queue: UnboundedReceiver<ObjectRef<K>>,
-) -> impl Stream<Item = Result<ObjectRef<K>, Infallible>> {
-    queue.map(Ok)
+) -> impl Stream<Item = Result<ObjectRef<Listed<K>>, Infallible>> {
+    queue.map(|object| {
+        let listed = ObjectRef::new(&object.name);
+        Ok(match &object.namespace {
+            Some(namespace) => listed.within(namespace),
+            None => listed,
+        })
+    })
 }

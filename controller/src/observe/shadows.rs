@@ -64,8 +64,7 @@ pub(super) fn shadows(context: &Context, pod: &ReasoningPod) -> Vec<Mirrored> {
 /// Returns what the other shadows of a namespace that serve the model of a run in the ring of `pod` have compared, by name.
 pub(super) fn compared(context: &Context, pod: &ReasoningPod, run: Option<&TrainingRun>) -> Vec<Compared> {
     let Some(model) = run.and_then(|run| Some(run.status.as_ref()?.model.as_ref()?.digest)) else { return Vec::new() };
-    let all = context.stores.reasoning_pods.state();
-    let others = all.iter().filter(|other| {
+    let others = context.stores.reasoning_pods.all().filter(|other| {
         other.metadata.namespace == pod.metadata.namespace
             && other.metadata.uid != pod.metadata.uid
             && other.metadata.deletion_timestamp.is_none()
@@ -76,7 +75,7 @@ pub(super) fn compared(context: &Context, pod: &ReasoningPod, run: Option<&Train
         let status = other.clone().believed(context).status?.shadow.filter(|status| status.digest == Some(model))?;
         Some(Compared { name: other.name_any(), uid: other.uid()?, status })
     };
-    let mut found: Vec<_> = others.filter_map(|other| known(other)).collect();
+    let mut found: Vec<_> = others.filter_map(|other| known(&other)).collect();
     found.sort_by(|a, b| a.name.cmp(&b.name));
     found
 }

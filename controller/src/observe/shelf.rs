@@ -1,6 +1,6 @@
-//! Objects of a kind of which there are many: those that were read lately are whole, the others packed. Objects of the same kind differ
-//! little, such as in their names, so each is compressed against a sample. A packed Job takes some hundred bytes, a whole one some
-//! ten thousand.
+//! The objects of a kind. Of a kind of which there are many, those that were read lately are whole, the others packed. Objects of the
+//! same kind differ little, such as in their names, so each is compressed against a sample. A packed Job takes some hundred bytes, a
+//! whole one some ten thousand.
 
 use std::{collections::HashMap, num::NonZeroUsize, sync::Arc};
 
@@ -63,47 +63,47 @@ impl<K> Shelf<K> {
         self.objects.len()
     }
 
-    pub(super) fn places(&self) -> impl Iterator<Item = &Place> {
-        self.objects.keys().map(|place| &**place)
-    }
-
-    pub(super) fn all(&self, pack: Pack<K>) -> Vec<Arc<K>> {
-        self.objects.values().filter_map(|held| self.open(held, pack)).collect()
+    pub(super) fn places(&self) -> Vec<Arc<Place>> {
+        self.objects.keys().cloned().collect()
     }
 
     /// Returns an object, and whether it is whole.
-    pub(super) fn get(&self, place: &Place, pack: Pack<K>) -> Option<(bool, Arc<K>)> {
+    pub(super) fn get(&self, place: &Place, pack: Option<Pack<K>>) -> Option<(bool, Arc<K>)> {
         let held = self.objects.get(place)?;
         Some((matches!(held, Held::Whole(_)), self.open(held, pack)?))
     }
 
-    fn open(&self, held: &Held<K>, pack: Pack<K>) -> Option<Arc<K>> {
+    fn open(&self, held: &Held<K>, pack: Option<Pack<K>>) -> Option<Arc<K>> {
         match held {
             Held::Whole(object) => Some(object.clone()),
             Held::Packed { size, bytes } => {
                 let text = decompress_with_dict(bytes, usize::try_from(*size).ok()?, &self.sample).ok()?;
-                (pack.read)(&text).map(Arc::new)
+                (pack?.read)(&text).map(Arc::new)
             }
         }
     }
 
     /// Stores a new version of an object.
-    pub(super) fn insert(&mut self, place: &Place, object: &Arc<K>, pack: Pack<K>) {
+    pub(super) fn insert(&mut self, place: &Place, object: &Arc<K>, pack: Option<Pack<K>>) {
         let place =
             self.objects.get_key_value(place).map_or_else(|| Arc::new(place.clone()), |(place, _)| place.clone());
         self.objects.insert(place.clone(), Held::Whole(object.clone()));
-        self.whole.put(place, ());
-        self.cool(pack);
+        if let Some(pack) = pack {
+            self.whole.put(place, ());
+            self.cool(pack);
+        }
     }
 
     /// Keeps an object whole that was read, unless a newer version has come meanwhile.
-    pub(super) fn warm(&mut self, place: &Place, object: &Arc<K>, pack: Pack<K>) {
+    pub(super) fn warm(&mut self, place: &Place, object: &Arc<K>, pack: Option<Pack<K>>) {
         let Some((place, held)) = self.objects.get_key_value(place) else { return };
         if matches!(held, Held::Packed { .. }) {
             let place = place.clone();
             self.objects.insert(place.clone(), Held::Whole(object.clone()));
             self.whole.put(place, ());
-            self.cool(pack);
+            if let Some(pack) = pack {
+                self.cool(pack);
+            }
         }
     }
 
@@ -138,6 +138,8 @@ mod tests {
 
     use super::{Held, Pack, Place, Shelf, WHOLE};
 
+    const PACK: Option<Pack<Job>> = Some(Pack::JSON);
+
     fn job(number: usize, suspend: bool) -> Arc<Job> {
         let container = json!({
             "name": "trainer", "image": "codex:1", "args": ["train", "--output", format!("/output/{number}")],
@@ -167,23 +169,23 @@ mod tests {
         let mut shelf = Shelf::default();
         let count = WHOLE.get() + 100;
         for number in 0..count {
-            shelf.insert(&place(number), &job(number, false), Pack::JSON);
+            shelf.insert(&place(number), &job(number, false), PACK);
         }
         let sizes = packed(&shelf);
-        assert_eq!((shelf.len(), sizes.len(), shelf.all(Pack::JSON).len()), (count, 100, count));
+        assert_eq!((shelf.len(), sizes.len(), shelf.places().len()), (count, 100, count));
         assert!(sizes.iter().all(|size| *size < 100), "{sizes:?}");
         for number in 0..count {
-            let (whole, found) = shelf.get(&place(number), Pack::JSON).unwrap();
+            let (whole, found) = shelf.get(&place(number), PACK).unwrap();
             assert_eq!((whole, &found), (number >= 100, &job(number, false)), "{number}");
         }
         // One that is read is whole again, and another one is packed for it.
-        let (_, found) = shelf.get(&place(3), Pack::JSON).unwrap();
-        shelf.warm(&place(3), &found, Pack::JSON);
-        assert!(shelf.get(&place(3), Pack::JSON).unwrap().0 && !shelf.get(&place(100), Pack::JSON).unwrap().0);
+        let (_, found) = shelf.get(&place(3), PACK).unwrap();
+        shelf.warm(&place(3), &found, PACK);
+        assert!(shelf.get(&place(3), PACK).unwrap().0 && !shelf.get(&place(100), PACK).unwrap().0);
         // A version that came meanwhile stays.
-        shelf.insert(&place(3), &job(3, true), Pack::JSON);
-        shelf.warm(&place(3), &found, Pack::JSON);
-        assert_eq!(shelf.get(&place(3), Pack::JSON).unwrap().1, job(3, true));
+        shelf.insert(&place(3), &job(3, true), PACK);
+        shelf.warm(&place(3), &found, PACK);
+        assert_eq!(shelf.get(&place(3), PACK).unwrap().1, job(3, true));
         for number in 0..count {
             shelf.remove(&place(number));
         }

@@ -96,7 +96,7 @@ macro_rules! declare_stores {
             /// Returns the uids of all objects of the kinds of `codex-ml.dev`.
             pub fn uids(&self) -> HashSet<String> {
                 let mut uids = HashSet::new();
-                $(uids.extend(self.$kind.state().iter().filter_map(|object| object.uid()));)*
+                $(uids.extend(self.$kind.uids());)*
                 uids
             }
         }

@@ -73,10 +73,10 @@ impl Triggers {
     pub(super) fn promoted_by_parity(&self, namespace: &str, ring: Ring) {
         let demands = |rules: &[PolicyRule]| rules.iter().any(|rule| rule.ring == ring && rule.parity.is_some());
         let own = |policy: &PromotionPolicy| policy.metadata.namespace.as_deref() == Some(namespace);
-        let policies = self.stores.promotion_policies.state();
-        let everywhere = self.stores.cluster_promotion_policies.state();
-        if policies.iter().any(|policy| own(policy) && demands(&policy.spec.rules))
-            || everywhere.iter().any(|policy| demands(&policy.spec.rules))
+        let (mut policies, mut everywhere) =
+            (self.stores.promotion_policies.all(), self.stores.cluster_promotion_policies.all());
+        if policies.any(|policy| own(&policy) && demands(&policy.spec.rules))
+            || everywhere.any(|policy| demands(&policy.spec.rules))
         {
             self.reasoning_pods(Some(namespace), |pod| pod.spec.rollout_ring == ring && pod.spec.shadow.is_none());
         }
@@ -84,7 +84,7 @@ impl Triggers {
 
     /// Queues the ReasoningPods for which `depends` returns true: those of a namespace, or all.
     pub(super) fn reasoning_pods(&self, namespace: Option<&str>, depends: impl Fn(&ReasoningPod) -> bool) {
-        for pod in self.stores.reasoning_pods.state() {
+        for pod in self.stores.reasoning_pods.all() {
             if namespace.is_none_or(|namespace| pod.metadata.namespace.as_deref() == Some(namespace)) && depends(&pod) {
                 self.object(&*pod);
             }

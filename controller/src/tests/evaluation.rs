@@ -62,7 +62,7 @@ async fn an_evaluation_waits_for_its_run_and_then_writes_a_config_map_a_job_and_
     }
     let job = world.api.object("/apis/batch/v1/namespaces/team/jobs/codex-e-e").unwrap();
     assert!(job["metadata"]["annotations"]["codex-ml.dev/seal"].is_string(), "{job}");
-    assert!(world.context.stores.training_runs.store().find(|run: &TrainingRun| run.status.is_some()).is_some());
+    assert!(world.context.stores.training_runs.all().any(|run| run.status.is_some()));
 }
 
 #[tokio::test]

@@ -115,8 +115,8 @@ async fn judge(world: World, successes: u64) -> World {
 }
 
 pub(super) fn bundles(world: &World) -> Vec<String> {
-    let state = world.context.stores.config_maps.state();
-    let mut names: Vec<_> = state.iter().map(|it| it.metadata.name.clone().unwrap()).collect();
+    let state = world.context.stores.config_maps.all();
+    let mut names: Vec<_> = state.map(|it| it.metadata.name.clone().unwrap()).collect();
     names.retain(|name| name.starts_with("codex-oms-") || name.starts_with("codex-promo-"));
     names.sort();
     names

@@ -1,13 +1,20 @@
 //! The reconciliation of a TrainingRun.
 
+use std::sync::Arc;
+
 use codex_crds::TrainingRun;
-use serde_json::json;
+use codex_plan::StatusSeal;
+use serde_json::{json, to_value};
 
 use super::{
     evaluation::finished,
+    reasoning_pod::judged,
     world::{World, path, run},
 };
-use crate::{observe::get, reconcile::attend};
+use crate::{
+    observe::{Observe as _, get},
+    reconcile::attend,
+};
 
 const CHILDREN: &str = "/namespaces/team";
 
@@ -63,6 +70,34 @@ async fn an_object_is_not_reconciled_because_its_own_status_was_written() {
         }
         assert_eq!(attended().await, !of_own_status);
     }
+}
+
+#[tokio::test]
+async fn an_object_that_was_not_used_lately_is_the_same_when_it_is_read() {
+    let world = judged(600).await;
+    let stores = &world.context.stores;
+    let run_before = get(&stores.training_runs, "team", "a").unwrap();
+    let evaluation_before = get(&stores.evaluations, "team", "e").unwrap();
+    let other = world.api.object(&path("evaluations", "e")).unwrap();
+    for number in 0..200 {
+        let name = format!("other-{number}");
+        world.api.put(&path("trainingruns", &name), run(&name));
+        let mut other = other.clone();
+        other["metadata"] = json!({ "name": name, "namespace": "team" });
+        world.api.put(&path("evaluations", &name), other);
+    }
+    assert_eq!((stores.training_runs.all().count(), stores.evaluations.all().count()), (201, 201));
+    let run_after = get(&stores.training_runs, "team", "a").unwrap();
+    let evaluation_after = get(&stores.evaluations, "team", "e").unwrap();
+    assert!(!Arc::ptr_eq(&run_before, &run_after) && !Arc::ptr_eq(&evaluation_before, &evaluation_after));
+    assert_eq!(to_value(&run_before).unwrap(), to_value(&run_after).unwrap());
+    assert_eq!(to_value(&evaluation_before).unwrap(), to_value(&evaluation_after).unwrap());
+    assert!(run_after.status.is_some() && evaluation_after.status.is_some());
+    let context = &world.context;
+    assert_eq!(
+        (run_after.check_seal(context), evaluation_after.check_seal(context)),
+        (StatusSeal::Valid, StatusSeal::Valid)
+    );
 }
 
 #[tokio::test]
