@@ -49,14 +49,19 @@ pub(super) fn contents(run: &str) -> String {
     format!("trained by {run}")
 }
 
-/// Whether the model of the run with this uid is good enough to pass.
+/// Whether the model of the run with this uid is good enough to pass: six of ten are.
 pub(super) fn is_good(run: &str) -> bool {
-    run.ends_with(|last: char| "123456".contains(last))
+    (1..=6).contains(&chance(run))
 }
 
-/// Whether the model of the run with this uid answers as the ones before it.
+/// Whether the model of the run with this uid answers as the ones before it: eight of ten do, and two of three good ones.
 pub(super) fn is_alike(run: &str) -> bool {
-    !run.ends_with(|last: char| "36".contains(last))
+    ![3, 6].contains(&chance(run))
+}
+
+/// Returns a number below ten that only the uid decides. Uids are counted, so their digits would come in turns.
+fn chance(run: &str) -> u8 {
+    Sha256::of(run).bytes()[0] % 10
 }
 
 /// Returns the digest of the model that the run with this uid trains.
