@@ -166,14 +166,12 @@ pub fn read_hashed(path: &Path, limit: u64) -> io::Result<(Vec<u8>, Sha256)> {
     }
 }
 
-/// Does work on each item with all processors but `others`, which are at other work, and returns the results in order. The first item
-/// that fails ends it.
+/// Does work on each item with all processors, and returns the results in order. The first item that fails ends it.
 pub(crate) fn in_parallel<T: Sync, R: Send, E: Send>(
     items: &[T],
-    others: usize,
     work: impl Fn(&T) -> Result<R, E> + Sync,
 ) -> Result<Vec<R>, E> {
-    let threads = thread::available_parallelism().map_or(1, NonZeroUsize::get).saturating_sub(others).min(items.len());
+    let threads = thread::available_parallelism().map_or(1, NonZeroUsize::get).min(items.len());
     if threads < 2 {
         return items.iter().map(work).collect();
     }
@@ -214,13 +212,13 @@ mod tests {
     #[test]
     fn results_are_in_order_and_the_first_failure_counts() {
         let numbers: Vec<usize> = (0..500).collect();
-        let doubled: Result<Vec<usize>, usize> = in_parallel(&numbers, 0, |number| Ok(number * 2));
+        let doubled: Result<Vec<usize>, usize> = in_parallel(&numbers, |number| Ok(number * 2));
         assert_eq!(doubled.unwrap(), (0..500).map(|number| number * 2).collect::<Vec<_>>());
         let refused = |number: &usize| if number % 100 == 77 { Err(*number) } else { Ok(()) };
         for _ in 0..20 {
-            assert_eq!(in_parallel(&numbers, 0, refused).unwrap_err(), 77);
+            assert_eq!(in_parallel(&numbers, refused).unwrap_err(), 77);
         }
-        assert_eq!(in_parallel(&[], 0, refused).unwrap(), []);
+        assert_eq!(in_parallel(&[], refused).unwrap(), []);
     }
 
     #[test]

@@ -216,7 +216,7 @@ impl Manifest {
     }
 
     fn hash(entries: &[Entry]) -> Result<Self, ManifestError> {
-        let files = files::in_parallel(entries, 0, |entry| {
+        let files = files::in_parallel(entries, |entry| {
             let (size, sha256) = files::open(&entry.location)
                 .and_then(files::hash_reader)
                 .map_err(|source| ManifestError::Unreadable { path: entry.location.clone(), source })?;

@@ -47,7 +47,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         let (held, unhashed) = Manifest::begin(&entries, kept)?;
         let (verified_all, loaded) = thread::scope(|scope| {
             let loading = scope.spawn(|| Generator::load_held(held, 1, Device::Cpu));
-            let manifest = unhashed.finish(1);
+            let manifest = unhashed.finish_beside_loading();
             (manifest.map(|manifest| verify_signature(&manifest, &bundle, &key, None)), loading.join())
         });
         verified_all??;

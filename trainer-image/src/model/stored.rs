@@ -26,8 +26,10 @@ use crate::atomic_fs::{self, FileError};
 
 /// The longest header of a file of weights in bytes, as in `safetensors`.
 const MAX_HEADER: u64 = 100_000_000;
-/// Values that are read at once.
+/// Values that are compared at once.
 const CHUNK: usize = 1 << 20;
+/// Values that are read at once: their bytes stay in the cache until they are converted.
+const READ: usize = 1 << 17;
 
 /// The values of a tensor, in memory or in a file.
 pub(super) trait Values {
@@ -264,10 +266,10 @@ impl Values for Place {
 
     fn read(&self, first: usize, to: &mut [f32]) -> Result<(), ModelError> {
         let width = width(self.dtype).unwrap_or(4);
-        let mut bytes = vec![0; width * to.len().min(CHUNK)];
-        for (at, to) in to.chunks_mut(CHUNK).enumerate() {
+        let mut bytes = vec![0; width * to.len().min(READ)];
+        for (at, to) in to.chunks_mut(READ).enumerate() {
             let bytes = &mut bytes[..width * to.len()];
-            let offset = self.start + (width * (first + at * CHUNK)) as u64;
+            let offset = self.start + (width * (first + at * READ)) as u64;
             self.file.read(bytes, offset)?;
             convert(self.dtype, bytes, to);
         }

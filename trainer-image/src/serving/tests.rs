@@ -1372,7 +1372,7 @@ fn checked(files: BTreeMap<String, Vec<u8>>) -> Result<Generator, ServeError> {
 
 /// Verifies a model without loading it.
 fn verified(paths: &Paths, expected: &Expected) -> Result<codex_signing::verify::Verified, ServeError> {
-    Unverified::open(paths, expected)?.0.verify(0)
+    Unverified::open(paths, expected)?.0.verify(false)
 }
 
 /// Returns the lines of a server's errors.

@@ -90,10 +90,11 @@ impl<'a> Unverified<'a> {
     }
 
     /// Hashes the weights, and verifies signature, promotion, ring and attestations against exactly the bytes that the files give.
-    /// `loading` threads load the model meanwhile.
-    pub(super) fn verify(self, loading: usize) -> Result<Verified, ServeError> {
+    /// `loading` says that the model is loaded meanwhile.
+    pub(super) fn verify(self, loading: bool) -> Result<Verified, ServeError> {
         let Self { paths, expected, oms_bundle, promotion, attestations, trusted, hashing, .. } = self;
-        let manifest = hashing.finish(loading).map_err(refused(&paths.model))?;
+        let hashed = if loading { hashing.finish_beside_loading() } else { hashing.finish() };
+        let manifest = hashed.map_err(refused(&paths.model))?;
         let verified = verify_model(&manifest, &oms_bundle, &promotion, &trusted, expected)?;
         let demanded = paths.attestations.iter().map(|(kind, _)| *kind).collect();
         let attestations = attestations.iter().map(Vec::as_slice);
@@ -124,7 +125,7 @@ pub(super) fn load_verified(
     // What another configuration describes may not fit into memory, so it is not loaded before it is refused.
     let early = unverified.described;
     let load = move || Generator::load_held(held, slots, device).map_err(ServeError::Model);
-    let verify = move || unverified.verify(usize::from(early)).inspect(|_| verified());
+    let verify = move || unverified.verify(early).inspect(|_| verified());
     if !early {
         return Ok((verify()?, load()?));
     }
@@ -167,7 +168,7 @@ pub(super) fn load_unsigned(
     let entries = files::walk(path, &BTreeSet::new()).map_err(refused(path))?;
     let (held, hashing) = Manifest::begin(&entries, is_kept).map_err(refused(path))?;
     let (manifest, loaded) = thread::scope(|scope| {
-        let hashed = scope.spawn(|| hashing.finish(1));
+        let hashed = scope.spawn(|| hashing.finish_beside_loading());
         let loaded = Generator::load_held(held, slots, device);
         (hashed.join().unwrap_or_else(|panic| resume_unwind(panic)), loaded)
     });

@@ -78,15 +78,20 @@ impl<N: Dtype> CpuDecoder<N> {
         let mut embedding = None;
         for matrix in model.matrices() {
             let tied = matrix.weight == model.embedding;
+            // The first row in the buffer. The first chunk is read once, whatever its width proves to be.
+            let mut read_from = None;
             'width: for width in N::WIDTHS {
                 N::shape(matrix, *width, &mut packs);
                 for rows in chunks(matrix) {
-                    let start = matrix.weight.start;
-                    let range = start + rows.start * matrix.inputs..start + rows.end * matrix.inputs;
-                    buffer.resize(range.len(), 0.0);
-                    read(range, &mut buffer)?;
-                    if tied && !N::EXACT && !exact(&buffer) {
-                        embedding = Some(Embedding::F32(Vec::new()));
+                    if read_from != Some(rows.start) {
+                        let start = matrix.weight.start;
+                        let range = start + rows.start * matrix.inputs..start + rows.end * matrix.inputs;
+                        buffer.resize(range.len(), 0.0);
+                        read(range, &mut buffer)?;
+                        read_from = Some(rows.start);
+                        if tied && !N::EXACT && !exact(&buffer) {
+                            embedding = Some(Embedding::F32(Vec::new()));
+                        }
                     }
                     if !N::pack_columns(matrix, rows.start, &buffer, &mut packs) {
                         continue 'width;
