@@ -271,18 +271,7 @@ impl Serve {
     /// (exit code 1).
     pub fn run(self) -> Result<i32, CommandError> {
         let reporter = Arc::new(Reporter::<ServingState>::from_env().map_err(CommandError::bad_input)?);
-        let runtime = tokio::runtime::Builder::new_multi_thread()
-            .worker_threads(2)
-            .enable_all()
-            .build()
-            .map_err(CommandError::failed)?;
-        let outcome = runtime.block_on(self.serve(&reporter));
-        // Do not wait for a large model to be read after a request to stop.
-        runtime.shutdown_background();
-        match outcome {
-            Ok(()) => Ok(exit::FINISHED),
-            Err(error) => Err(error.into()),
-        }
+        run_on_two_threads(self.serve(&reporter))
     }
 
     /// Returns the identities that may have signed.
@@ -304,14 +293,7 @@ impl Serve {
         if let Some(tokens) = self.max_num_batched_tokens.filter(|tokens| *tokens < slots) {
             return Err(ServeError::Budget { tokens, slots });
         }
-        let bind = async |address: SocketAddr| {
-            TcpListener::bind(address).await.map_err(|source| ServeError::Listen { address, source })
-        };
-        let listener = bind(self.listen).await?;
-        let admin = match self.admin_listen {
-            Some(address) => Some(bind(address).await?),
-            None => None,
-        };
+        let (listener, admin) = listeners(self.listen, self.admin_listen).await?;
         let identities = self.identities()?;
         let Some(server) = Server::of(self, identities) else { return Err(ServeError::Arguments) };
         let server = Server { admin, ..server };
@@ -327,6 +309,34 @@ impl Serve {
         }
         outcome
     }
+}
+
+/// Runs a process that serves HTTP until it ends, on two threads.
+fn run_on_two_threads(process: impl Future<Output = Result<(), ServeError>>) -> Result<i32, CommandError> {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .map_err(CommandError::failed)?;
+    let outcome = runtime.block_on(process);
+    // A large model that is still read must not delay the end.
+    runtime.shutdown_background();
+    outcome.map(|()| exit::FINISHED).map_err(CommandError::from)
+}
+
+/// Listens on an address and, if there is one, on that of the listener for the cluster only.
+async fn listeners(
+    address: SocketAddr,
+    admin: Option<SocketAddr>,
+) -> Result<(TcpListener, Option<TcpListener>), ServeError> {
+    let bind = async |address: SocketAddr| {
+        TcpListener::bind(address).await.map_err(|source| ServeError::Listen { address, source })
+    };
+    let listener = bind(address).await?;
+    Ok(match admin {
+        Some(address) => (listener, Some(bind(address).await?)),
+        None => (listener, None),
+    })
 }
 
 /// Cancellation tokens that signals cancel.

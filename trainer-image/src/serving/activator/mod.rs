@@ -17,7 +17,7 @@ use axum::{
     routing::get,
 };
 use codex_http::{Limits, with_fallbacks};
-use codex_reports::{ServingState, Stage, exit};
+use codex_reports::{ServingState, Stage};
 use tokio::{net::TcpListener, sync::watch};
 use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 
@@ -25,7 +25,7 @@ use self::{
     hold::{Holder, Room},
     metrics::Metrics,
 };
-use super::{ADMIN_CONNECTIONS, LIMITS, MOST, ServeError, Shutdown};
+use super::{ADMIN_CONNECTIONS, LIMITS, MOST, ServeError, Shutdown, listeners, run_on_two_threads};
 use crate::{
     arguments::{socket_address, whole},
     error::CommandError,
@@ -82,25 +82,11 @@ impl Activate {
     /// The address is unavailable, or requests did not finish in time (exit code 1).
     pub fn run(self) -> Result<i32, CommandError> {
         let reporter = Arc::new(Reporter::<ServingState>::from_env().map_err(CommandError::bad_input)?);
-        let runtime = tokio::runtime::Builder::new_multi_thread()
-            .worker_threads(2)
-            .enable_all()
-            .build()
-            .map_err(CommandError::failed)?;
-        let outcome = runtime.block_on(async {
+        run_on_two_threads(async {
             let stop = Shutdown::on_signals()?;
-            let bind = async |address: SocketAddr| {
-                TcpListener::bind(address).await.map_err(|source| ServeError::Listen { address, source })
-            };
-            let listener = bind(self.listen).await?;
-            let admin = match self.admin_listen {
-                Some(address) => Some(bind(address).await?),
-                None => None,
-            };
+            let (listener, admin) = listeners(self.listen, self.admin_listen).await?;
             self.hold(listener, admin, &reporter, &stop).await
-        });
-        runtime.shutdown_background();
-        outcome.map(|()| exit::FINISHED).map_err(CommandError::from)
+        })
     }
 
     /// Holds and forwards requests until `stop`. Returns after the last request is answered.
