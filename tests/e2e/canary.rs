@@ -1,6 +1,6 @@
 //! Canaries: one that fails is stopped by itself while the servers stay, and one that answers well replaces them.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use codex_crds::{ConditionType, ReasoningPod, RolloutPhase, RolloutResult, child, label};
 use codex_tests::{
@@ -17,6 +17,8 @@ use serde_json::{Value, json};
 
 /// The time until the kubelet has updated a mounted ConfigMap and enough requests have failed.
 const BROKEN: Duration = Duration::from_secs(240);
+/// The time that a rollback may take until the last answer of the canary.
+const ROLLED_BACK: Duration = Duration::from_secs(5);
 /// The ConfigMap with safety rules.
 const RULES: &str = "rules";
 
@@ -63,6 +65,8 @@ async fn a_canary_that_fails_is_stopped_by_itself_and_one_that_passes_is_promote
         Ok(rollout.is_some_and(|rollout| rollout.phase == RolloutPhase::RolledBack).then_some(pod))
     })
     .await?;
+    let last = last_failure(&team).await;
+    println!("the last answer of the canary came {} ms after its rollback was seen", last.as_millis());
     let status = failed.status.unwrap();
     let rollout = status.rollout.unwrap();
     assert!(rollout.traffic.errors >= 1 && rollout.traffic.errors <= rollout.traffic.requests, "{rollout:?}");
@@ -110,6 +114,17 @@ async fn a_canary_that_fails_is_stopped_by_itself_and_one_that_passes_is_promote
     assert!(now.iter().all(|uid| !stable.contains(uid)), "new servers answer");
     team.done();
     Ok(())
+}
+
+/// Sends requests for the time of the mark in docs/benchmarks.md, and returns after what time the last one failed.
+async fn last_failure(team: &Team) -> Duration {
+    let (begun, mut last) = (Instant::now(), Duration::ZERO);
+    while begun.elapsed() < ROLLED_BACK {
+        if team.infer("served", "1+1:").await.is_err() {
+            last = begun.elapsed();
+        }
+    }
+    last
 }
 
 /// Returns the uids of the servers that are no canary.
