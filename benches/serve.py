@@ -222,23 +222,24 @@ class Sink(http.server.BaseHTTPRequestHandler):
 
 
 def copies(program, model, rate, rounds):
-    """Returns the 95th percentile of whole requests without and with copies of one in ten, in milliseconds, and the copies taken."""
+    """Returns the 95th percentiles of whole requests in milliseconds, twice without copies and once with copies of one in ten, and the
+    copies taken. What the first two differ by is chance."""
     sink = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Sink)
     sink.taken = 0
     threading.Thread(target=sink.serve_forever, daemon=True).start()
-    times = {False: [], True: []}
+    times = {"without": [], "with": [], "again without": []}
     with tempfile.TemporaryDirectory() as folder:
         file = pathlib.Path(folder, "mirror.json")
         target = {"uid": "sink", "url": f"http://127.0.0.1:{sink.server_port}", "samplePercent": 10}
         file.write_text(json.dumps({"shadows": [target]}))
         for _ in range(rounds):
-            for mirrored in times:
+            for name in times:
                 port = free_port()
-                with codex(program, model, port, *(["--mirror", file] if mirrored else [])):
+                with codex(program, model, port, *(["--mirror", file] if name == "with" else [])):
                     closed(port, 2, 1)
-                    times[mirrored] += [whole for _, _, whole, _ in opened(port, rate / 2, 60)]
+                    times[name] += [whole for _, _, whole, _ in opened(port, rate / 2, 60)]
     sink.shutdown()
-    return p95(times[False]) * 1e3, p95(times[True]) * 1e3, sink.taken
+    return [p95(values) * 1e3 for values in times.values()], sink.taken
 
 
 def row(what, measured, mark, met):
@@ -270,9 +271,10 @@ def measure(program, model, rounds, llama=None):
     row("At 2 × capacity", told, "refused within 50 ms, none lost", lost == 0 and slowest < 50)
     more = idle(program, model)
     row(f"{IDLE:,} idle connections", f"{more:.1f} MB more", "≤ 20 MB", more <= 20)
-    without, mirrored, taken = copies(program, model, rates["codex"], rounds)
-    told = f"{without:.0f} ms without, {mirrored:.0f} ms with {taken} copies: {100 * (mirrored / without - 1):+.1f} %"
-    row("Copies of 10 % of the requests, p95 of the incumbent at half load", told, "≤ 2 %", mirrored <= 1.02 * without)
+    (without, mirrored, again), taken = copies(program, model, rates["codex"], rounds)
+    between = (without + again) / 2
+    told = f"{without:.0f} and {again:.0f} ms without, {mirrored:.0f} ms with {taken} copies: {100 * (mirrored / between - 1):+.1f} %"
+    row("Copies of 10 % of the requests, p95 of the incumbent at half load", told, "≤ 2 %", mirrored <= 1.02 * between)
 
 
 match sys.argv[1:]:

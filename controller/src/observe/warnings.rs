@@ -7,7 +7,7 @@ use codex_plan::ClusterWarning;
 use jiff::Timestamp;
 use k8s_openapi::api::events::v1::Event;
 use kube::{Api, ResourceExt, api::ListParams};
-use tokio::time::Instant;
+use tokio::{sync::Mutex, time::Instant};
 use tracing::debug;
 
 use crate::{by_uid::ByUid, context::Context, error::chain};
@@ -18,36 +18,53 @@ const MOST: u32 = 200;
 const MOST_OBJECTS: usize = 4;
 /// How long what was read about an object is not read again.
 const FRESH: Duration = Duration::from_secs(30);
+/// A listing that takes longer is a burden: the API server has no index of Events, and reads all of the namespace for each listing.
+const BURDEN: Duration = Duration::from_millis(100);
+/// How many times as long as such a listing took no other one is made. Among ten thousand objects of which many are late, this is what
+/// keeps the API server free for their Jobs.
+const REST: u32 = 20;
 
 /// When Events about an object were last read, and what they said.
 type Answer = (Instant, Option<ClusterWarning>);
 
 /// What Events said lately.
 #[derive(Debug, Default)]
-pub struct Asked(ByUid<Answer>);
+pub struct Asked {
+    answers: ByUid<Answer>,
+    /// Until when no Events are read. Locked while some are, so that no two listings are made at once.
+    rests: Mutex<Option<Instant>>,
+}
 
 impl Asked {
     /// Drops what is no longer fresh.
     pub fn forget(&self) {
-        self.0.lock().retain(|_, (at, _)| at.elapsed() < FRESH);
+        self.answers.lock().retain(|_, (at, _)| at.elapsed() < FRESH);
     }
 }
 
 /// Returns, for each of the objects with these uids, the newest Event about it if that is a warning. An older warning may no
-/// longer hold. Without the right to read Events, nothing is returned.
+/// longer hold. Without the right to read Events, nothing is returned, nor about objects that have to wait for their turn.
 pub(super) async fn warnings(context: &Context, namespace: &str, uids: &[String]) -> Vec<ClusterWarning> {
     let api: Api<Event> = Api::namespaced(context.client.clone(), namespace);
     let mut found = Vec::new();
     for uid in uids.iter().take(MOST_OBJECTS) {
-        if let Some((_, known)) = context.asked.0.get(uid).filter(|(at, _)| at.elapsed() < FRESH) {
+        if let Some((_, known)) = context.asked.answers.get(uid).filter(|(at, _)| at.elapsed() < FRESH) {
             found.extend(known);
             continue;
         }
+        let mut rests = context.asked.rests.lock().await;
+        if rests.is_some_and(|until| Instant::now() < until) {
+            debug!(uid, "Events are not read, because reading them takes the API server long");
+            continue;
+        }
         let about = ListParams::default().fields(&format!("regarding.uid={uid}")).limit(MOST);
-        match api.list(&about).await {
+        let (began, listed) = (Instant::now(), api.list(&about).await);
+        *rests = Some(began.elapsed()).filter(|took| *took > BURDEN).map(|took| Instant::now() + took * REST);
+        drop(rests);
+        match listed {
             Ok(events) => {
                 let newest = newest_warning(uid, events.items);
-                context.asked.0.insert(uid, (Instant::now(), newest.clone()));
+                context.asked.answers.insert(uid, (Instant::now(), newest.clone()));
                 found.extend(newest);
             }
             Err(failure) => debug!(uid, error = chain(&failure), "Events cannot be read"),
@@ -78,7 +95,22 @@ mod tests {
     use k8s_openapi::api::events::v1::Event;
     use serde_json::{Value, json};
 
-    use super::newest_warning;
+    use super::{FRESH, Instant, newest_warning, warnings};
+    use crate::tests::world::World;
+
+    #[tokio::test]
+    async fn events_are_not_read_while_reading_them_is_a_burden() {
+        let world = World::new().await;
+        let read = async || {
+            warnings(&world.context, "team", &["a".to_owned()]).await;
+            world.api.requests().len()
+        };
+        assert_eq!(read().await, 1);
+        *world.context.asked.rests.lock().await = Some(Instant::now() + FRESH);
+        assert_eq!(read().await, 0);
+        *world.context.asked.rests.lock().await = Some(Instant::now());
+        assert_eq!(read().await, 1);
+    }
 
     #[test]
     fn only_the_newest_event_counts_however_its_time_is_written() {

@@ -63,9 +63,9 @@ struct Held {
 pub(crate) struct Api(Arc<Mutex<Held>>);
 
 /// A mocked cluster with a controller.
-pub(super) struct World {
-    pub(super) api: Api,
-    pub(super) context: Arc<Context>,
+pub(crate) struct World {
+    pub(crate) api: Api,
+    pub(crate) context: Arc<Context>,
     pub(super) requests: Requests,
 }
 
@@ -217,7 +217,7 @@ impl Api {
     }
 
     /// Returns the requests since the last call.
-    pub(super) fn requests(&self) -> Vec<String> {
+    pub(crate) fn requests(&self) -> Vec<String> {
         let mut held = self.0.lock().unwrap();
         std::mem::take(&mut held.log)
     }
@@ -317,7 +317,7 @@ impl Held {
 
 impl World {
     /// Returns a cluster with only the claim `runs`.
-    pub(super) async fn new() -> Self {
+    pub(crate) async fn new() -> Self {
         let api = Api::default();
         let mut writers = Writers::ready();
         let stores = Arc::new(Stores::of(&mut writers));
