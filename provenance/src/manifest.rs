@@ -320,7 +320,7 @@ impl Manifest {
         self.files.iter().map(|file| file.size).fold(0, u64::saturating_add)
     }
 
-    /// Returns the differences between this expected manifest and `found`, by path. They are equal if there are none.
+    /// Returns the differences between this expected manifest and `found`, by path. Equal manifests have none.
     pub fn diff(&self, found: &Self) -> Vec<Difference> {
         let by_path = |manifest: &Self| -> BTreeMap<String, (u64, Sha256)> {
             manifest.files.iter().map(|file| (file.path.clone(), (file.size, file.sha256))).collect()

@@ -112,7 +112,7 @@ type Tag = [u64; 2];
 
 /// A key of this process that authenticates the pieces of one file by `HighwayHash`, a pseudo-random function of 128 bits
 /// (Alakuijala, Cox, Wassenberg: Fast keyed hash/pseudo-random function using SIMD multiply and permute, 2016). Neither key nor tags
-/// leave the process, so whoever replaces a file can only guess. A tag takes a twentieth of the time of a digest.
+/// leave the process, so that nobody can make other bytes with the same tag. A tag takes a twentieth of the time of a digest.
 struct PieceKey(Key);
 
 impl fmt::Debug for PieceKey {

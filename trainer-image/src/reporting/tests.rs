@@ -239,7 +239,7 @@ fn reports_are_signed_over_the_newest_challenge_with_one_key() {
     let reporter = server.reporter(FAST);
     reporter.update(|state| state.stage = Stage::Running);
     server.after(2, |seen| {
-        assert_eq!(seen[0].signed(), None, "nobody has given a challenge yet");
+        assert_eq!(seen[0].signed(), None, "the controller has given no challenge yet");
         assert_eq!((seen[1].signed().unwrap().1, seen[0].report.seq), ("one", seen[1].report.seq));
     });
     reporter.update(|state| state.steps_executed = 1);
