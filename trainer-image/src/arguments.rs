@@ -1,9 +1,18 @@
-//! Parsers of arguments that several commands share; their errors name the allowed values. Pure.
+//! Arguments that several commands share, and their parsers, whose errors name the allowed values. Pure.
 
 use std::{fmt, net::SocketAddr, ops::RangeInclusive};
 
 use codex_configs::MAX_SEED;
 use jiff::{SignedDuration, Timestamp};
+
+/// How a command prints its result.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum Format {
+    /// Lines for people.
+    Text,
+    /// JSON for programs.
+    Json,
+}
 
 /// Parses a seed: a whole number that JSON carries exactly.
 ///

@@ -155,13 +155,16 @@ pub fn advice(error: &(dyn std::error::Error + 'static)) -> Option<&'static str>
     None
 }
 
-/// Writes `bytes` to `path` and returns their digest. Creates missing parents.
+/// Writes `bytes` to `path` and returns their digest.
+///
+/// The directory has to exist ([`make_parents`] creates the one of a file that a user names): a run whose volume was unmounted must
+/// not create its directories again on the volume beneath.
 ///
 /// A regular file is replaced atomically. A symbolic link stays, and its target is replaced. Devices, pipes and sockets are
 /// written to.
 ///
 /// # Errors
-/// When the file cannot be written, `path` is a directory, or it is a dangling link.
+/// When the file cannot be written, its directory is missing, `path` is a directory, or it is a dangling link.
 pub fn write(path: &Path, bytes: &[u8]) -> Result<Sha256, FileError> {
     let metadata = match fs::symlink_metadata(path) {
         Ok(metadata) if metadata.is_symlink() => {
@@ -190,7 +193,7 @@ fn replace(path: &Path, bytes: &[u8]) -> Result<(), FileError> {
     write_with(path, |file| file.write_all(bytes))
 }
 
-/// Replaces a regular file atomically by what `fill` writes, or creates it. Creates missing parents.
+/// Replaces a regular file atomically by what `fill` writes, or creates it. Its directory has to exist; see [`write`].
 ///
 /// # Errors
 /// When the file system or `fill` returns an error.
@@ -199,7 +202,6 @@ pub fn write_with(path: &Path, fill: impl FnOnce(&mut File) -> io::Result<()>) -
         Some(parent) if !parent.as_os_str().is_empty() => parent,
         _ => Path::new("."),
     };
-    make_directory(directory)?;
     let temporary = path.with_added_extension("partial");
     let put = || {
         let mut file = File::create(&temporary).map_err(FileError::of("creating", &temporary))?;
@@ -241,8 +243,8 @@ pub fn remove_directory(path: &Path) -> Result<(), FileError> {
     }
 }
 
-/// Replaces the directory `path` by one with exactly these files. If they cannot be written, the old directory stays. Between
-/// the two renames, for a moment, neither exists.
+/// Replaces the directory `path` by one with exactly these files. Its parent has to exist; see [`write`]. If they cannot be
+/// written, the old directory stays. Between the two renames, for a moment, neither exists.
 ///
 /// # Errors
 /// When the file system returns an error.
@@ -250,7 +252,16 @@ pub fn write_directory(path: &Path, files: &BTreeMap<String, Vec<u8>>) -> Result
     let [partial, removed] = ["partial", "removed"].map(|word| path.with_added_extension(word));
     remove_directory(&partial)?;
     remove_directory(&removed)?;
-    let written = files.iter().try_for_each(|(name, bytes)| write(&partial.join(name), bytes).map(drop));
+    let put = || {
+        fs::create_dir(&partial).map_err(FileError::of("creating directory", &partial))?;
+        files.iter().try_for_each(|(name, bytes)| {
+            if let Some(parent) = Path::new(name).parent() {
+                make_directory_in(&partial, parent)?;
+            }
+            write(&partial.join(name), bytes).map(drop)
+        })
+    };
+    let written = put();
     // A partial directory only takes space.
     written.inspect_err(|_| drop(remove_directory(&partial)))?;
     if path.exists() {
@@ -267,6 +278,32 @@ pub fn write_directory(path: &Path, files: &BTreeMap<String, Vec<u8>>) -> Result
 /// When the file system returns an error.
 pub fn make_directory(path: &Path) -> Result<(), FileError> {
     fs::create_dir_all(path).map_err(FileError::of("creating directory", path))
+}
+
+/// Creates the missing parents of a file.
+///
+/// # Errors
+/// When the file system returns an error.
+pub fn make_parents(path: &Path) -> Result<(), FileError> {
+    path.parent().filter(|parent| !parent.as_os_str().is_empty()).map_or(Ok(()), make_directory)
+}
+
+/// Creates the missing directories of `below`, a relative path, in `directory`, which has to exist; see [`write`].
+///
+/// # Errors
+/// When the file system returns an error.
+pub fn make_directory_in(directory: &Path, below: impl AsRef<Path>) -> Result<PathBuf, FileError> {
+    let mut path = directory.to_owned();
+    for part in below.as_ref() {
+        path.push(part);
+        match fs::create_dir(&path) {
+            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
+                return Err(FileError::of("creating directory", &path)(error));
+            }
+            _ => {}
+        }
+    }
+    Ok(path)
 }
 
 /// Creates the directory `path` with what `fill` writes into a directory of another name, which is renamed at the end. If `fill`
@@ -316,6 +353,30 @@ mod tests {
     use std::os::unix::fs::FileTypeExt as _;
 
     use super::*;
+
+    #[test]
+    fn directories_that_were_removed_are_not_made_again() {
+        let place = tempfile::tempdir().unwrap();
+        let gone = place.path().join("volume/run");
+        let files = BTreeMap::from([("a/b".to_owned(), b"1".to_vec())]);
+        let refused = [
+            write(&gone.join("latest"), b"1").map(drop),
+            write_json(&gone.join("index.json"), &1).map(drop),
+            write_directory(&gone.join("model"), &files),
+            make_directory_in(&gone, "artifacts").map(drop),
+        ];
+        for refused in refused {
+            assert_eq!(refused.unwrap_err().source.kind(), io::ErrorKind::NotFound);
+        }
+        assert_eq!(fs::read_dir(place.path()).unwrap().count(), 0);
+
+        assert_eq!(make_directory_in(place.path(), "volume/run").unwrap(), gone);
+        assert_eq!(make_directory_in(place.path(), "volume/run").unwrap(), gone, "it exists");
+        write_directory(&gone.join("model"), &files).unwrap();
+        assert_eq!(fs::read(gone.join("model/a/b")).unwrap(), b"1");
+        fs::write(place.path().join("file"), "").unwrap();
+        assert!(make_directory_in(place.path(), "file/run").is_err());
+    }
 
     #[test]
     fn links_devices_and_pipes_are_never_replaced() {

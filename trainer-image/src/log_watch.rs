@@ -21,6 +21,7 @@ use serde_json::Value;
 use ureq::Agent;
 
 use crate::{
+    arguments::Format,
     artifacts::environment::variable,
     atomic_fs,
     error::{CommandError, chain},
@@ -66,14 +67,6 @@ pub struct LogWatch {
     /// How the result is printed.
     #[arg(long, value_name = "FORMAT", default_value = "text")]
     format: Format,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
-enum Format {
-    /// Lines for people.
-    Text,
-    /// One JSON object.
-    Json,
 }
 
 /// An entry of the log that names the identity.
@@ -182,6 +175,7 @@ impl LogWatch {
         let entries = state.unexplained.len();
         state.unexplained.retain(|found| !explained.contains(&found.entry));
         if let Some(path) = &self.state {
+            atomic_fs::make_parents(path)?;
             atomic_fs::write_json(path, &state)?;
         }
         Ok(Outcome {

@@ -124,6 +124,7 @@ pub fn quantize(model: &Path, output: &Path) -> Result<Quantized, QuantizeError>
     })?;
     atomic_fs::create_directory(output, |partial| {
         for (name, bytes) in &files {
+            atomic_fs::make_parents(&partial.join(name))?;
             atomic_fs::write(&partial.join(name), bytes)?;
         }
         Ok::<_, QuantizeError>(())

@@ -140,9 +140,11 @@ impl Sign {
         let manifest = Manifest::of_dir(&self.model).map_err(unread)?;
         let signed = key.sign(&oms::payload(&manifest, &name(&self.model))).map_err(SignError::Sign)?;
         if let Some(path) = &self.public_key {
+            atomic_fs::make_parents(path)?;
             atomic_fs::write(path, key.public().to_pem().as_bytes())?;
         }
         // Last, and whole: a bundle that exists is a valid one.
+        atomic_fs::make_parents(&bundle)?;
         atomic_fs::write(&bundle, &signed)?;
         let (model, files, signer) = (manifest.digest(), manifest.files.len(), key.public().fingerprint());
         Ok(Signed { model, files, signer, bundle })

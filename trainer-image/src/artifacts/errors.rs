@@ -98,12 +98,11 @@ pub fn causes(error: &dyn std::error::Error) -> Vec<String> {
     std::iter::successors(Some(error), |error| error.source()).map(ToString::to_string).collect()
 }
 
-/// Appends a line to the errors in `directory`, and syncs it.
+/// Appends a line to the errors in `directory`, which has to exist, and syncs it.
 ///
 /// # Errors
 /// When the file cannot be written.
 pub fn append(directory: &Path, row: &ErrorRow) -> Result<(), FileError> {
-    atomic_fs::make_directory(directory)?;
     let path = directory.join(FILE);
     let mut line = serde_json::to_vec(row).map_err(std::io::Error::other).map_err(FileError::of("encoding", &path))?;
     line.push(b'\n');

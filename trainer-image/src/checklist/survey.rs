@@ -270,6 +270,7 @@ impl StatusReport {
         overlap::check(&[Named::new("--out", out)], &models).map_err(CommandError::bad_input)?;
         let name = survey.file_name();
         let path = out.join(format!("{name}.md"));
+        atomic_fs::make_directory(out)?;
         atomic_fs::write(&path, markdown.as_bytes())?;
         atomic_fs::write_json(&out.join(format!("{name}.json")), survey)?;
         Ok(path)

@@ -20,9 +20,7 @@ impl SessionLog {
     /// A file operation failed.
     pub(super) fn open(path: Option<PathBuf>) -> Result<Self, FileError> {
         let Some(path) = path else { return Ok(Self(None)) };
-        if let Some(directory) = path.parent().filter(|directory| !directory.as_os_str().is_empty()) {
-            atomic_fs::make_directory(directory)?;
-        }
+        atomic_fs::make_parents(&path)?;
         let session = path.file_stem().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
         Ok(Self(Some((session, AppendFile::open(path)?))))
     }

@@ -260,6 +260,7 @@ pub(super) fn write(directory: &Path, runs: &[Run]) -> Result<usize, Configurati
             return Err(ConfigurationError::Exists(path));
         }
     }
+    atomic_fs::make_directory(directory)?;
     for (path, run) in &missing {
         atomic_fs::write(path, run.text.as_bytes())?;
     }

@@ -232,7 +232,8 @@ impl Evaluate {
             reason,
             chain: causes(error),
         };
-        if let Err(why) = errors::append(&self.output, &row) {
+        let made = atomic_fs::make_directory(&self.output);
+        if let Err(why) = made.and_then(|()| errors::append(&self.output, &row)) {
             tracing::warn!(error = chain(&why), "errors.ndjson cannot be written");
         }
     }

@@ -231,6 +231,7 @@ pub(super) fn write(output: &Path, results: &Results) -> Result<DataDigest, File
             .map_err(FileError::of("encoding", &records))?;
         lines.push(b'\n');
     }
+    atomic_fs::make_directory(output)?;
     atomic_fs::write(&records, &lines)?;
     let each = serde_json::to_vec(&results.outcomes)
         .map_err(io::Error::other)

@@ -295,6 +295,7 @@ impl Session<'_> {
         let Some(path) = self.record_baseline else { return Ok(()) };
         let pairs = scored.iter().map(|one| (one.prompt.as_str(), one.prediction.as_str()));
         let bytes = baseline::write(pairs).map_err(std::io::Error::other).map_err(FileError::of("encoding", path))?;
+        atomic_fs::make_parents(path)?;
         atomic_fs::write(path, &bytes)?;
         Ok(())
     }

@@ -53,6 +53,7 @@ impl Written {
     /// # Errors
     /// The file system refuses.
     pub(super) fn write(&self, [results, samples]: &[PathBuf; 2]) -> Result<(), FileError> {
+        atomic_fs::make_parents(samples)?;
         atomic_fs::write(samples, &self.results.samples)?;
         atomic_fs::write_json(results, &self.results.numbers)?;
         Ok(())

@@ -117,6 +117,7 @@ pub(crate) fn cached(hub: &Hub, repository: &Repository, cache: &Path, stop: Sto
         return Err(HubError::Commit { repository: repository.clone(), found: listing.sha, expected });
     }
     if !is_commit(&repository.revision) {
+        atomic_fs::make_parents(&reference)?;
         atomic_fs::write(&reference, format!("{}\n", listing.sha).as_bytes())?;
     }
     let path = snapshot(&listing.sha);

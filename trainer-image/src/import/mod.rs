@@ -58,6 +58,7 @@ pub fn import(file: &Path, output: &Path) -> Result<(usize, usize), ImportError>
     let layout = Layout::of(&config);
     atomic_fs::create_directory(output, |partial| {
         for (name, bytes) in &files {
+            atomic_fs::make_parents(&partial.join(name))?;
             atomic_fs::write(&partial.join(name), bytes)?;
         }
         weights::write(&gguf, &config, &layout, &partial.join("model.safetensors"))

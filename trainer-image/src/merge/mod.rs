@@ -92,7 +92,10 @@ pub fn merge(base: &Path, adapter: &Path, output: &Path) -> Result<Merged, Merge
     .map_err(of_base)?;
     let manifest = Manifest::of_files(&files).map_err(unreadable("--base", base))?;
     atomic_fs::create_directory(output, |partial| {
-        files.iter().try_for_each(|(name, bytes)| atomic_fs::write(&partial.join(name), bytes).map(drop))
+        files.iter().try_for_each(|(name, bytes)| {
+            atomic_fs::make_parents(&partial.join(name))?;
+            atomic_fs::write(&partial.join(name), bytes).map(drop)
+        })
     })?;
     Ok(Merged { tensors, manifest })
 }

@@ -120,6 +120,7 @@ pub(super) fn write(runs: &[Run], metrics: &[String], look: Look, output: &Path)
         Kind::Svg => svg(&panels, look)?.into_bytes(),
         Kind::Png => png(&panels, look)?,
     };
+    atomic_fs::make_parents(output)?;
     atomic_fs::write(output, &bytes)?;
     Ok(())
 }

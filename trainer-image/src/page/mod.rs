@@ -71,9 +71,11 @@ fn named(text: &str) -> Result<(String, PathBuf), String> {
 impl Report {
     pub(crate) fn run(self) -> Result<i32, CommandError> {
         let (page, bom) = self.written()?;
+        atomic_fs::make_parents(&self.out)?;
         atomic_fs::write(&self.out, page.as_bytes())?;
         atomic_fs::say(&self.out.display().to_string())?;
         if let Some((path, bom)) = self.ml_bom.as_ref().zip(bom) {
+            atomic_fs::make_parents(path)?;
             atomic_fs::write_json(path, &bom)?;
             atomic_fs::say(&path.display().to_string())?;
         }

@@ -26,9 +26,7 @@ impl BoundedFile {
     /// # Errors
     /// A file operation fails.
     pub(super) fn open(path: &Path, size: u64) -> Result<Self, FileError> {
-        if let Some(parent) = path.parent().filter(|parent| !parent.as_os_str().is_empty()) {
-            atomic_fs::make_directory(parent)?;
-        }
+        atomic_fs::make_parents(path)?;
         let mut file = AppendFile::open(path.to_owned())?;
         let mut length = fs::metadata(path).map_err(FileError::of("reading", path))?.len();
         if length > 0 && !atomic_fs::read(path)?.ends_with(b"\n") {

@@ -81,6 +81,7 @@ impl PrepareData {
             problems(source, self.split, self.seed, self.count as usize).map_err(CommandError::bad_input)?;
         let filtered = self.select(&mut problems)?;
         let bytes = lines(&problems).map_err(CommandError::failed)?;
+        atomic_fs::make_parents(&self.out)?;
         let sha256 = atomic_fs::write(&self.out, &bytes)?;
         let short =
             |key: &Key| key.operands[0] < OPERANDS && SUMS_AND_DIFFERENCES.map(Operator::name).contains(&key.kind);

@@ -43,6 +43,7 @@ pub(crate) fn export(format: Format, ledger: &Ledger, output: &Path) -> Result<(
         let artifacts = ledger.path.parent().filter(|path| !path.as_os_str().is_empty());
         Described::read(artifacts.unwrap_or(Path::new(".")), None)
     };
+    atomic_fs::make_directory(output)?;
     match format {
         Format::Csv => {
             let path = output.join(csv::FILE);

@@ -193,9 +193,7 @@ fn metrics(rows: &[Row]) -> BTreeMap<String, String> {
 
 /// Writes a file with missing parents. It is not synced: everything is written again when the run resumes.
 fn put(path: &Path, text: &str) -> Result<(), FileError> {
-    if let Some(parent) = path.parent() {
-        atomic_fs::make_directory(parent)?;
-    }
+    atomic_fs::make_parents(path)?;
     fs::write(path, text).map_err(FileError::of("writing", path))
 }
 
@@ -279,14 +277,14 @@ impl MlflowFiles {
 impl Tracker for MlflowFiles {
     fn log(&mut self, rows: &[Row]) -> Result<(), TrackingError> {
         for (name, text) in metrics(rows) {
-            let path = self.directory.join("metrics").join(&name);
+            let path = Path::new("metrics").join(&name);
             let file = match self.metrics.entry(name) {
                 Entry::Occupied(open) => open.into_mut(),
                 Entry::Vacant(new) => {
                     if let Some(parent) = path.parent() {
-                        atomic_fs::make_directory(parent)?;
+                        atomic_fs::make_directory_in(&self.directory, parent)?;
                     }
-                    new.insert(AppendFile::open(path)?)
+                    new.insert(AppendFile::open(self.directory.join(path))?)
                 }
             };
             file.append_unsynced(text.as_bytes())?;

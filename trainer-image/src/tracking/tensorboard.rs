@@ -74,6 +74,7 @@ pub(super) fn export(run: &Described, rows: &[Row], directory: &Path) -> Result<
     if event_files(directory)?.iter().any(|found| *found != path) {
         return Err(TrackingError::ForeignEvents { path: directory.to_owned() });
     }
+    atomic_fs::make_directory(directory)?;
     atomic_fs::write(&path, &[opening(run, first, 0), records(rows)].concat())?;
     Ok(path)
 }
@@ -90,7 +91,7 @@ impl TensorBoard {
     /// # Errors
     /// When a file operation fails.
     pub(super) fn start(start: &Start) -> Result<Self, TrackingError> {
-        let directory = start.artifacts.join(DIRECTORY);
+        let directory = atomic_fs::make_directory_in(start.artifacts, DIRECTORY)?;
         let earlier = event_files(&directory)?.len();
         let step = if earlier == 0 { 0 } else { start.step };
         let now = Timestamp::now();

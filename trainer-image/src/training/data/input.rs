@@ -210,6 +210,7 @@ impl Input {
             return Ok(());
         }
         let mut reader = self.reader()?;
+        atomic_fs::make_parents(path)?;
         atomic_fs::write_with(path, |file| io::copy(&mut reader, file).map(drop))
     }
 }

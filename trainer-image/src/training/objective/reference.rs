@@ -116,9 +116,7 @@ impl ReferenceCache {
         let hexadecimal = |pair: &Pair| pair.map(|number| format!("{:016x}", number.to_bits()));
         let pairs = self.known.iter().map(|(key, pair)| (*key, hexadecimal(pair))).collect();
         let content = Content { base, dtype, pairs, digest: digest(&self.known) };
-        if let Some(parent) = self.path.parent() {
-            atomic_fs::make_directory(parent)?;
-        }
+        atomic_fs::make_parents(&self.path)?;
         atomic_fs::write_json(&self.path, &content).map(drop)
     }
 }

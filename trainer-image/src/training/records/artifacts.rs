@@ -38,13 +38,12 @@ pub(crate) struct Artifacts {
 }
 
 impl Artifacts {
-    /// Opens the artifacts of the run with this output directory.
+    /// Opens the artifacts of the run with this output directory, which has to exist.
     ///
     /// # Errors
-    /// When the directory cannot be created.
+    /// When the directory of artifacts cannot be created.
     pub(crate) fn open(output: &Path) -> Result<Self, FileError> {
-        let directory = output.join("artifacts");
-        atomic_fs::make_directory(&directory)?;
+        let directory = atomic_fs::make_directory_in(output, "artifacts")?;
         let named = || fs::canonicalize(output).ok()?.file_name().map(|name| name.to_string_lossy().into_owned());
         let run = variable("CODEX_OBJECT_UID").or_else(named).unwrap_or_else(|| "run".to_owned());
         Ok(Self { directory, run })

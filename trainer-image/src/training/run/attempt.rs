@@ -43,18 +43,19 @@ impl Session<'_> {
     /// When the input is invalid, a file operation fails, or the loss is not finite.
     pub fn run(&self) -> Result<Outcome, TrainError> {
         let mut lock = None;
-        self.claim_and_run(&mut lock).inspect_err(|error| {
+        self.claim_and_run(&mut lock).inspect_err(|error| match &lock {
             // A directory that belongs to a newer attempt, or lies where the volume was mounted, is not written to.
-            if lock.is_none_or(|lock| lock.check().is_ok()) {
-                self.record_failure(error);
-            }
+            Some(lock) if lock.check().is_err() => {}
+            claimed => self.record_failure(error, claimed.is_some()),
         })
     }
 
-    /// Appends the error of the attempt to the run's artifacts.
-    fn record_failure(&self, error: &TrainError) {
+    /// Appends the error of the attempt to the run's artifacts. The directory is made only if it was not claimed yet.
+    fn record_failure(&self, error: &TrainError, claimed: bool) {
+        let made = if claimed { Ok(()) } else { atomic_fs::make_directory(self.output) };
         let step = self.reporter.state().progress.map(|progress| progress.step);
-        let recorded = Artifacts::open(self.output)
+        let recorded = made
+            .and_then(|()| Artifacts::open(self.output))
             .and_then(|artifacts| artifacts.append_failure(error.failure(), error.exit(), causes(error), step));
         if let Err(why) = recorded {
             tracing::warn!(error = chain(&why), "errors.ndjson cannot be written");

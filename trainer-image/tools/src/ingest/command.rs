@@ -150,6 +150,7 @@ impl Ingest {
         });
         let rules = rules.transpose()?;
         let (mut counts, mut seen, mut failed) = (Counts::default(), BTreeSet::new(), None);
+        atomic_fs::make_parents(&self.out)?;
         atomic_fs::write_with(&self.out, |file| {
             let mut writer = BufWriter::new(file);
             let mut one = |name: &str, bytes: Vec<u8>| {

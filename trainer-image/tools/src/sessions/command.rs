@@ -322,6 +322,7 @@ impl Export {
         let database = Database::read(&place.db)?;
         let with_session = self.session.is_none();
         let (mut events, mut wrong) = (0, Ok(0));
+        atomic_fs::make_parents(&self.out)?;
         atomic_fs::write_with(&self.out, |file| {
             let mut writer = io::BufWriter::new(file);
             let mut failed = None;

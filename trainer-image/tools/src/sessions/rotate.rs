@@ -120,6 +120,7 @@ fn write(directory: &Path, events: &[(i64, Event)]) -> Result<PathBuf, FileError
     let text = lines.map_err(std::io::Error::other).map_err(FileError::of("encoding", directory))?.concat();
     let (first, last, digest) = (stamp(events.first()), stamp(events.last()), Sha256::of(&text).short());
     let path = directory.join(format!("sessions-{first}-{last}-{}-{digest}.ndjson", events.len()));
+    atomic_fs::make_directory(directory)?;
     atomic_fs::write_with(&path, |file| file.write_all(text.as_bytes()))?;
     Ok(path)
 }
