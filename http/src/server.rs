@@ -123,15 +123,18 @@ async fn connection(
     let _ = stream.set_nodelay(true);
     match tls {
         None => drive(TokioIo::new(stream), router, limits, stop).await,
-        Some(tls) => {
-            let handshake = tokio::select! {
-                handshake = timeout(limits.head, tls.accept(stream)) => handshake,
-                () = stop.cancelled() => return,
-            };
-            if let Ok(Ok(stream)) = handshake {
-                drive(TokioIo::new(stream), router, limits, stop).await;
-            }
-        }
+        // Boxed, so that a connection without TLS has no room for one with it.
+        Some(tls) => Box::pin(encrypted(stream, tls, router, limits, stop)).await,
+    }
+}
+
+async fn encrypted(stream: TcpStream, tls: TlsAcceptor, router: Router, limits: Limits, stop: CancellationToken) {
+    let handshake = tokio::select! {
+        handshake = timeout(limits.head, tls.accept(stream)) => handshake,
+        () = stop.cancelled() => return,
+    };
+    if let Ok(Ok(stream)) = handshake {
+        drive(TokioIo::new(stream), router, limits, stop).await;
     }
 }
 
