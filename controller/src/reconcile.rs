@@ -147,22 +147,22 @@ pub async fn reconcile<K: Observe>(object: Arc<K>, context: &Context) -> Result<
         context.inbox.record(&uid, &seen);
         report::events(context, &*object, &plan.events).await;
         let settled = written.and_then(|version| settle(context, &*object, observed, &plan, version));
-        Ok(settled.unwrap_or(plan.requeue))
+        Ok(settled.map_or(plan.requeue, |same| same.requeue))
     }
     .instrument(info_span!("report"))
     .await
 }
 
-/// Remembers an object whose plan stays the same now that its status is written as this version, and returns when to plan again. Its
-/// change need not be answered, because the answer would be the same plan. Everything else that changed queues the object by itself.
-#[allow(clippy::option_option, reason = "a settled object may have nothing due")]
+/// Remembers an object whose plan stays the same now that its status is written as this version, and returns the plan that follows.
+/// The object's change need not be answered, because the answer would be that plan. Everything else that changed queues the object by
+/// itself.
 fn settle<K: Observe>(
     context: &Context,
     object: &K,
     mut observed: K::Observed,
     plan: &Plan<K::Status>,
     version: String,
-) -> Option<Option<Duration>> {
+) -> Option<Plan<K::Status>> {
     let (namespace, uid) = (object.namespace()?, object.uid()?);
     let live = get(K::store(context), &namespace, &object.name_any())?;
     let as_written = live.meta().resource_version.as_ref() == Some(&version)
@@ -179,7 +179,7 @@ fn settle<K: Observe>(
     }
     let due = next.requeue.map(|wait| Instant::now() + wait);
     context.settled.insert(&uid, Settled { version, due });
-    Some(next.requeue)
+    Some(next)
 }
 
 /// Plans and seals the status of the plan.
