@@ -13,7 +13,7 @@ use std::process::ExitCode;
 async fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let measured = match arguments.iter().map(String::as_str).collect::<Vec<_>>()[..] {
-        [] => figures::measure().await.map(|figures| figures::table(&figures)),
+        [] => figures::measure().await.map(|figures| print!("{}", figures::table(&figures))),
         ["scale", runs] | ["scale", runs, "peer"] => match runs.parse() {
             Ok(runs) => scale(runs, arguments.len() > 2).await,
             Err(_) => return refuse(&format!("`{runs}` is not a number of runs, such as 1000")),
@@ -21,10 +21,7 @@ async fn main() -> ExitCode {
         _ => return refuse("run codex-bench, codex-bench scale RUNS, or codex-bench scale RUNS peer"),
     };
     match measured {
-        Ok(table) => {
-            print!("{table}");
-            ExitCode::SUCCESS
-        }
+        Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("\nThe measurement stopped: {error}");
             ExitCode::FAILURE
@@ -32,15 +29,13 @@ async fn main() -> ExitCode {
     }
 }
 
-/// Measures many objects, then the same for the peer, and returns the table.
-async fn scale(runs: u32, with_peer: bool) -> codex_tests::Result<String> {
+/// Measures many objects, then the same for the peer.
+async fn scale(runs: u32, with_peer: bool) -> codex_tests::Result<()> {
     let ours = scale::measure(runs).await?;
-    if !with_peer {
-        return Ok(figures::table(&ours));
+    if with_peer {
+        print!("{}", figures::comparison(&ours, &peer::measure(runs).await?));
     }
-    // If the peer fails, this has been measured.
-    print!("{}", figures::table(&ours));
-    Ok(figures::comparison(&ours, &peer::measure(runs).await?))
+    Ok(())
 }
 
 fn refuse(sentence: &str) -> ExitCode {

@@ -33,7 +33,7 @@ use serde::{Serialize, de::DeserializeOwned};
 use serde_json::{Value, json};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep};
 
-use crate::figures::Figure;
+use crate::figures::{self, Figure};
 
 /// Simulated nodes, each with room for 110 pods.
 const NODES: usize = 200;
@@ -131,7 +131,7 @@ impl<'a> Load<'a> {
     }
 }
 
-/// Measures `runs` TrainingRuns.
+/// Measures `runs` TrainingRuns, and prints the table before they are deleted, which takes minutes.
 pub(crate) async fn measure(runs: u32) -> Result<Vec<Figure>> {
     let installation = Installation::ensure().await?;
     audit_log(installation)?;
@@ -139,6 +139,7 @@ pub(crate) async fn measure(runs: u32) -> Result<Vec<Figure>> {
     let simulated = Simulated::start(installation).await?;
     let measured = async {
         let figures = measured(&team, runs).await?;
+        print!("{}", figures::table(&figures));
         empty(&team, runs).await?;
         Ok(figures)
     }
