@@ -17,8 +17,6 @@ use serde_json::{Value, json};
 
 /// The time until the kubelet has updated a mounted ConfigMap and enough requests have failed.
 const BROKEN: Duration = Duration::from_secs(240);
-/// The time that a rollback may take until the last answer of the canary.
-const ROLLED_BACK: Duration = Duration::from_secs(5);
 /// The ConfigMap with safety rules.
 const RULES: &str = "rules";
 
@@ -65,8 +63,7 @@ async fn a_canary_that_fails_is_stopped_by_itself_and_one_that_passes_is_promote
         Ok(rollout.is_some_and(|rollout| rollout.phase == RolloutPhase::RolledBack).then_some(pod))
     })
     .await?;
-    let last = last_failure(&team).await;
-    println!("the last answer of the canary came {} ms after its rollback was seen", last.as_millis());
+    let rolled_back = Instant::now();
     let status = failed.status.unwrap();
     let rollout = status.rollout.unwrap();
     assert!(rollout.traffic.errors >= 1 && rollout.traffic.errors <= rollout.traffic.requests, "{rollout:?}");
@@ -74,9 +71,18 @@ async fn a_canary_that_fails_is_stopped_by_itself_and_one_that_passes_is_promote
     assert_eq!((status.history.len(), status.history[0].result), (1, RolloutResult::RolledBack));
     let stalled = condition(Some(&status.conditions), ConditionType::Stalled).unwrap();
     assert_eq!(stalled.reason, "RolledBack");
-    until_gone(&team.api::<Deployment>(), &child::canary("served"), SOON).await?;
+    // The canary fails every request that still reaches it.
+    let (canary, mut last_answer) = (child::canary("served"), Duration::ZERO);
+    until_found("the canary is gone and only the servers answer", SOON, async || {
+        if team.infer("served", "1+1:").await.is_err() {
+            last_answer = rolled_back.elapsed();
+            return Ok(None);
+        }
+        Ok(team.api::<Deployment>().get_opt(&canary).await?.is_none().then_some(()))
+    })
+    .await?;
+    println!("The canary answered last {} ms after its rollback was seen.", last_answer.as_millis());
     assert_eq!(uids(&team).await?, stable, "the same servers answer");
-    until_found("only the servers answer", SOON, async || Ok(team.infer("served", "1+1:").await.ok())).await?;
 
     // It is not tried again, also when the servers are scaled; and going back is no rollout.
     team.change::<ReasoningPod>("served", json!({ "spec": { "replicas": 2 } })).await?;
@@ -114,17 +120,6 @@ async fn a_canary_that_fails_is_stopped_by_itself_and_one_that_passes_is_promote
     assert!(now.iter().all(|uid| !stable.contains(uid)), "new servers answer");
     team.done();
     Ok(())
-}
-
-/// Sends requests for the time of the mark in docs/benchmarks.md, and returns after what time the last one failed.
-async fn last_failure(team: &Team) -> Duration {
-    let (begun, mut last) = (Instant::now(), Duration::ZERO);
-    while begun.elapsed() < ROLLED_BACK {
-        if team.infer("served", "1+1:").await.is_err() {
-            last = begun.elapsed();
-        }
-    }
-    last
 }
 
 /// Returns the uids of the servers that are no canary.
