@@ -137,6 +137,15 @@ impl Server {
         look(&seen)
     }
 
+    /// Waits until a request is the wanted one, and returns how many have come then.
+    fn until(&self, wanted: impl Fn(&Seen) -> bool) -> usize {
+        let mut count = 1;
+        while !self.after(count, |seen| wanted(&seen[count - 1])) {
+            count += 1;
+        }
+        count
+    }
+
     fn reporter(&self, interval: Duration) -> Reporter<TrainingState> {
         self.repeating(interval, None)
     }
@@ -327,24 +336,23 @@ fn reports_keep_their_interval_and_a_new_stage_does_not_wait() {
     let reporter = server.reporter(interval);
     reporter.update(|state| state.stage = Stage::Running);
     server.after(1, |_| ());
-    let begun = Instant::now();
+    let (begun, mut steps) = (Instant::now(), 0);
     while begun.elapsed() < interval * 3 {
-        reporter.update(|state| state.steps_executed += 1);
+        steps += 1;
+        reporter.update(|state| state.steps_executed = steps);
         thread::sleep(Duration::from_millis(5));
     }
-    let before = server.after(3, |seen| {
+    server.after(3, |seen| {
         assert!(seen.len() <= 5, "{} reports in three intervals", seen.len());
         assert!(seen.windows(2).all(|pair| pair[1].at - pair[0].at > interval * 9 / 10));
-        seen.len()
     });
+    // The last change is told when it is due. After it nothing waits, so the next report is that of the new stage.
+    let last = server.until(|seen| training(&seen.report).steps_executed == steps);
     reporter.update(|state| state.stage = Stage::Interrupted);
     let changed = Instant::now();
-    // A report that was due before may come first.
-    let late = server.after(before + 1, |seen| usize::from(training(&seen[before].report).stage == Stage::Running));
-    server.after(before + 1 + late, |seen| {
-        let told = &seen[before + late];
-        assert!(told.at < changed + interval / 2);
-        assert_eq!(training(&told.report).stage, Stage::Interrupted);
+    server.after(last + 1, |seen| {
+        assert!(seen[last].at < changed + interval / 2);
+        assert_eq!(training(&seen[last].report).stage, Stage::Interrupted);
     });
 }
 
