@@ -40,12 +40,11 @@ use codex_verdict::{
 use jiff::{SignedDuration, Timestamp};
 
 use crate::{
-    arguments::{Duration, duration, timestamp},
+    arguments::{Duration, Format, duration, timestamp},
     error::CommandError,
     evaluation::again::measured_again,
     wording::counted,
 };
-use json::Format;
 pub use json::{Checked, SignedBy, Verification, VerifiedAttestation, VerifiedModel, VerifiedPromotion};
 use trusted::IdentityArguments;
 

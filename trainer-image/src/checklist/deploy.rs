@@ -10,7 +10,7 @@ use super::{
     checks::{self, Inputs},
     named, reports_of,
 };
-use crate::{atomic_fs, error::CommandError, run_folder::RunFolder, verify::given::Given};
+use crate::{arguments::Format, atomic_fs, error::CommandError, run_folder::RunFolder, verify::given::Given};
 
 /// Check from files that a ReasoningPod may roll out; nothing is created.
 ///
@@ -50,14 +50,6 @@ pub struct Deploy {
     /// How the checklist is printed.
     #[arg(long, value_name = "FORMAT", default_value = "text")]
     format: Format,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
-enum Format {
-    /// Lines for people.
-    Text,
-    /// One JSON object.
-    Json,
 }
 
 impl Deploy {

@@ -5,7 +5,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use clap::{Args, ValueEnum};
+use clap::Args;
 use codex_configs::{Environment, Leaf, PRESETS, ResolvedFile, TEMPLATES, template};
 use codex_provenance::text::Printable;
 use serde_json::{Value, json};
@@ -15,7 +15,7 @@ use super::{
     render, show,
     source::{Composition, View, check, read, resolved},
 };
-use crate::{atomic_fs, training::CONFIG, wording::counted};
+use crate::{arguments::Format, atomic_fs, training::CONFIG, wording::counted};
 
 /// The defaults of training, without a template.
 const BASE: &str = "base";
@@ -33,14 +33,6 @@ pub(super) struct Diff {
     /// How differences are printed.
     #[arg(long, value_name = "FORMAT", default_value = "text")]
     format: Format,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-enum Format {
-    /// A line for each.
-    Text,
-    /// A JSON array.
-    Json,
 }
 
 /// A key whose values differ. A side without the key has none.

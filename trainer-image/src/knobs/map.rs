@@ -2,14 +2,14 @@
 
 use std::path::PathBuf;
 
-use clap::{Args, ValueEnum, builder::PossibleValuesParser};
+use clap::{Args, builder::PossibleValuesParser};
 use codex_configs::{CURRICULUM_PRESETS, CurriculumSettings, TraceMode, TrainingSettings, compose_evaluation};
 use codex_provenance::text::Printable;
 use codex_reports::exit;
 use codex_verdict::Ring;
 use serde::Serialize;
 
-use crate::{atomic_fs, checklist::chain::Chain, error::CommandError};
+use crate::{arguments::Format, atomic_fs, checklist::chain::Chain, error::CommandError};
 
 /// The sections of the map, in its order.
 const SECTIONS: [&str; 5] = ["trace_mode", "curriculum", "evaluation", "metadata", "deployment"];
@@ -39,14 +39,6 @@ pub struct RepoMap {
     /// How the map is printed.
     #[arg(long, value_name = "FORMAT", default_value = "text")]
     format: Format,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-enum Format {
-    /// A line for each setting.
-    Text,
-    /// One JSON object.
-    Json,
 }
 
 /// A setting of the map.

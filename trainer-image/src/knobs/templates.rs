@@ -2,12 +2,12 @@
 
 use std::fmt::Write as _;
 
-use clap::{Args, Subcommand, ValueEnum};
+use clap::{Args, Subcommand};
 use codex_configs::{TEMPLATES, Template, template};
 use codex_reports::exit;
 use serde_json::{Value, json};
 
-use crate::{atomic_fs, error::CommandError};
+use crate::{arguments::Format, atomic_fs, error::CommandError};
 
 /// List and explain the templates of runs.
 #[derive(Debug, Args)]
@@ -39,14 +39,6 @@ struct Explain {
     /// How the result is printed.
     #[arg(long, value_name = "FORMAT", default_value = "text")]
     format: Format,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-enum Format {
-    /// Lines for people.
-    Text,
-    /// JSON for programs.
-    Json,
 }
 
 impl ReasoningTemplates {

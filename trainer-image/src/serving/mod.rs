@@ -118,7 +118,7 @@ const MOST: u64 = u16::MAX as u64;
 /// Verify a model's signature, promotion and ring, then serve it over HTTP.
 #[derive(Clone, Debug, clap::Args)]
 pub struct Serve {
-    /// The model directory, with --unsigned.
+    /// Model directory to serve without a signature; needs --unsigned.
     #[arg(value_name = "DIR", requires = "unsigned", conflicts_with_all = SIGNED)]
     directory: Option<PathBuf>,
     /// Serve a model that nobody signed, to this machine only.
@@ -236,11 +236,11 @@ pub struct Serve {
     /// Report to the controller when the last request ended; it stops servers that are idle.
     #[arg(long)]
     report_activity: bool,
-    /// Send copies of answered requests to the shadows that this file names. It is read again every few seconds; without it, none are
-    /// sent.
+    /// Send copies of answered requests to the shadows in FILE, which is read again every few seconds. While FILE is missing, no
+    /// copies are sent.
     #[arg(long, value_name = "FILE", conflicts_with = "shadow")]
     mirror: Option<PathBuf>,
-    /// Be a shadow: answer nobody, but compare the copies of requests that the servers in this file send. It is read again every few
+    /// Be a shadow: accept only copies of requests from the servers in FILE, and compare the answers. FILE is read again every few
     /// seconds.
     #[arg(long, value_name = "FILE")]
     shadow: Option<PathBuf>,

@@ -9,15 +9,6 @@ use super::{Outcome, Steps};
 /// The version of the shape.
 const SCHEMA_VERSION: u32 = 1;
 
-/// How the result is printed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
-pub(super) enum Format {
-    /// Lines for people.
-    Text,
-    /// One JSON object.
-    Json,
-}
-
 /// The result of `codex verify --format json`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
