@@ -34,16 +34,18 @@ fn main() -> Result<(), Box<dyn Error>> {
     let (model, bundle) = (Path::new(model), fs::read(bundle)?);
     let key = PublicKey::from_pem(&fs::read_to_string(key)?)?;
     let (mut plain, mut verified, mut hashing) = (Vec::new(), Vec::new(), Vec::new());
+    let (mut plain_work, mut verified_work) = (Vec::new(), Vec::new());
     for _ in 0..rounds.parse::<usize>()? {
         let entries = files::walk(model, &BTreeSet::new())?;
         let begun = Instant::now();
         let (manifest, _) = Manifest::hold(&entries, kept)?;
         verify_signature(&manifest, &bundle, &key, None)?;
         hashing.push(begun.elapsed());
-        let begun = Instant::now();
+        let (begun, work) = (Instant::now(), processor_time()?);
         drop(Generator::load_directory(model, 1, Device::Cpu)?);
         plain.push(begun.elapsed());
-        let begun = Instant::now();
+        plain_work.push(processor_time()? - work);
+        let (begun, work) = (Instant::now(), processor_time()?);
         let (held, unhashed) = Manifest::begin(&entries, kept)?;
         let (verified_all, loaded) = thread::scope(|scope| {
             let loading = scope.spawn(|| Generator::load_held(held, 1, Device::Cpu));
@@ -53,6 +55,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         verified_all??;
         loaded.map_err(|_| "the thread that loads panicked")??;
         verified.push(begun.elapsed());
+        verified_work.push(processor_time()? - work);
     }
     let payload = oms::payload(&Manifest::of_dir(model)?, "model");
     let begun = Instant::now();
@@ -62,8 +65,23 @@ fn main() -> Result<(), Box<dyn Error>> {
     }
     let (of_all, of_one) = (|times: &[Duration]| times.iter().map(seconds).collect::<Vec<_>>(), begun.elapsed());
     let (plain, verified, hashing) = (of_all(&plain), of_all(&verified), of_all(&hashing));
-    println!("{}", json!({"plain": plain, "verified": verified, "hashing": hashing, "signing": seconds(&of_one)}));
+    println!(
+        "{}",
+        json!({
+            "plain": plain, "plainWork": plain_work, "verified": verified, "verifiedWork": verified_work, "hashing": hashing,
+            "signing": seconds(&of_one),
+        })
+    );
     Ok(())
+}
+
+/// Returns the seconds that all threads of this process have run.
+fn processor_time() -> Result<f64, Box<dyn Error>> {
+    let stat = fs::read_to_string("/proc/self/stat")?;
+    // The name of the program, in parentheses, may have spaces. User and system time are the 14th and 15th field, in hundredths.
+    let fields = stat.rsplit(')').next().unwrap_or_default().split_whitespace().skip(11).take(2);
+    let ticks: f64 = fields.map(str::parse::<f64>).sum::<Result<_, _>>()?;
+    Ok(ticks / 100.0)
 }
 
 /// As servers do: weights are read from their files, and everything else is kept.
