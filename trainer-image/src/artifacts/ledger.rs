@@ -293,6 +293,7 @@ pub(crate) mod tests {
         let root = tempfile::tempdir().unwrap();
         let file = root.path().join("artifacts").join(FILE);
         assert_eq!(locate(root.path()), file);
+        atomic_fs::make_parents(&file).unwrap();
         atomic_fs::write(&file, b"").unwrap();
         assert_eq!(locate(root.path()), file);
         assert_eq!(locate(&root.path().join("artifacts")), file);
