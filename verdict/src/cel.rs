@@ -67,11 +67,16 @@ pub(crate) fn pattern(scale: Scale, from_zero: bool) -> String {
     }
 }
 
+/// Returns whether a field of a gate is a difference of two values.
+pub(crate) fn is_difference(field: &str) -> bool {
+    matches!(field, "by" | "margin")
+}
+
 /// Returns the rule on a decimal of a gate. `path` is the field below the gate, `parents` are those that may be absent, and
 /// `example` is a valid value for a metric from 0 to 1. What is right depends on the metric.
 fn decimal(path: &str, parents: &[&str], example: Option<&str>) -> Value {
     let name = path.rsplit('.').next().unwrap_or_default();
-    let from_zero = name == "by";
+    let from_zero = is_difference(name);
     let names = |scale: Scale| -> Vec<String> {
         Metric::ALL.iter().filter(|it| it.scale() == scale).map(|it| format!("'{it}'")).collect()
     };
@@ -112,9 +117,17 @@ pub(crate) fn gate() -> Value {
             "gates[] must have exactly one of min, max, betterThan and notWorseThan, such as min: \"{EXAMPLE_BOUND}\""
         ),
     });
+    let margin_needs_confidence = serde_json::json!({
+        "rule": "!has(self.margin) || has(self.confidence)",
+        "message": format!(
+            "gates[].margin needs gates[].confidence, such as confidence: \"{EXAMPLE_CONFIDENCE}\": without it the value decides"
+        ),
+    });
     let by = Some("0.02");
     Value::from(vec![
         one_bound,
+        margin_needs_confidence,
+        decimal("margin", &[], by),
         decimal("min", &[], None),
         decimal("max", &[], Some("0.05")),
         decimal("betterThan.by", &["betterThan"], by),

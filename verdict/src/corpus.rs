@@ -1,5 +1,7 @@
 //! Corpus metrics: BLEU and perplexity from what each item adds to them, with bounds from the [`bootstrap`](crate::bootstrap). Pure.
 
+use std::collections::BTreeMap;
+
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -121,15 +123,22 @@ impl CorpusItem for Likelihood {
     }
 }
 
-/// Measures a corpus metric. `None` without items, or if it is not a finite number.
-pub fn corpus<T: CorpusItem>(items: &[T], resampling: Resampling) -> Option<Measurement> {
+/// Measures a corpus metric. With `clusters`, the name of each item's cluster, whole clusters are drawn. `None` without items, or
+/// if it is not a finite number.
+pub fn corpus<T: CorpusItem>(items: &[T], clusters: Option<&[&str]>, resampling: Resampling) -> Option<Measurement> {
     let rows: Vec<f64> = items.iter().flat_map(CorpusItem::addends).collect();
-    estimate(items.len(), &rows, &T::value, resampling)
+    estimate(items.len(), &rows, clusters, &T::value, resampling)
 }
 
-/// Compares a corpus metric of a model with that of a reference on the same items, which are drawn in pairs. The difference is
-/// positive where the model is better. `None` without items, if two items cannot be compared, or if a number is not finite.
-pub fn compare_corpus<T: CorpusItem>(items: &[T], reference: &[T], resampling: Resampling) -> Option<Measurement> {
+/// Compares a corpus metric of a model with that of a reference on the same items, which are drawn in pairs, or in whole `clusters`
+/// as in [`corpus`]. The difference is positive where the model is better. `None` without items, if two items cannot be compared,
+/// or if a number is not finite.
+pub fn compare_corpus<T: CorpusItem>(
+    items: &[T],
+    reference: &[T],
+    clusters: Option<&[&str]>,
+    resampling: Resampling,
+) -> Option<Measurement> {
     let pairs = || items.iter().zip(reference);
     if items.len() != reference.len() || !pairs().all(|(own, other)| own.is_comparable(other)) {
         return None;
@@ -141,20 +150,34 @@ pub fn compare_corpus<T: CorpusItem>(items: &[T], reference: &[T], resampling: R
         // Subtracting from 0 keeps 0 positive.
         if T::LOWER_IS_BETTER { 0.0 - gain } else { gain }
     };
-    estimate(items.len(), &rows, &difference, resampling)
+    estimate(items.len(), &rows, clusters, &difference, resampling)
 }
 
-fn estimate(n: usize, rows: &[f64], value: &dyn Fn(&[f64]) -> f64, resampling: Resampling) -> Option<Measurement> {
+/// Bootstraps a metric of `n` items, whose addends are `rows`.
+fn estimate(
+    n: usize,
+    rows: &[f64],
+    clusters: Option<&[&str]>,
+    value: &dyn Fn(&[f64]) -> f64,
+    resampling: Resampling,
+) -> Option<Measurement> {
     let width = rows.len().checked_div(n)?;
-    let (value, Bounds { lower, upper }) = bca(rows, width, value, resampling)?;
-    Some(Measurement::Estimate {
-        value: Some(value),
-        lower: Some(lower),
-        upper: Some(upper),
-        n: n as u64,
-        confidence: Some(resampling.confidence),
-        method: Method::Bootstrap,
-    })
+    let (method, confidence, items) = (Method::Bootstrap, Some(resampling.confidence), n as u64);
+    let Some(clusters) = clusters else {
+        let (value, Bounds { lower, upper }) = bca(rows, width, value, resampling)?;
+        let [value, lower, upper] = [value, lower, upper].map(Some);
+        return Some(Measurement::Estimate { value, lower, upper, n: items, confidence, method });
+    };
+    let mut sums: BTreeMap<&str, Vec<f64>> = BTreeMap::new();
+    for (cluster, row) in clusters.iter().zip(rows.chunks_exact(width)) {
+        let sums = sums.entry(cluster).or_insert_with(|| vec![0.0; width]);
+        sums.iter_mut().zip(row).for_each(|(sum, addend)| *sum += addend);
+    }
+    let n = sums.len() as u64;
+    let drawn: Vec<f64> = sums.into_values().flatten().collect();
+    let (value, Bounds { lower, upper }) = bca(&drawn, width, value, resampling)?;
+    let [value, lower, upper] = [value, lower, upper].map(Some);
+    Some(Measurement::ClusterEstimate { value, lower, upper, n, items, confidence, method })
 }
 
 #[cfg(test)]
@@ -190,10 +213,10 @@ mod tests {
         let golden: Golden = serde_json::from_str(include_str!("../fixtures/corpus.json")).expect("a fixture");
         let resampling = Resampling { seed: golden.seed, confidence: golden.confidence };
         let found = [
-            corpus(&golden.bleu, resampling),
-            compare_corpus(&golden.bleu, &golden.other_bleu, resampling),
-            corpus(&golden.perplexity, resampling),
-            compare_corpus(&golden.perplexity, &golden.other_perplexity, resampling),
+            corpus(&golden.bleu, None, resampling),
+            compare_corpus(&golden.bleu, &golden.other_bleu, None, resampling),
+            corpus(&golden.perplexity, None, resampling),
+            compare_corpus(&golden.perplexity, &golden.other_perplexity, None, resampling),
         ];
         for (found, expected) in found.map(numbers).iter().flatten().zip(golden.expected.iter().flatten()) {
             assert!((found - expected).abs() <= 1e-7 * expected.abs().max(1.0), "{found} is not {expected}");
@@ -209,7 +232,7 @@ mod tests {
 
     #[test]
     fn extremes_of_bleu() {
-        let value = |item: BleuCounts| numbers(corpus(&[item; 3], AT_95))[0];
+        let value = |item: BleuCounts| numbers(corpus(&[item; 3], None, AT_95))[0];
         assert!((value(counts([5, 4, 3, 2], 5, 5)) - 100.0).abs() < 1e-9);
         assert!(value(counts([0; 4], 5, 5)).abs() < f64::EPSILON, "no common token");
         assert!(value(counts([0; 4], 0, 5)).abs() < f64::EPSILON, "no answer");
@@ -221,18 +244,46 @@ mod tests {
     #[test]
     fn a_lower_perplexity_is_an_improvement() {
         let of = |each: f64| vec![Likelihood { log_probability: each * 4.0, tokens: 4 }; 40];
-        let [value, lower, upper] = numbers(compare_corpus(&of(-1.0), &of(-2.0), AT_95));
+        let [value, lower, upper] = numbers(compare_corpus(&of(-1.0), &of(-2.0), None, AT_95));
         assert!((value - (2_f64.exp() - 1_f64.exp())).abs() < 1e-12 && lower <= value && value <= upper);
-        let [equal, ..] = numbers(compare_corpus(&of(-1.0), &of(-1.0), AT_95));
+        let [equal, ..] = numbers(compare_corpus(&of(-1.0), &of(-1.0), None, AT_95));
         assert!(equal == 0.0 && equal.is_sign_positive());
     }
 
     #[test]
     fn other_tokens_are_not_compared() {
         let of = |tokens| vec![Likelihood { log_probability: -1.0, tokens }; 40];
-        assert_eq!(compare_corpus(&of(3), &of(4), AT_95), None);
-        assert_eq!(compare_corpus(&of(3), &of(3)[1..], AT_95), None);
-        assert_eq!(corpus::<Likelihood>(&[], AT_95), None);
+        assert_eq!(compare_corpus(&of(3), &of(4), None, AT_95), None);
+        assert_eq!(compare_corpus(&of(3), &of(3)[1..], None, AT_95), None);
+        assert_eq!(corpus::<Likelihood>(&[], None, AT_95), None);
+    }
+
+    #[test]
+    fn clusters_are_drawn_whole() {
+        // Twenty stories, in each of which every item is the same.
+        let items: Vec<Likelihood> =
+            (0..200).map(|item| Likelihood { log_probability: -1.0 - f64::from(item / 10 % 4), tokens: 2 }).collect();
+        let names: Vec<String> = (0..200).map(|item| (item / 10).to_string()).collect();
+        let names: Vec<&str> = names.iter().map(String::as_str).collect();
+        let alone = numbers(corpus(&items, None, AT_95));
+        let clustered = corpus(&items, Some(&names), AT_95).expect("a measurement");
+        let Measurement::ClusterEstimate {
+            value: Some(value),
+            lower: Some(lower),
+            upper: Some(upper),
+            n: 20,
+            items: 200,
+            ..
+        } = clustered
+        else {
+            panic!("{clustered:?}")
+        };
+        assert!((value - alone[0]).abs() < 1e-12, "the value is that of all items");
+        assert!(upper - lower > 2.0 * (alone[2] - alone[1]), "ten equal items are no ten pieces of evidence");
+        let other: Vec<Likelihood> =
+            items.iter().map(|it| Likelihood { log_probability: it.log_probability * 2.0, ..*it }).collect();
+        let compared = compare_corpus(&items, &other, Some(&names), AT_95).expect("a measurement");
+        assert_eq!((compared.kind().name(), compared.clustered_items()), ("clusterEstimate", Some(200)));
     }
 
     #[test]
@@ -257,7 +308,7 @@ mod tests {
                 })
                 .collect();
             prop_assert!(items.iter().all(|item| item.impossible().is_none()));
-            let sample = Sample::of(&corpus(&items, AT_95).expect("finite")).expect("possible");
+            let sample = Sample::of(&corpus(&items, None, AT_95).expect("finite")).expect("possible");
             prop_assert!((0.0..=100.0).contains(&sample.value()));
         }
     }

@@ -55,6 +55,23 @@ fn with_finite_numbers(measurement: Measurement) -> Measurement {
             confidence: finite(confidence),
             method,
         },
+        Measurement::ClusterMean { n, items, sum, sum_of_squares } => {
+            Measurement::ClusterMean { n, items, sum: finite(sum), sum_of_squares: finite(sum_of_squares) }
+        }
+        Measurement::ClusterDifference { n, items, sum, sum_of_squares } => {
+            Measurement::ClusterDifference { n, items, sum: finite(sum), sum_of_squares: finite(sum_of_squares) }
+        }
+        Measurement::ClusterEstimate { value, lower, upper, n, items, confidence, method } => {
+            Measurement::ClusterEstimate {
+                value: finite(value),
+                lower: finite(lower),
+                upper: finite(upper),
+                n,
+                items,
+                confidence: finite(confidence),
+                method,
+            }
+        }
         counts @ (Measurement::Share { .. } | Measurement::Duel { .. }) => counts,
     }
 }

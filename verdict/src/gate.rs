@@ -63,6 +63,10 @@ pub struct GateSpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(extend("x-kubernetes-validations" = cel::confidence()))]
     pub confidence: Option<Decimal>,
+    /// Distance from the limit at which a result shall be decided, as a decimal in quotes, such as "0.02". If minSamples, or the
+    /// number of problems, is too small for that, a notice says so before anything runs. It changes no verdict. Needs confidence.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub margin: Option<Decimal>,
 }
 
 /// The Evaluation that a gate compares with, and by how much.
@@ -94,6 +98,9 @@ pub struct Gate {
     /// The one-sided confidence with which the bound must clear the gate; without it the value decides.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub confidence: Option<f64>,
+    /// How far from the limit a result shall be decided. It decides nothing, so that the digest does not cover it.
+    #[serde(skip)]
+    pub margin: Option<f64>,
 }
 
 /// The bound on a metric's value.
@@ -187,6 +194,11 @@ pub enum GateError {
         "the gate on {0} has none of min, max, betterThan and notWorseThan: write one of them, such as min: \"{EXAMPLE_BOUND}\""
     )]
     NoBound(Metric),
+    /// There is a margin without a confidence.
+    #[error(
+        "the gate on {0} has a margin and no confidence: without confidence the value decides, so add it, such as confidence: \"{EXAMPLE_CONFIDENCE}\""
+    )]
+    Margin(Metric),
     /// Several bounds are set.
     #[error("the gate on {metric} has both {one} and {other}: write two gates")]
     TwoBounds {
@@ -226,7 +238,8 @@ impl TryFrom<&GateSpec> for Gate {
         let scale = metric.scale();
         let (least, most) = scale.bounds();
         let number = |field, Decimal(text): &Decimal| {
-            let (least, right) = if field == "by" { (0.0, scale.right_difference()) } else { (least, scale.right()) };
+            let (least, right) =
+                if cel::is_difference(field) { (0.0, scale.right_difference()) } else { (least, scale.right()) };
             decimal::parse(text)
                 .filter(|bound| (least..=most).contains(bound))
                 .ok_or_else(|| refuse(field, text, in_quotes(right, scale.example())))
@@ -279,7 +292,11 @@ impl TryFrom<&GateSpec> for Gate {
                 Ok(share)
             })
             .transpose()?;
-        Ok(Self { metric, bound, min_samples, confidence })
+        let margin = spec.margin.as_ref().map(|margin| number("margin", margin)).transpose()?;
+        if margin.is_some() && confidence.is_none() {
+            return Err(GateError::Margin(metric));
+        }
+        Ok(Self { metric, bound, min_samples, confidence, margin })
     }
 }
 
@@ -396,6 +413,30 @@ mod tests {
     }
 
     #[test]
+    fn a_margin_needs_a_confidence_and_decides_nothing() {
+        let with = |confidence: Option<&str>, margin: &str| GateSpec {
+            min: Some(decimal("0.95")),
+            confidence: confidence.map(decimal),
+            margin: Some(decimal(margin)),
+            ..exact_match()
+        };
+        let gate = Gate::try_from(&with(Some("0.95"), "0.02")).expect("a gate");
+        assert_eq!(gate.margin, Some(0.02));
+        let without = Gate { margin: None, ..gate.clone() };
+        assert_eq!(crate::gates_digest(&[gate]), crate::gates_digest(&[without]));
+        assert_eq!(
+            refused(&with(None, "0.02")),
+            "the gate on exact_match has a margin and no confidence: without confidence the value decides, so add it, such as \
+             confidence: \"0.95\""
+        );
+        let told = refused(&with(Some("0.95"), "-0.02"));
+        assert!(
+            told.starts_with("the gate on exact_match has margin \"-0.02\": write a decimal from 0 to 1"),
+            "{told}"
+        );
+    }
+
+    #[test]
     fn gates_on_the_command_line() {
         let gate: Gate = "reasoning.win_rate >= 0.55 @ 0.95".parse().expect("a gate");
         let spec = GateSpec {
@@ -497,6 +538,9 @@ mod tests {
             prop_assert!(gate.is_ok(), "{text}: {gate:?}");
             let better_than = Some(ComparisonSpec { evaluation: "before".to_owned(), by: Some(decimal(&by)) });
             let gate = Gate::try_from(&GateSpec { metric: of.to_string(), better_than, ..exact_match() });
+            prop_assert!(gate.is_ok(), "{by}: {gate:?}");
+            let [min, margin, confidence] = [of.scale().example(), &by, "0.95"].map(|text| Some(decimal(text)));
+            let gate = Gate::try_from(&GateSpec { metric: of.to_string(), min, margin, confidence, ..exact_match() });
             prop_assert!(gate.is_ok(), "{by}: {gate:?}");
         }
 

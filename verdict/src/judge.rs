@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     Bound, Bounds, Decimal, Gate, MAX_MESSAGE, MAX_METRIC_NAME, MIN_BOOTSTRAP, Measurement, Metric, Rounding, Sample,
-    Verdict, bounds, gate::Limit, needed::needed, paired::mcnemar,
+    Verdict, bounds, gate::Limit, needed::needed, paired::mcnemar, text::counted,
 };
 
 /// Verdict of a gate and the numbers behind it.
@@ -22,7 +22,7 @@ pub struct GateResult {
     /// disadvantage.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub value: Option<Decimal>,
-    /// Number of scored items.
+    /// Number of scored items, or of their clusters if the problems name clusters.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub n: Option<i64>,
     /// One-sided lower bound of the value at the gate's confidence, rounded down.
@@ -100,8 +100,7 @@ fn undecided(gate: &Gate, message: String) -> GateResult {
 /// Judges one gate by measurements of the model that it is about.
 pub fn judge_one(gate: &Gate, metrics: &BTreeMap<String, Measurement>) -> GateResult {
     let (name, compares) = (gate.measurement(), gate.bound.comparison().is_some());
-    let kind = gate.metric.kind();
-    let kind = if compares { kind.paired() } else { kind };
+    let kinds = gate.metric.kinds(compares);
     let Some(measurement) = metrics.get(&name) else {
         let measured: Vec<&str> = metrics.keys().map(String::as_str).collect();
         let measured = if measured.is_empty() { "no metrics".to_owned() } else { measured.join(", ") };
@@ -112,8 +111,8 @@ pub fn judge_one(gate: &Gate, metrics: &BTreeMap<String, Measurement>) -> GateRe
         };
         return undecided(gate, shortened(&format!("it was not measured; the evaluator reported {measured}{tokens}")));
     };
-    if measurement.kind() != kind {
-        let (reported, expected) = (measurement.kind().name(), kind.name());
+    if !kinds.contains(&measurement.kind()) {
+        let (reported, expected) = (measurement.kind().name(), kinds[0].name());
         return undecided(
             gate,
             format!("the evaluator reported a measurement of kind {reported} instead of {expected}"),
@@ -126,7 +125,7 @@ pub fn judge_one(gate: &Gate, metrics: &BTreeMap<String, Measurement>) -> GateRe
     let test = gate.confidence.and_then(|confidence| Mcnemar::of(gate, &sample, confidence));
     let bounded = gate.confidence.filter(|_| test.is_none() && !is_too_small(&sample));
     let bounds = bounded.and_then(|confidence| bounds(&sample, confidence));
-    let (verdict, message) = decide(gate, &sample, test, bounds);
+    let (verdict, message) = decide(gate, Counted { sample, items: measurement.clustered_items() }, test, bounds);
     GateResult {
         metric: gate.metric.to_string(),
         value: Some(Decimal(show_value(gate, &sample))),
@@ -144,6 +143,53 @@ pub fn judge_one(gate: &Gate, metrics: &BTreeMap<String, Measurement>) -> GateRe
 /// Returns whether a bootstrap of so few items decides nothing.
 fn is_too_small(sample: &Sample) -> bool {
     matches!(sample, Sample::Estimate { n, .. } if *n < MIN_BOOTSTRAP)
+}
+
+/// A sample, and what it counts.
+#[derive(Clone, Copy, Debug)]
+struct Counted {
+    sample: Sample,
+    /// The items in its clusters; `None` if each item counts on its own.
+    items: Option<u64>,
+}
+
+impl Counted {
+    /// Describes what the value is over.
+    fn over(self) -> String {
+        let n = self.sample.n();
+        self.items.map_or_else(
+            || format!("over {}", counted(n, "item")),
+            |items| format!("over {} in {}", counted(items, "item"), counted(n, "cluster")),
+        )
+    }
+
+    /// Returns what counts.
+    fn unit(self) -> &'static str {
+        if self.items.is_some() { "cluster" } else { "item" }
+    }
+
+    /// Says that a number is missing.
+    fn are_needed(self, missing: u64) -> String {
+        let clusters = match self.items {
+            Some(_) if missing == 1 => " cluster",
+            Some(_) => " clusters",
+            None => "",
+        };
+        format!("{missing} more{clusters} {} needed", if missing == 1 { "is" } else { "are" })
+    }
+
+    /// Says how many more would decide.
+    fn more(self, gate: &Gate, confidence: f64) -> String {
+        let unit = self.unit();
+        match needed(gate, &self.sample, confidence) {
+            Some(enough) => {
+                let more = enough.saturating_sub(self.sample.n()).max(1);
+                let s = if more == 1 { "" } else { "s" };
+                format!("about {more} more similar {unit}{s} would decide, {enough} in all")
+            }
+            None => format!("no number of similar {unit}s would decide"),
+        }
+    }
 }
 
 /// McNemar's exact test of pairs, in both directions.
@@ -182,14 +228,15 @@ fn show_value(gate: &Gate, sample: &Sample) -> String {
     }
 }
 
-fn decide(gate: &Gate, sample: &Sample, test: Option<Mcnemar>, bounds: Option<Bounds>) -> (Verdict, String) {
+fn decide(gate: &Gate, counted: Counted, test: Option<Mcnemar>, bounds: Option<Bounds>) -> (Verdict, String) {
+    let (sample, over) = (&counted.sample, counted.over());
     let (bound, limit, n, value) = (&gate.bound, gate.bound.limit(), sample.n(), show_value(gate, sample));
     let value = if bound.comparison().is_some() { format!("a difference of {value}") } else { value };
     if let Some(fewest) = gate.min_samples
         && n < fewest
     {
-        let missing = are_needed(fewest - n);
-        return (Verdict::Inconclusive, format!("{value} over {n} items; minSamples is {fewest}, so {missing}"));
+        let missing = counted.are_needed(fewest - n);
+        return (Verdict::Inconclusive, format!("{value} {over}; minSamples is {fewest}, so {missing}"));
     }
     let Some(confidence) = gate.confidence else {
         let holds = match (bound, limit) {
@@ -199,18 +246,18 @@ fn decide(gate: &Gate, sample: &Sample, test: Option<Mcnemar>, bounds: Option<Bo
             (_, Limit::Most(most)) => sample.value() <= most,
         };
         let verdict = if holds { Verdict::Passed } else { Verdict::Failed };
-        return (verdict, format!("{value} over {n} items; the gate requires {bound}"));
+        return (verdict, format!("{value} {over}; the gate requires {bound}"));
     };
     if let Some(test) = test {
-        return decide_by_test(gate, sample, test, confidence);
+        return decide_by_test(gate, counted, test, confidence);
     }
     if is_too_small(sample) {
-        let missing = are_needed(MIN_BOOTSTRAP - n);
-        let why = format!("{value} over {n} items; bootstrapped bounds need {MIN_BOOTSTRAP}, so {missing}");
+        let missing = counted.are_needed(MIN_BOOTSTRAP - n);
+        let why = format!("{value} {over}; bootstrapped bounds need {MIN_BOOTSTRAP}, so {missing}");
         return (Verdict::Inconclusive, why);
     }
     let Some(Bounds { lower, upper }) = bounds else {
-        let why = format!("{value} over {n} items, whose bounds do not have the gate's confidence {confidence}");
+        let why = format!("{value} {over}, whose bounds do not have the gate's confidence {confidence}");
         return (Verdict::Inconclusive, why);
     };
     let (clears, misses) = match limit {
@@ -225,7 +272,7 @@ fn decide(gate: &Gate, sample: &Sample, test: Option<Mcnemar>, bounds: Option<Bo
     };
     let says = |known: &str| {
         let about = if matches!(sample, Sample::Estimate { .. }) { "approximate " } else { "" };
-        format!("{value} over {n} items, so {known} with {about}confidence {confidence}; the gate requires {bound}")
+        format!("{value} {over}, so {known} with {about}confidence {confidence}; the gate requires {bound}")
     };
     if clears {
         return (Verdict::Passed, says(&towards));
@@ -233,16 +280,17 @@ fn decide(gate: &Gate, sample: &Sample, test: Option<Mcnemar>, bounds: Option<Bo
     if misses {
         return (Verdict::Failed, says(&against));
     }
-    let more = more(gate, sample, confidence);
+    let more = counted.more(gate, confidence);
     (Verdict::Inconclusive, format!("{}, and {more}", says(&format!("only {towards}"))))
 }
 
 /// Decides a comparison by 0 of a share.
-fn decide_by_test(gate: &Gate, sample: &Sample, test: Mcnemar, confidence: f64) -> (Verdict, String) {
-    let (n, value, Mcnemar { wins, losses, better, worse, most }) = (sample.n(), show_value(gate, sample), test);
-    let p = Rounding::Up.show(better);
+fn decide_by_test(gate: &Gate, counted: Counted, test: Mcnemar, confidence: f64) -> (Verdict, String) {
+    let (value, Mcnemar { wins, losses, better, worse, most }) = (show_value(gate, &counted.sample), test);
+    let (over, p) = (counted.over(), Rounding::Up.show(better));
+    let are = if wins == 1 { "is" } else { "are" };
     let says = format!(
-        "a difference of {value} over {n} items: {wins} are right only here and {losses} only there, so p is {p} in McNemar's \
+        "a difference of {value} {over}: {wins} {are} right only here and {losses} only there, so p is {p} in McNemar's \
          exact test; the gate requires {} with confidence {confidence}",
         gate.bound
     );
@@ -251,23 +299,7 @@ fn decide_by_test(gate: &Gate, sample: &Sample, test: Mcnemar, confidence: f64) 
     } else if worse <= most {
         (Verdict::Failed, says)
     } else {
-        (Verdict::Inconclusive, format!("{says}, and {}", more(gate, sample, confidence)))
-    }
-}
-
-fn are_needed(missing: u64) -> String {
-    format!("{missing} more {} needed", if missing == 1 { "is" } else { "are" })
-}
-
-/// Says how many more items would decide.
-fn more(gate: &Gate, sample: &Sample, confidence: f64) -> String {
-    match needed(gate, sample, confidence) {
-        Some(items) => {
-            let more = items.saturating_sub(sample.n()).max(1);
-            let items_word = if more == 1 { "item" } else { "items" };
-            format!("about {more} more similar {items_word} would decide, {items} in all")
-        }
-        None => "no number of similar items would decide".to_owned(),
+        (Verdict::Inconclusive, format!("{says}, and {}", counted.more(gate, confidence)))
     }
 }
 
@@ -317,6 +349,57 @@ mod tests {
         );
         let never = judged("bleu>=50@0.95", 50.0, 41.0, 60.0);
         assert!(never.message.ends_with("and no number of similar items would decide"), "{}", never.message);
+    }
+
+    fn clustered(gate: &str, n: u64, items: u64, right: f64) -> GateResult {
+        let gate: Gate = gate.parse().expect("a gate");
+        let measurement =
+            Measurement::ClusterMean { n, items, sum: Some(right), sum_of_squares: Some(right * right / n as f64) };
+        judge_one(&gate, &BTreeMap::from([(gate.metric.to_string(), measurement)]))
+    }
+
+    #[test]
+    fn clusters_are_counted_beside_their_items() {
+        let passed = clustered("exact_match>=0.9@0.95", 400, 4000, 399.0);
+        assert_eq!((passed.verdict, passed.n), (Verdict::Passed, Some(400)));
+        assert_eq!(
+            passed.message,
+            "0.9975 over 4000 items in 400 clusters, so at least 0.975927 with confidence 0.95; the gate requires at least 0.9"
+        );
+        let few = clustered("exact_match>=0.9@0.95", 50, 4000, 50.0);
+        assert_eq!(few.verdict, Verdict::Inconclusive, "4000 items of 50 stories are 50 pieces of evidence");
+        assert!(few.message.contains("1 over 4000 items in 50 clusters, so only at least"), "{}", few.message);
+        assert!(few.message.ends_with("and about 38 more similar clusters would decide, 88 in all"), "{}", few.message);
+        let gate = Gate { min_samples: Some(51), ..gate("exact_match>=0.9@0.95") };
+        let measurement = Measurement::ClusterMean { n: 50, items: 4000, sum: Some(50.0), sum_of_squares: Some(50.0) };
+        let told = judge_one(&gate, &BTreeMap::from([("exact_match".to_owned(), measurement)])).message;
+        assert_eq!(told, "1 over 4000 items in 50 clusters; minSamples is 51, so 1 more cluster is needed");
+        assert_eq!(
+            clustered("exact_match>=0.9", 1, 1, 1.0).message,
+            "1 over 1 item in 1 cluster; the gate requires at least 0.9"
+        );
+    }
+
+    fn gate(text: &str) -> Gate {
+        text.parse().expect("a gate")
+    }
+
+    #[test]
+    fn one_item_is_counted_in_the_singular() {
+        let share = Measurement::Share { successes: 1, n: 1 };
+        let result = judge_one(&gate("exact_match>=0.9"), &BTreeMap::from([("exact_match".to_owned(), share)]));
+        assert_eq!(result.message, "1 over 1 item; the gate requires at least 0.9");
+        let better = Gate {
+            bound: Bound::BetterThan(crate::Comparison { evaluation: "before".to_owned(), by: 0.0 }),
+            ..gate("exact_match>=0.9@0.95")
+        };
+        let duel = Measurement::Duel { wins: 1, ties: 0, losses: 0 };
+        let result = judge_one(&better, &BTreeMap::from([("exact_match@before".to_owned(), duel)]));
+        assert!(
+            result.message.starts_with("a difference of 1 over 1 item: 1 is right only here and 0 only there"),
+            "{}",
+            result.message
+        );
     }
 
     #[test]

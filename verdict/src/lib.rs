@@ -9,6 +9,7 @@
 mod bootstrap;
 mod bounds;
 pub mod cel;
+mod clusters;
 mod corpus;
 mod decimal;
 mod digests;
@@ -32,6 +33,7 @@ mod tests;
 
 pub use bootstrap::{MAX_BOOTSTRAP_CONFIDENCE, MIN_BOOTSTRAP, RESAMPLES, Resampling};
 pub use bounds::{Bounds, bounds};
+pub use clusters::ClusteredValues;
 pub use corpus::{BleuCounts, CorpusItem, Likelihood, compare_corpus, corpus};
 pub use decimal::{Decimal, Rounding};
 pub use digests::{gates_digest, report_digest};
@@ -41,7 +43,7 @@ pub use measurement::{Kind, Measurement, Method};
 pub use metric::{Metric, Scale, UnknownMetric};
 pub use needed::needed_for_share;
 pub use paired::{Inconsistent, MAX_REFERENCES, PairedDifferences, paired_name, reference_file};
-pub use power::{Powerless, fewest_items, powerless};
+pub use power::{Powerless, fewest_items, notices, powerless};
 pub use receipt::{Unacceptable, accept};
 pub use recheck::{Refuted, Stated, check_comparison, measurements, recheck, stated_metrics};
 pub use ring::{Ring, UnknownRing};

@@ -60,6 +60,47 @@ pub enum Measurement {
         /// How the bounds were computed.
         method: Method,
     },
+    /// A mean over clusters of items. The value of a cluster is the mean of its items, in [0, 1], and every cluster counts the
+    /// same. It takes the place of a share, a duel or a mean where the problems name clusters.
+    ClusterMean {
+        /// Clusters.
+        n: u64,
+        /// Items in all clusters.
+        items: u64,
+        /// Σx over the clusters; null if it is not finite.
+        sum: Option<f64>,
+        /// Σx² over the clusters; null if it is not finite.
+        sum_of_squares: Option<f64>,
+    },
+    /// Differences between the model and a reference on the same clusters, each the mean over the items of a cluster, in
+    /// [−1, 1] and positive where the model is better.
+    ClusterDifference {
+        /// Clusters.
+        n: u64,
+        /// Items in all clusters.
+        items: u64,
+        /// Σd over the clusters; null if it is not finite.
+        sum: Option<f64>,
+        /// Σd² over the clusters; null if it is not finite.
+        sum_of_squares: Option<f64>,
+    },
+    /// A number of all items together whose bounds come from drawing clusters.
+    ClusterEstimate {
+        /// The number; null if it is not finite.
+        value: Option<f64>,
+        /// The one-sided lower bound; null if it is not finite.
+        lower: Option<f64>,
+        /// The one-sided upper bound; null if it is not finite.
+        upper: Option<f64>,
+        /// Clusters.
+        n: u64,
+        /// Items in all clusters.
+        items: u64,
+        /// The one-sided confidence of each bound on its own; null if it is not finite.
+        confidence: Option<f64>,
+        /// How the bounds were computed.
+        method: Method,
+    },
 }
 
 /// How an evaluator bounds an estimate.
@@ -96,11 +137,26 @@ pub enum Kind {
     Difference,
     /// [`Measurement::Estimate`].
     Estimate,
+    /// [`Measurement::ClusterMean`].
+    ClusterMean,
+    /// [`Measurement::ClusterDifference`].
+    ClusterDifference,
+    /// [`Measurement::ClusterEstimate`].
+    ClusterEstimate,
 }
 
 impl Kind {
     /// All kinds.
-    pub const ALL: [Self; 5] = [Self::Share, Self::Duel, Self::Mean, Self::Difference, Self::Estimate];
+    pub const ALL: [Self; 8] = [
+        Self::Share,
+        Self::Duel,
+        Self::Mean,
+        Self::Difference,
+        Self::Estimate,
+        Self::ClusterMean,
+        Self::ClusterDifference,
+        Self::ClusterEstimate,
+    ];
 
     /// Returns the name that reports and statuses carry.
     pub const fn name(self) -> &'static str {
@@ -110,6 +166,9 @@ impl Kind {
             Self::Mean => "mean",
             Self::Difference => "difference",
             Self::Estimate => "estimate",
+            Self::ClusterMean => "clusterMean",
+            Self::ClusterDifference => "clusterDifference",
+            Self::ClusterEstimate => "clusterEstimate",
         }
     }
 
@@ -117,9 +176,16 @@ impl Kind {
     pub const fn bound(self) -> &'static str {
         match self {
             Self::Share => "Clopper–Pearson",
-            Self::Duel | Self::Mean | Self::Difference => "empirical Bernstein",
-            Self::Estimate => "bootstrap (BCa), approximate, from 30 items",
+            Self::Duel | Self::Mean | Self::Difference | Self::ClusterMean | Self::ClusterDifference => {
+                "empirical Bernstein"
+            }
+            Self::Estimate | Self::ClusterEstimate => "bootstrap (BCa), approximate, from 30 items",
         }
+    }
+
+    /// Returns whether a measurement of this kind is one of a number of all items together, with its own bounds.
+    pub const fn is_estimate(self) -> bool {
+        matches!(self, Self::Estimate | Self::ClusterEstimate)
     }
 
     /// Returns the kind of the comparison of a metric of this kind with a reference, item by item.
@@ -129,6 +195,18 @@ impl Kind {
             Self::Share => Self::Duel,
             Self::Duel | Self::Mean | Self::Difference => Self::Difference,
             Self::Estimate => Self::Estimate,
+            Self::ClusterMean | Self::ClusterDifference => Self::ClusterDifference,
+            Self::ClusterEstimate => Self::ClusterEstimate,
+        }
+    }
+
+    /// Returns the kind of a measurement of this kind of metric over clusters of items.
+    #[must_use]
+    pub const fn clustered(self) -> Self {
+        match self {
+            Self::Share | Self::Duel | Self::Mean | Self::ClusterMean => Self::ClusterMean,
+            Self::Difference | Self::ClusterDifference => Self::ClusterDifference,
+            Self::Estimate | Self::ClusterEstimate => Self::ClusterEstimate,
         }
     }
 }
@@ -142,6 +220,23 @@ impl Measurement {
             Self::Mean { .. } => Kind::Mean,
             Self::Difference { .. } => Kind::Difference,
             Self::Estimate { .. } => Kind::Estimate,
+            Self::ClusterMean { .. } => Kind::ClusterMean,
+            Self::ClusterDifference { .. } => Kind::ClusterDifference,
+            Self::ClusterEstimate { .. } => Kind::ClusterEstimate,
+        }
+    }
+
+    /// Returns the number of items in its clusters; `None` if each item counts on its own.
+    pub const fn clustered_items(&self) -> Option<u64> {
+        match *self {
+            Self::ClusterMean { items, .. }
+            | Self::ClusterDifference { items, .. }
+            | Self::ClusterEstimate { items, .. } => Some(items),
+            Self::Share { .. }
+            | Self::Duel { .. }
+            | Self::Mean { .. }
+            | Self::Difference { .. }
+            | Self::Estimate { .. } => None,
         }
     }
 }
@@ -162,6 +257,17 @@ mod tests {
                 lower: Some(0.4),
                 upper: None,
                 n: 9,
+                confidence: Some(0.95),
+                method: Method::Bootstrap,
+            },
+            Measurement::ClusterMean { n: 1, items: 2, sum: Some(0.5), sum_of_squares: Some(0.25) },
+            Measurement::ClusterDifference { n: 1, items: 2, sum: Some(-0.5), sum_of_squares: None },
+            Measurement::ClusterEstimate {
+                value: Some(0.5),
+                lower: Some(0.4),
+                upper: None,
+                n: 9,
+                items: 12,
                 confidence: Some(0.95),
                 method: Method::Bootstrap,
             },

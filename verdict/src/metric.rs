@@ -177,6 +177,13 @@ impl Metric {
         }
     }
 
+    /// Returns the kinds of its measurement, or of its comparison with a reference: where items count on their own, and where
+    /// clusters of items do.
+    pub const fn kinds(self, compares: bool) -> [Kind; 2] {
+        let kind = self.kind();
+        if compares { [kind.paired(), kind.clustered().paired()] } else { [kind, kind.clustered()] }
+    }
+
     /// Returns whether a lower value is better.
     pub const fn is_lower_better(self) -> bool {
         matches!(self, Self::Perplexity)

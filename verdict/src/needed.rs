@@ -1,4 +1,4 @@
-//! The number of items that would decide a gate, if more items were like those that were counted. Pure.
+//! The number of items, or of clusters of items, that would decide a gate, if more items were like those that were counted. Pure.
 
 use crate::{Bounds, Gate, Sample, bounds, gate::Limit, paired::mcnemar};
 

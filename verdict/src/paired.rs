@@ -10,7 +10,7 @@
 
 use statrs::function::beta::beta_reg;
 
-use crate::{Impossible, Kind, Measurement, Metric, Sample, bounds::EXACT};
+use crate::{Impossible, Kind, Measurement, Metric, Sample, bounds::EXACT, text::counted};
 
 /// Separates the metric and the reference in the name of a comparison, such as `exact_match@before`.
 pub(crate) const SEPARATOR: char = '@';
@@ -75,7 +75,12 @@ impl PairedDifferences {
         match kind.paired() {
             Kind::Duel => Some(Measurement::Duel { wins, ties: n - wins - losses, losses }),
             Kind::Difference => Some(Measurement::Difference { n, sum: Some(sum), sum_of_squares: Some(squares) }),
-            Kind::Share | Kind::Mean | Kind::Estimate => None,
+            Kind::Share
+            | Kind::Mean
+            | Kind::Estimate
+            | Kind::ClusterMean
+            | Kind::ClusterDifference
+            | Kind::ClusterEstimate => None,
         }
     }
 }
@@ -87,14 +92,29 @@ pub enum Inconsistent {
     #[error("a measurement is impossible: {0}")]
     Impossible(#[from] Impossible),
     /// The comparison has other items.
-    #[error("it pairs {pairs} items, but the model was measured on {model} and the reference on {reference}")]
+    #[error("it pairs {pairs} {units}, but the model was measured on {model} and the reference on {reference}")]
     Items {
+        /// What is counted: items or clusters.
+        units: &'static str,
         /// Pairs.
         pairs: u64,
         /// Items of the model.
         model: u64,
         /// Items of the reference.
         reference: u64,
+    },
+    /// The clusters have other items, or only some of the measurements have clusters.
+    #[error(
+        "it pairs {}, but the model was measured on {} and the reference on {}",
+        clusters(*pairs), clusters(*model), clusters(*reference)
+    )]
+    Clusters {
+        /// Items in the clusters of the comparison; `None` without clusters.
+        pairs: Option<u64>,
+        /// Items in the clusters of the model; `None` without clusters.
+        model: Option<u64>,
+        /// Items in the clusters of the reference; `None` without clusters.
+        reference: Option<u64>,
     },
     /// The comparison has another mean difference.
     #[error("its difference is {stated}, but the model has {model} and the reference {reference}")]
@@ -108,6 +128,11 @@ pub enum Inconsistent {
     },
 }
 
+/// Describes the items of a measurement whose clusters have so many.
+fn clusters(items: Option<u64>) -> String {
+    items.map_or_else(|| "items without clusters".to_owned(), |items| format!("{} in clusters", counted(items, "item")))
+}
+
 /// Checks that `pairs`, which compares a metric, agrees with the measurements of the model and of the reference: same items, and
 /// a mean difference that is the difference of both means, positive where the model is better.
 ///
@@ -119,9 +144,15 @@ pub(crate) fn agrees(
     reference: &Measurement,
     lower_is_better: bool,
 ) -> Result<(), Inconsistent> {
+    let items = [pairs, model, reference].map(Measurement::clustered_items);
+    if items.iter().any(|other| *other != items[0]) {
+        let [pairs, model, reference] = items;
+        return Err(Inconsistent::Clusters { pairs, model, reference });
+    }
     let (pairs, model, reference) = (Sample::paired(pairs)?, Sample::of(model)?, Sample::of(reference)?);
     if pairs.n() != model.n() || pairs.n() != reference.n() {
-        return Err(Inconsistent::Items { pairs: pairs.n(), model: model.n(), reference: reference.n() });
+        let units = if items[0].is_some() { "clusters" } else { "items" };
+        return Err(Inconsistent::Items { units, pairs: pairs.n(), model: model.n(), reference: reference.n() });
     }
     let (stated, model, reference) = (pairs.value(), model.value(), reference.value());
     let scale = model.abs().max(reference.abs()).max(1.0);
@@ -236,6 +267,36 @@ mod tests {
         agrees(&by(2.0), &mean(8.0), &mean(6.0), false).expect("2 = 8 - 6");
         agrees(&by(-2.0), &mean(8.0), &mean(6.0), false).expect_err("another sign");
         agrees(&by(-2.0), &mean(8.0), &mean(6.0), true).expect("a lower value is better");
+    }
+
+    #[test]
+    fn clusters_are_paired_with_clusters() {
+        let mean = |n, items, sum: f64| Measurement::ClusterMean {
+            n,
+            items,
+            sum: Some(sum),
+            sum_of_squares: Some(sum * sum / n as f64),
+        };
+        let pairs =
+            |n, items, sum| Measurement::ClusterDifference { n, items, sum: Some(sum), sum_of_squares: Some(1.0) };
+        let told = |pairs: Measurement, model: Measurement| {
+            agrees(&pairs, &model, &mean(10, 40, 6.0), false).expect_err("refused").to_string()
+        };
+        agrees(&pairs(10, 40, 2.0), &mean(10, 40, 8.0), &mean(10, 40, 6.0), false).expect("2 = 8 - 6");
+        assert!(
+            told(pairs(10, 40, 1.0), mean(10, 40, 8.0)).starts_with("its difference is 0.1, but the model has 0.8")
+        );
+        assert_eq!(
+            told(pairs(9, 40, 2.0), mean(10, 40, 8.0)),
+            "it pairs 9 clusters, but the model was measured on 10 and the reference on 10"
+        );
+        assert_eq!(
+            told(pairs(10, 41, 2.0), mean(10, 40, 8.0)),
+            "it pairs 41 items in clusters, but the model was measured on 40 items in clusters and the reference on 40 items in \
+             clusters"
+        );
+        let alone = Measurement::Mean { n: 10, sum: Some(8.0), sum_of_squares: Some(6.4) };
+        assert!(told(pairs(10, 40, 2.0), alone).contains("the model was measured on items without clusters"));
     }
 
     proptest! {

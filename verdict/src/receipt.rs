@@ -56,30 +56,30 @@ pub fn accept(metrics: &BTreeMap<String, Measurement>) -> Result<(), Unacceptabl
             return Err(Unacceptable::Name);
         }
         match kind_of(name) {
-            Some(kind) => of_kind(name, kind, measurement)?,
-            None if measurement.kind() == Kind::Estimate => return Err(Unacceptable::UnknownEstimate(name.clone())),
+            Some(kinds) => of_kind(name, kinds, measurement)?,
+            None if measurement.kind().is_estimate() => return Err(Unacceptable::UnknownEstimate(name.clone())),
             None => {}
         }
     }
     Ok(())
 }
 
-/// Returns the kind that the measurement called `name` must have: of a metric, or of its comparison with a reference. `None` if
-/// no metric is called so.
-fn kind_of(name: &str) -> Option<Kind> {
+/// Returns the kinds that the measurement called `name` may have, of items and of clusters: of a metric, or of its comparison
+/// with a reference. `None` if no metric is called so.
+fn kind_of(name: &str) -> Option<[Kind; 2]> {
     match name.split_once(SEPARATOR) {
-        None => Some(name.parse::<Metric>().ok()?.kind()),
-        Some((metric, _)) => Some(metric.parse::<Metric>().ok()?.kind().paired()),
+        None => Some(name.parse::<Metric>().ok()?.kinds(false)),
+        Some((metric, _)) => Some(metric.parse::<Metric>().ok()?.kinds(true)),
     }
 }
 
-/// Checks the measurement called `name`, which must be of a `kind`.
-fn of_kind(name: &str, kind: Kind, measurement: &Measurement) -> Result<(), Unacceptable> {
+/// Checks the measurement called `name`, which must be of one of the `kinds`, those of items and of clusters.
+fn of_kind(name: &str, kinds: [Kind; 2], measurement: &Measurement) -> Result<(), Unacceptable> {
     let reported = measurement.kind();
-    if reported != kind {
-        return Err(Unacceptable::Kind { name: name.to_owned(), reported, expected: kind });
+    if !kinds.contains(&reported) {
+        return Err(Unacceptable::Kind { name: name.to_owned(), reported, expected: kinds[0] });
     }
-    if kind == Kind::Estimate {
+    if reported.is_estimate() {
         Sample::of(measurement).map_err(|why| Unacceptable::Impossible { name: name.to_owned(), why })?;
     }
     Ok(())

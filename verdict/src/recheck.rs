@@ -12,9 +12,9 @@ use codex_provenance::{
 
 use crate::{
     Comparison, ComparisonSpec, Decimal, Gate, GateError, GateResult, GateSpec, MAX_GATES, Measurement, Method,
-    Unacceptable, Verdict, accept, decimal, gates_digest, judge,
+    Unacceptable, Verdict, accept, decimal, gates_digest, judge, judge_one,
     paired::{Inconsistent, agrees, reference_file},
-    policy::PROBLEMS,
+    policy::{self, PROBLEMS},
     report_digest,
 };
 
@@ -105,13 +105,23 @@ pub enum Refuted {
         read: Option<DataDigest>,
     },
     /// The read of the problems is about other problems, or is none.
-    #[error("states read {} of the problems {}, but its data has {}", .stated.number, .stated.problems,
+    #[error("states read {number} of the problems {problems}, but its data has {}",
         found.map_or_else(|| "none".to_owned(), |found| found.to_string()))]
     Reads {
-        /// What is stated.
-        stated: promotion::Read,
+        /// The stated number.
+        number: u64,
+        /// The stated digest of the problems.
+        problems: DataDigest,
         /// The digest of its problems.
         found: Option<DataDigest>,
+    },
+    /// A budget of reads was not kept.
+    #[error("states a budget of reads of {} that was not kept: {why}", Printable(policy))]
+    Budget {
+        /// Kind and name of the policy.
+        policy: String,
+        /// Why.
+        why: String,
     },
     /// A comparison contradicts the measurements of the model or of the reference.
     #[error("has a comparison {} that is contradicted: {why}", Printable(name))]
@@ -186,7 +196,7 @@ pub fn stated_metrics(metrics: &BTreeMap<String, Measurement>) -> BTreeMap<Strin
 }
 
 /// Returns a gate as a statement has it.
-fn gate(spec: &GateSpec, result: &GateResult) -> promotion::Gate {
+pub(crate) fn gate(spec: &GateSpec, result: &GateResult) -> promotion::Gate {
     let stated = |with: &ComparisonSpec| promotion::Comparison {
         evaluation: with.evaluation.clone(),
         by: with.by.as_ref().map(|by| by.0.clone()),
@@ -225,6 +235,7 @@ pub(crate) fn spec(gate: &promotion::Gate) -> GateSpec {
         // A count that is too large is refused with the other invalid gates.
         min_samples: gate.min_samples.map(|count| i64::try_from(count).unwrap_or(i64::MAX)),
         confidence: decimal(&gate.confidence),
+        margin: None,
     }
 }
 
@@ -254,23 +265,42 @@ pub fn recheck(model: ModelDigest, evaluation: &promotion::Evaluation) -> Result
         return Err(Refuted::Gates { stated: evaluation.gates_digest, found: found.gates_digest });
     }
     check_references(evaluation, &metrics, &specs)?;
-    if let Some(stated) = evaluation.reads {
+    if let Some(stated) = &evaluation.reads {
         let found = evaluation.data.get(PROBLEMS).copied();
         if stated.number == 0 || found != Some(stated.problems) {
-            return Err(Refuted::Reads { stated, found });
+            return Err(Refuted::Reads { number: stated.number, problems: stated.problems, found });
+        }
+        for divided in &stated.divided {
+            check_divided(stated.number, divided, &metrics)?;
         }
     }
     for ((claimed, found), result) in claimed.iter().zip(&found.gates).zip(&results) {
         agree(claimed, found)?;
-        if result.verdict != Verdict::Passed {
-            return Err(Refuted::NotPassed {
-                metric: result.metric.clone(),
-                verdict: result.verdict,
-                message: result.message.clone(),
-            });
-        }
+        passed(result)?;
     }
     Ok(())
+}
+
+/// Checks that a gate passed.
+fn passed(result: &GateResult) -> Result<(), Refuted> {
+    if result.verdict == Verdict::Passed {
+        return Ok(());
+    }
+    let GateResult { metric, verdict, message, .. } = result;
+    Err(Refuted::NotPassed { metric: metric.clone(), verdict: *verdict, message: message.clone() })
+}
+
+/// Judges a gate again at the confidence that a budget of reads made of a policy's.
+fn check_divided(
+    number: u64,
+    divided: &promotion::Divided,
+    metrics: &BTreeMap<String, Measurement>,
+) -> Result<(), Refuted> {
+    policy::check_stated(number, divided).map_err(|why| Refuted::Budget { policy: divided.policy.clone(), why })?;
+    let spec = spec(&divided.gate);
+    let result = judge_one(&Gate::try_from(&spec)?, metrics);
+    agree(&divided.gate, &gate(&spec, &result))?;
+    passed(&result)
 }
 
 /// Returns the measurements of a statement.
@@ -381,6 +411,23 @@ fn written(measurement: &Measurement) -> Measured {
             confidence: text(confidence),
             method: method.name().to_owned(),
         },
+        Measurement::ClusterMean { n, items, sum, sum_of_squares } => {
+            Measured::ClusterMean { n, items, sum: text(sum), sum_of_squares: text(sum_of_squares) }
+        }
+        Measurement::ClusterDifference { n, items, sum, sum_of_squares } => {
+            Measured::ClusterDifference { n, items, sum: text(sum), sum_of_squares: text(sum_of_squares) }
+        }
+        Measurement::ClusterEstimate { value, lower, upper, n, items, confidence, method } => {
+            Measured::ClusterEstimate {
+                value: text(value),
+                lower: text(lower),
+                upper: text(upper),
+                n,
+                items,
+                confidence: text(confidence),
+                method: method.name().to_owned(),
+            }
+        }
     }
 }
 
@@ -405,9 +452,33 @@ fn read(measured: &Measured) -> Option<Measurement> {
             upper: float(upper)?,
             n: *n,
             confidence: float(confidence)?,
-            method: Method::ALL.into_iter().find(|known| known.name() == method)?,
+            method: method_called(method)?,
         },
+        Measured::ClusterMean { n, items, sum, sum_of_squares } => {
+            Measurement::ClusterMean { n: *n, items: *items, sum: float(sum)?, sum_of_squares: float(sum_of_squares)? }
+        }
+        Measured::ClusterDifference { n, items, sum, sum_of_squares } => Measurement::ClusterDifference {
+            n: *n,
+            items: *items,
+            sum: float(sum)?,
+            sum_of_squares: float(sum_of_squares)?,
+        },
+        Measured::ClusterEstimate { value, lower, upper, n, items, confidence, method } => {
+            Measurement::ClusterEstimate {
+                value: float(value)?,
+                lower: float(lower)?,
+                upper: float(upper)?,
+                n: *n,
+                items: *items,
+                confidence: float(confidence)?,
+                method: method_called(method)?,
+            }
+        }
     })
+}
+
+fn method_called(name: &str) -> Option<Method> {
+    Method::ALL.into_iter().find(|known| known.name() == name)
 }
 
 #[cfg(test)]
@@ -558,6 +629,40 @@ mod tests {
         );
     }
 
+    #[test]
+    fn gates_are_judged_again_at_the_confidence_that_a_budget_applied() {
+        let right = |successes| BTreeMap::from([("exact_match".to_owned(), Measurement::Share { successes, n: 500 })]);
+        let divided = |at: &str, successes| {
+            let spec = spec_of("exact_match", "0.9", Some(at), None);
+            let Stated { gates, .. } =
+                Stated::of(model(), &BTreeMap::new(), &right(successes), &[spec]).expect("a valid gate");
+            promotion::Divided {
+                policy: "ClusterPromotionPolicy guard".to_owned(),
+                requirement: "m1".to_owned(),
+                budget: 5,
+                confidence: "0.95".to_owned(),
+                gate: gates[0].clone(),
+            }
+        };
+        let check = |number, successes, divided| {
+            let mut stated = evaluation(&right(successes), &[spec_of("exact_match", "0.9", Some("0.95"), None)]);
+            let problems = DataDigest(Sha256::of("problems"));
+            stated.reads = Some(promotion::Read { problems, number, divided: vec![divided] });
+            recheck(model(), &stated).map_err(|why| why.to_string())
+        };
+        assert_eq!(check(5, 470, divided("0.99", 470)), Ok(()));
+        let policy = "states a budget of reads of ClusterPromotionPolicy guard that was not kept";
+        let late = check(6, 470, divided("0.99", 470)).expect_err("late");
+        assert_eq!(late, format!("{policy}: its budget is 5, but this is read 6"));
+        let undivided = check(1, 470, divided("0.95", 470)).expect_err("not divided");
+        assert!(undivided.starts_with(policy), "{undivided}");
+        // 462 of 500 show 0.9 with confidence 0.95 and not with 0.99.
+        let weak = check(1, 462, divided("0.99", 462)).expect_err("it does not pass");
+        assert!(weak.starts_with("does not pass: exact_match is Inconclusive"), "{weak}");
+        let other = check(1, 470, divided("0.99", 471)).expect_err("other numbers");
+        assert!(other.starts_with("states value 0.942 of exact_match, but its measurements give 0.94"), "{other}");
+    }
+
     fn paired(model: (u64, u64, u64), reference: u64) -> promotion::Evaluation {
         let (right, wins, losses) = model;
         let metrics = BTreeMap::from([
@@ -594,7 +699,10 @@ mod tests {
 
     #[test]
     fn a_read_is_one_of_the_problems_of_the_evaluation() {
-        let read = |text: &str, number| Some(promotion::Read { problems: DataDigest(Sha256::of(text)), number });
+        let read = |text: &str, number| {
+            let problems = DataDigest(Sha256::of(text));
+            Some(promotion::Read { problems, number, divided: Vec::new() })
+        };
         recheck(model(), &promotion::Evaluation { reads: read("problems", 3), ..good() }).expect("confirmed");
         assert!(refuted(|it| it.reads = read("others", 3)).starts_with("states read 3 of the problems "));
         assert!(refuted(|it| it.reads = read("problems", 0)).starts_with("states read 0 of the problems "));

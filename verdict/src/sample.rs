@@ -99,6 +99,14 @@ pub enum Impossible {
         /// Σd².
         squares: f64,
     },
+    /// More clusters than items.
+    #[error("it counts {items} items in {clusters} clusters")]
+    Clusters {
+        /// Clusters.
+        clusters: u64,
+        /// Items.
+        items: u64,
+    },
     /// A number of an estimate is NaN or infinite.
     #[error("its value, bounds and confidence are not all finite numbers")]
     NotFiniteEstimate,
@@ -118,12 +126,24 @@ pub enum Impossible {
 }
 
 impl Sample {
-    /// Checks the numbers of a measurement.
+    /// Checks the numbers of a measurement. Clusters take the place of items, so that `n` counts them.
     ///
     /// # Errors
     /// [`Impossible`] if no items can give these numbers.
     pub fn of(measurement: &Measurement) -> Result<Self, Impossible> {
         match *measurement {
+            Measurement::ClusterMean { n, items, sum, sum_of_squares } => {
+                clusters(n, items)?;
+                Self::of(&Measurement::Mean { n, sum, sum_of_squares })
+            }
+            Measurement::ClusterDifference { n, items, sum, sum_of_squares } => {
+                clusters(n, items)?;
+                Self::of(&Measurement::Difference { n, sum, sum_of_squares })
+            }
+            Measurement::ClusterEstimate { value, lower, upper, n, items, confidence, method } => {
+                clusters(n, items)?;
+                Self::of(&Measurement::Estimate { value, lower, upper, n, confidence, method })
+            }
             Measurement::Share { successes, n } => {
                 count(n)?;
                 if successes > n {
@@ -202,7 +222,7 @@ impl Sample {
         if name.contains(SEPARATOR) { Self::paired(measurement) } else { Self::of(measurement) }
     }
 
-    /// Returns the number of items.
+    /// Returns the number of items, or of clusters if it is over clusters.
     pub fn n(&self) -> u64 {
         match *self {
             Self::Share { n, .. }
@@ -231,6 +251,12 @@ fn count(n: u64) -> Result<(), Impossible> {
         1..=MAX_COUNT => Ok(()),
         _ => Err(Impossible::TooMany),
     }
+}
+
+/// Every cluster has an item.
+fn clusters(clusters: u64, items: u64) -> Result<(), Impossible> {
+    count(items)?;
+    if clusters > items { Err(Impossible::Clusters { clusters, items }) } else { Ok(()) }
 }
 
 fn finite(number: Option<f64>) -> Option<f64> {
@@ -286,6 +312,17 @@ mod tests {
         let third: f64 = (0..3000).map(|_| 1.0 / 3.0).sum();
         let squares: f64 = (0..3000).map(|_| 1.0 / 9.0).sum();
         Sample::of(&mean(3000, third, squares)).expect("rounding is possible");
+    }
+
+    #[test]
+    fn clusters_take_the_place_of_items() {
+        let of = |n, items| Measurement::ClusterMean { n, items, sum: Some(1.5), sum_of_squares: Some(1.25) };
+        assert_eq!(Sample::of(&of(2, 9)), Ok(Sample::Mean { n: 2, sum: 1.5, squares: 1.25 }));
+        assert_eq!(refused(of(3, 2)), "it counts 2 items in 3 clusters");
+        assert_eq!(refused(of(0, 2)), "it counts no items");
+        assert_eq!(refused(of(2, u64::MAX)), "it counts more than 2^53 items");
+        let difference = Measurement::ClusterDifference { n: 2, items: 4, sum: Some(-1.5), sum_of_squares: Some(1.25) };
+        assert_eq!(Sample::paired(&difference), Ok(Sample::Difference { n: 2, sum: -1.5, squares: 1.25 }));
     }
 
     fn estimate(value: f64, lower: f64, upper: f64, n: u64, confidence: f64) -> Measurement {

@@ -99,7 +99,7 @@ fn a_max_is_the_mirror_of_a_min() {
 fn compared(metric: Metric, better: bool, by: f64, confidence: Option<f64>, measurement: Measurement) -> GateResult {
     let comparison = Comparison { evaluation: "before".to_owned(), by };
     let bound = if better { crate::Bound::BetterThan(comparison) } else { crate::Bound::NotWorseThan(comparison) };
-    let gate = Gate { metric, bound, min_samples: None, confidence };
+    let gate = Gate { metric, bound, min_samples: None, confidence, margin: None };
     let metrics = metrics(&[(&format!("{metric}@before"), measurement)]);
     judged(&[gate], &metrics).gates.remove(0)
 }
@@ -172,6 +172,7 @@ fn a_comparison_needs_its_own_measurement() {
         bound: crate::Bound::BetterThan(Comparison { evaluation: "other".to_owned(), by: 0.0 }),
         min_samples: None,
         confidence: Some(0.95),
+        margin: None,
     };
     let missing = judged(&[gate], &metrics(&[("exact_match", share(9, 10)), ("exact_match@before", pairs(9, 0, 0))]));
     assert_eq!(missing.verdict, Verdict::Inconclusive);

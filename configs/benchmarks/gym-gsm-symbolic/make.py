@@ -18,7 +18,8 @@ COUNT, SEED = 200, 2026
 
 def main():
     here, found = pathlib.Path(__file__).parent, {}
-    for item in reasoning_gym.create_dataset("gsm_symbolic", size=4 * COUNT, seed=SEED):
+    dataset = reasoning_gym.create_dataset("gsm_symbolic", size=4 * COUNT, seed=SEED)
+    for item, template in zip(dataset, dataset.task_indices):
         question, answer = item["question"].strip(), item["answer"]
         if question in found or not answer.lstrip("-").isdigit():
             continue
@@ -28,6 +29,7 @@ def main():
             "response": f"{worked}\n#### {answer}",
             "difficulty": "hard",
             "category": "gsm_symbolic",
+            "cluster": f"template-{template:02}",
         }
         if len(found) == COUNT:
             break

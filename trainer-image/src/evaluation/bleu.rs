@@ -131,7 +131,7 @@ pub(super) mod tests {
         assert!(golden.corpora.len() > 5);
         for (from, to, score) in golden.corpora {
             let items: Vec<BleuCounts> = golden.counts[from..to].iter().map(|it| counts(&it.0, &it.1)).collect();
-            match corpus(&items, Resampling { seed: 1, confidence: 0.95 }) {
+            match corpus(&items, None, Resampling { seed: 1, confidence: 0.95 }) {
                 Some(Measurement::Estimate { value: Some(found), .. }) => {
                     assert!((found - score).abs() < 1e-9, "{from}..{to}: {found} is not {score}");
                 }

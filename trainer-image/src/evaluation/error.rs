@@ -5,7 +5,7 @@ use std::{io, path::PathBuf};
 use codex_provenance::{DataDigest, ModelDigest, manifest::ManifestError};
 use codex_reports::{Failure, exit};
 
-use super::baseline::BaselineError;
+use super::{baseline::BaselineError, inputs::MAX_CLUSTER};
 use crate::{
     atomic_fs::{FileError, Misnamed},
     error::{CommandError, chain},
@@ -116,6 +116,32 @@ pub enum EvaluateError {
         /// The line that asked it before.
         first: usize,
     },
+    /// A file in which only some problems have a cluster.
+    #[error(
+        "{file}:{line}: the problem {}, but that of line {other} {}: give a cluster to every problem, or to none",
+        if *has_cluster { "has a cluster" } else { "has no cluster" },
+        if *has_cluster { "has none" } else { "has one" }
+    )]
+    Clusters {
+        /// The file.
+        file: String,
+        /// The line, counted from 1.
+        line: usize,
+        /// A line before it.
+        other: usize,
+        /// Whether the problem has a cluster.
+        has_cluster: bool,
+    },
+    /// A name of a cluster that is empty or too long.
+    #[error("{file}:{line}: the cluster {cluster:?} is invalid: use 1 to {MAX_CLUSTER} characters")]
+    Cluster {
+        /// The file.
+        file: String,
+        /// The line, counted from 1.
+        line: usize,
+        /// The name.
+        cluster: String,
+    },
     /// The model cannot be asked a problem; scoring it as wrong would judge the problem and not the model.
     #[error("{file}:{line}: the model cannot answer this problem")]
     Prompt {
@@ -218,6 +244,8 @@ impl EvaluateError {
             | Self::Task(_)
             | Self::Answerless { .. }
             | Self::Repeated { .. }
+            | Self::Clusters { .. }
+            | Self::Cluster { .. }
             | Self::Prompt { .. }
             | Self::Expected { .. }
             | Self::Reference { .. }

@@ -13,6 +13,9 @@ use crate::{
     tasks::{Answers, Record, Split, Task, materialise, parse_free_records, parse_records},
 };
 
+/// The longest name of a cluster, in characters.
+pub(super) const MAX_CLUSTER: usize = 128;
+
 /// What a model is asked, and what it is compared with.
 #[derive(Debug)]
 pub(super) struct Inputs {
@@ -155,9 +158,22 @@ fn parse_problems(file: &str, bytes: &[u8], answers: &Answers) -> Result<Vec<Pro
         if let Some(first) = first_lines.insert(record.prompt.clone(), line) {
             return Err(EvaluateError::Repeated { file, line, first });
         }
+        if let Some(cluster) = record.cluster.as_ref().filter(|name| !is_cluster(name)) {
+            return Err(EvaluateError::Cluster { file, line, cluster: cluster.clone() });
+        }
+        if let Some(Problem { line: other, record: before }) = problems.first()
+            && before.cluster.is_some() != record.cluster.is_some()
+        {
+            return Err(EvaluateError::Clusters { file, line, other: *other, has_cluster: record.cluster.is_some() });
+        }
         problems.push(Problem { line, record });
     }
     Ok(problems)
+}
+
+/// Whether a text can name a cluster.
+fn is_cluster(name: &str) -> bool {
+    (1..=MAX_CLUSTER).contains(&name.chars().count())
 }
 
 /// The data that files given by hand make: `NAME=FILE` becomes a name with the digest that the file has now.
@@ -186,6 +202,36 @@ mod tests {
     use codex_configs::{PRESETS, compose_evaluation};
 
     use super::*;
+
+    #[test]
+    fn every_problem_has_a_cluster_or_none_has() {
+        let resolved = compose_evaluation("cot-lite", &[], 1, Vec::new()).unwrap();
+        let answers = Answers::of(&resolved.spec().settings.evaluation).unwrap();
+        let line = |sum: usize, cluster: &str| {
+            format!(
+                r##"{{"prompt":"1+{sum}:","response":"#{sum}$","difficulty":"easy","category":"addition"{cluster}}}"##
+            )
+        };
+        let read = |clusters: &[&str]| {
+            let lines: Vec<String> = clusters.iter().enumerate().map(|(sum, cluster)| line(sum, cluster)).collect();
+            let read = parse_problems("held.jsonl", lines.join("\n").as_bytes(), &answers);
+            read.map(|read| read.into_iter().map(|it| it.record.cluster).collect::<Vec<_>>())
+                .map_err(|why| why.to_string())
+        };
+        let (a, b) = (r#","cluster":"a""#, r#","cluster":"b""#);
+        assert_eq!(read(&[a, b, a]).unwrap(), ["a", "b", "a"].map(|name| Some(name.to_owned())));
+        assert_eq!(read(&["", ""]).unwrap(), [None, None]);
+        assert_eq!(
+            read(&[a, b, ""]).unwrap_err(),
+            "held.jsonl:3: the problem has no cluster, but that of line 1 has one: give a cluster to every problem, or to none"
+        );
+        assert_eq!(
+            read(&["", b]).unwrap_err(),
+            "held.jsonl:2: the problem has a cluster, but that of line 1 has none: give a cluster to every problem, or to none"
+        );
+        let empty = read(&[a, r#","cluster":"""#]).unwrap_err();
+        assert_eq!(empty, "held.jsonl:2: the cluster \"\" is invalid: use 1 to 128 characters");
+    }
 
     #[test]
     fn the_problems_of_every_preset_have_answers() {

@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 
 use codex_verdict::{
-    BleuCounts, CorpusItem as _, Likelihood, Measurement, Metric, PairedDifferences, Resampling, compare_corpus,
-    corpus, paired_name,
+    BleuCounts, ClusteredValues, CorpusItem as _, Likelihood, Measurement, Metric, PairedDifferences, Resampling,
+    compare_corpus, corpus, paired_name,
 };
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -15,6 +15,9 @@ use serde::{Deserialize, Serialize};
 pub(crate) struct Item {
     /// The problem's line in its file.
     pub(crate) line: usize,
+    /// The problem's cluster; absent if problems have none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) cluster: Option<String>,
     /// The value of each metric, from 0 to 1. A metric that the problem does not allow is absent.
     pub(crate) values: BTreeMap<String, f64>,
     /// What the problem adds to `bleu`; absent if that was not measured.
@@ -28,7 +31,7 @@ pub(crate) struct Item {
 impl Item {
     /// Returns what is impossible about the outcome, as a sentence.
     pub(crate) fn impossible(&self) -> Option<String> {
-        let Self { line, values, bleu, perplexity } = self;
+        let Self { line, values, bleu, perplexity, .. } = self;
         if let Some((name, value)) = values.iter().find(|(_, value)| !(0.0..=1.0).contains(*value)) {
             return Some(format!("the {name} of the problem in line {line} is {value}, which is not from 0 to 1"));
         }
@@ -45,13 +48,29 @@ pub(crate) fn measure(items: &[Item], resampling: Resampling) -> BTreeMap<String
     Metric::ALL.iter().filter_map(measured).collect()
 }
 
+/// Returns the cluster of every item; `None` if items have none.
+fn clusters(items: &[Item]) -> Option<Vec<&str>> {
+    items.iter().map(|item| item.cluster.as_deref()).collect()
+}
+
 fn one(items: &[Item], metric: Metric, resampling: Resampling) -> Option<Measurement> {
+    let clusters = clusters(items);
+    let named = clusters.as_deref();
+    if let Some(clusters) = named.filter(|_| !metric.is_of_corpus()) {
+        let mut values = ClusteredValues::default();
+        for (item, cluster) in items.iter().zip(clusters) {
+            if let Some(value) = item.values.get(metric.name()) {
+                values.add(cluster, *value);
+            }
+        }
+        return values.mean();
+    }
     let values: Vec<f64> = items.iter().filter_map(|item| item.values.get(metric.name()).copied()).collect();
     let count = |wanted: f64| values.iter().filter(|value| (**value - wanted).abs() < f64::EPSILON).count() as u64;
     let n = values.len() as u64;
     match metric {
-        Metric::Bleu => corpus(&all(items, |item| item.bleu)?, resampling),
-        Metric::Perplexity => corpus(&all(items, |item| item.perplexity)?, resampling),
+        Metric::Bleu => corpus(&all(items, |item| item.bleu)?, named, resampling),
+        Metric::Perplexity => corpus(&all(items, |item| item.perplexity)?, named, resampling),
         _ if n == 0 => None,
         Metric::ExactMatch | Metric::MajAtK => Some(Measurement::Share { successes: count(1.0), n }),
         Metric::WinRate => {
@@ -80,24 +99,32 @@ pub(crate) fn compare(
     compared: impl Fn(&Metric) -> bool,
     resampling: Resampling,
 ) -> BTreeMap<String, Measurement> {
+    let clusters = clusters(own);
+    let named = clusters.as_deref();
     let pairs = |metric: &Metric| {
         let measurement = match metric {
             Metric::Bleu => {
-                compare_corpus(&all(own, |item| item.bleu)?, &all(reference, |item| item.bleu)?, resampling)?
+                compare_corpus(&all(own, |item| item.bleu)?, &all(reference, |item| item.bleu)?, named, resampling)?
             }
             Metric::Perplexity => compare_corpus(
                 &all(own, |item| item.perplexity)?,
                 &all(reference, |item| item.perplexity)?,
+                named,
                 resampling,
             )?,
             _ => {
-                let mut pairs = PairedDifferences::default();
-                for (own, other) in own.iter().zip(reference) {
-                    if let (Some(own), Some(other)) = (own.values.get(metric.name()), other.values.get(metric.name())) {
-                        pairs.add(*own, *other);
-                    }
+                let value = |item: &Item| item.values.get(metric.name()).copied();
+                let both = own.iter().zip(reference).enumerate();
+                let both = both.filter_map(|(index, (own, other))| Some((index, value(own)?, value(other)?)));
+                if let Some(clusters) = named {
+                    let mut differences = ClusteredValues::default();
+                    both.for_each(|(index, own, other)| differences.add(clusters[index], own - other));
+                    differences.difference()?
+                } else {
+                    let mut pairs = PairedDifferences::default();
+                    both.for_each(|(_, own, other)| pairs.add(own, other));
+                    pairs.measurement(metric.kind())?
                 }
-                pairs.measurement(metric.kind())?
             }
         };
         Some((paired_name(*metric, name), measurement))
@@ -140,6 +167,30 @@ fn is_near(stated: &Measurement, found: &Measurement) -> bool {
             | Measurement::Difference { n: items, sum: total, sum_of_squares: squares },
         ) => stated.kind() == found.kind() && n == items && near(sum, total) && near(sum_of_squares, squares),
         (
+            Measurement::ClusterMean { n, items, sum, sum_of_squares }
+            | Measurement::ClusterDifference { n, items, sum, sum_of_squares },
+            Measurement::ClusterMean { n: clusters, items: counted, sum: total, sum_of_squares: squares }
+            | Measurement::ClusterDifference { n: clusters, items: counted, sum: total, sum_of_squares: squares },
+        ) => {
+            let same = stated.kind() == found.kind() && n == clusters && items == counted;
+            same && near(sum, total) && near(sum_of_squares, squares)
+        }
+        (
+            Measurement::ClusterEstimate { value, lower, upper, n, items, confidence, method },
+            Measurement::ClusterEstimate {
+                value: computed,
+                lower: least,
+                upper: most,
+                n: clusters,
+                items: counted,
+                confidence: level,
+                method: by,
+            },
+        ) => {
+            let same = n == clusters && items == counted && method == by && near(confidence, level);
+            same && near(value, computed) && near(lower, least) && near(upper, most)
+        }
+        (
             Measurement::Estimate { value, lower, upper, n, confidence, method },
             Measurement::Estimate {
                 value: computed,
@@ -168,6 +219,7 @@ mod tests {
         let likelihood = Likelihood { log_probability: -1.0 - (line % 5) as f64, tokens: 3 };
         Item {
             line,
+            cluster: None,
             values: values.map(|(name, value)| (name.to_owned(), value)).into(),
             bleu: Some(super::super::bleu::counts("the cat sat on the mat", "the cat is on the mat")),
             perplexity: Some(likelihood),
@@ -187,6 +239,27 @@ mod tests {
         let mut one_less = items;
         one_less[7].bleu = None;
         assert!(!measure(&one_less, DRAWS).contains_key("bleu"), "a corpus metric is of all problems");
+    }
+
+    #[test]
+    fn clusters_of_items_are_measured_as_one() {
+        let items: Vec<Item> =
+            (1..=60).map(|line| Item { cluster: Some((line / 6).to_string()), ..item(line) }).collect();
+        let found = measure(&items, DRAWS);
+        let kinds: Vec<&str> = found.values().map(|it| it.kind().name()).collect();
+        assert_eq!(kinds, ["clusterEstimate", "clusterMean", "clusterEstimate", "clusterMean"]);
+        // Lines 1 to 5, then 6 to 11, …, and 60 alone: 4/5, nine of 4/6, and 0.
+        let Measurement::ClusterMean { n: 11, items: 60, sum: Some(sum), .. } = found["exact_match"] else {
+            panic!("{found:?}")
+        };
+        assert!((sum - (0.8 + 9.0 * 4.0 / 6.0)).abs() < 1e-9, "{sum}");
+        confirm(&found, &found).unwrap();
+        let pairs = compare("before", &items, &items, |_| true, DRAWS);
+        let kinds: Vec<&str> = pairs.values().map(|it| it.kind().name()).collect();
+        assert_eq!(kinds, ["clusterEstimate", "clusterDifference", "clusterEstimate", "clusterDifference"]);
+        confirm(&pairs, &pairs).unwrap();
+        let alone: Vec<Item> = items.into_iter().map(|item| Item { cluster: None, ..item }).collect();
+        assert!(confirm(&found, &measure(&alone, DRAWS)).unwrap_err().contains("\"clusterEstimate\""), "another file");
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! The outcome of each problem as a file, and the comparison of two evaluations item by item. Pure.
 //!
-//! `outcomes.json` holds no text of a problem or an answer: the line of each problem, the value of each metric, and what the problem
+//! `outcomes.json` holds no text of a problem or an answer: the line and the cluster of each problem, the value of each metric, and what the problem
 //! adds to metrics of the whole corpus. Its digest is reported, so that an evaluation that compares can demand exactly this file, and
 //! every measurement can be computed again from it.
 
@@ -78,6 +78,7 @@ fn deciding(settings: &Generation) -> BTreeMap<String, Value> {
         ("temperature", json!(0.0)),
         ("top_p", json!(1.0)),
         ("top_k", json!(null)),
+        ("stop", json!([])),
     ];
     let is_default =
         |name: &str, value: &Value| defaults.iter().any(|(known, default)| *known == name && default == value);
@@ -99,8 +100,13 @@ impl Outcomes {
         scored: &[Scored],
     ) -> Option<Self> {
         let settings = &evaluation.settings.evaluation;
-        let item =
-            |one: &Scored| Item { line: one.line, values: values(one), bleu: one.bleu, perplexity: one.likelihood };
+        let item = |one: &Scored| Item {
+            line: one.line,
+            cluster: one.cluster.clone(),
+            values: values(one),
+            bleu: one.bleu,
+            perplexity: one.likelihood,
+        };
         Some(Self {
             schema_version: SCHEMA_VERSION,
             model,
@@ -129,6 +135,12 @@ impl Outcomes {
         if let Some(why) = read.items.iter().find_map(Item::impossible) {
             return Err(why);
         }
+        if let Some(item) = read.items.iter().find(|it| it.cluster.is_some() != read.items[0].cluster.is_some()) {
+            return Err(format!(
+                "only some of its problems have a cluster, of those in lines {} and {} one: every problem has one, or none has",
+                read.items[0].line, item.line
+            ));
+        }
         let in_range = |confidence: f64| confidence > 0.5 && confidence <= MAX_BOOTSTRAP_CONFIDENCE;
         if let Some(Bootstrap { confidence, .. }) = read.bootstrap.filter(|it| !in_range(it.confidence)) {
             return Err(format!(
@@ -155,6 +167,10 @@ impl Outcomes {
         let (theirs, ours) = (self.items.iter().map(|item| item.line), problems.iter().map(|problem| problem.line));
         if !theirs.eq(ours) {
             return Err(self.other_items(problems.len()));
+        }
+        let differs = |(item, problem): &(&Item, &Problem)| item.cluster != problem.record.cluster;
+        if let Some((item, _)) = self.items.iter().zip(problems).find(differs) {
+            return Err(other_cluster(item.line));
         }
         Ok(())
     }
@@ -197,6 +213,10 @@ impl Outcomes {
         if !self.items.iter().map(|item| item.line).eq(own.items.iter().map(|item| item.line)) {
             return Err(self.other_items(own.items.len()));
         }
+        let differs = |(one, other): &(&Item, &Item)| one.cluster != other.cluster;
+        if let Some((item, _)) = self.items.iter().zip(&own.items).find(differs) {
+            return Err(other_cluster(item.line));
+        }
         Ok(())
     }
 
@@ -221,6 +241,10 @@ impl Outcomes {
             shown(own.get(key))
         ))
     }
+}
+
+fn other_cluster(line: usize) -> String {
+    format!("it has another cluster for the problem in line {line}: evaluate that model again with this version")
 }
 
 /// Returns the value of each metric that a problem allows.

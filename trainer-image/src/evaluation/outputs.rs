@@ -83,8 +83,11 @@ pub struct JudgedModel {
 pub struct Shown {
     /// The share or the mean.
     pub value: String,
-    /// Items.
+    /// Items, or clusters of items.
     pub n: u64,
+    /// Items in the clusters; absent if each item counts on its own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub items: Option<u64>,
     /// With the confidence, the truth is at least this.
     pub lower: String,
     /// With the confidence, the truth is at most this.
@@ -107,6 +110,7 @@ impl Shown {
             approximate,
             value: Rounding::Down.show(sample.value()),
             n: sample.n(),
+            items: measurement.clustered_items(),
             lower: Rounding::Down.show(bounds.lower),
             upper: Rounding::Up.show(bounds.upper),
         })

@@ -220,6 +220,7 @@ mod tests {
             response: response.to_owned(),
             difficulty: Difficulty::Easy,
             category: category.to_owned(),
+            cluster: None,
         };
         Scored::of(1, &record, prediction.to_owned(), None, &answers())
     }

@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 
 use codex_configs::OnDemand;
-use codex_verdict::{BleuCounts, Likelihood, Measurement, Metric, Resampling, corpus};
+use codex_verdict::{BleuCounts, ClusteredValues, Likelihood, Measurement, Metric, Resampling, corpus};
 use schemars::JsonSchema;
 use serde::Serialize;
 
@@ -23,6 +23,9 @@ pub struct Scored {
     pub prompt: String,
     /// The category of the problem.
     pub category: String,
+    /// The cluster of the problem; absent if problems have none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cluster: Option<String>,
     /// The reference response.
     pub reference: String,
     /// The model's response.
@@ -124,6 +127,7 @@ impl Scored {
             line,
             prompt: record.prompt.clone(),
             category: record.category.clone(),
+            cluster: record.cluster.clone(),
             reference: record.response.clone(),
             correct: is_right(&answer),
             steps: reference.len(),
@@ -176,8 +180,28 @@ pub(super) fn metrics(scored: &[Scored], resampling: Resampling) -> BTreeMap<Str
     Metric::ALL.iter().filter_map(|metric| Some((metric.to_string(), measure(*metric, scored, resampling)?))).collect()
 }
 
+/// Measures the values of problems by cluster; `None` if problems have no clusters, or none has a value.
+fn clustered<'a>(
+    scored: impl Iterator<Item = &'a Scored>,
+    value: impl Fn(&Scored) -> Option<f64>,
+) -> Option<Measurement> {
+    let mut values = ClusteredValues::default();
+    for one in scored {
+        let cluster = one.cluster.as_deref()?;
+        if let Some(value) = value(one) {
+            values.add(cluster, value);
+        }
+    }
+    values.mean()
+}
+
 /// Measures a metric; `None` if no problem allows it.
 fn measure(metric: Metric, scored: &[Scored], resampling: Resampling) -> Option<Measurement> {
+    if let Some(measured) = clustered(scored.iter(), |one| one.value(metric)) {
+        return Some(measured);
+    }
+    let clusters: Option<Vec<&str>> = scored.iter().map(|one| one.cluster.as_deref()).collect();
+    let clusters = clusters.as_deref();
     match metric {
         Metric::ExactMatch => Some(exact_match(scored.iter())),
         Metric::WinRate => win_rate(scored),
@@ -188,8 +212,10 @@ fn measure(metric: Metric, scored: &[Scored], resampling: Resampling) -> Option<
             let successes = right.iter().filter(|right| **right).count() as u64;
             (!right.is_empty()).then_some(Measurement::Share { successes, n: right.len() as u64 })
         }
-        Metric::Bleu => corpus(&scored.iter().map(|one| one.bleu).collect::<Option<Vec<_>>>()?, resampling),
-        Metric::Perplexity => corpus(&scored.iter().map(|one| one.likelihood).collect::<Option<Vec<_>>>()?, resampling),
+        Metric::Bleu => corpus(&scored.iter().map(|one| one.bleu).collect::<Option<Vec<_>>>()?, clusters, resampling),
+        Metric::Perplexity => {
+            corpus(&scored.iter().map(|one| one.likelihood).collect::<Option<Vec<_>>>()?, clusters, resampling)
+        }
     }
 }
 
@@ -214,17 +240,24 @@ fn mean<'a>(metric: Metric, scored: impl Iterator<Item = &'a Scored>) -> Option<
 }
 
 /// Measures the mean share of the reference's steps that were found; `None` if no reference has steps.
-pub(super) fn trace_coverage<'a>(scored: impl Iterator<Item = &'a Scored>) -> Option<Measurement> {
-    mean(Metric::TraceCoverage, scored)
+pub(super) fn trace_coverage<'a>(scored: impl Iterator<Item = &'a Scored> + Clone) -> Option<Measurement> {
+    clustered(scored.clone(), |one| one.value(Metric::TraceCoverage)).or_else(|| mean(Metric::TraceCoverage, scored))
 }
 
 /// Measures the share of right answers.
 pub(super) fn exact_match<'a>(scored: impl Iterator<Item = &'a Scored> + Clone) -> Measurement {
-    Measurement::Share { successes: scored.clone().filter(|one| one.correct).count() as u64, n: scored.count() as u64 }
+    clustered(scored.clone(), |one| one.value(Metric::ExactMatch)).unwrap_or_else(|| {
+        let successes = scored.clone().filter(|one| one.correct).count() as u64;
+        Measurement::Share { successes, n: scored.count() as u64 }
+    })
 }
 
 /// Measures the baseline's share of right answers; `None` without a baseline.
 pub(super) fn baseline_exact_match(scored: &[Scored]) -> Option<Measurement> {
+    let by_cluster = clustered(scored.iter(), |one| one.baseline_correct.map(|right| f64::from(u8::from(right))));
+    if by_cluster.is_some() {
+        return by_cluster;
+    }
     let right: Vec<bool> = scored.iter().filter_map(|one| one.baseline_correct).collect();
     let successes = right.iter().filter(|right| **right).count() as u64;
     (!right.is_empty()).then_some(Measurement::Share { successes, n: right.len() as u64 })
@@ -243,6 +276,7 @@ mod tests {
             response: response.to_owned(),
             difficulty: Difficulty::Hard,
             category: "addition".to_owned(),
+            cluster: None,
         }
     }
 

@@ -119,6 +119,7 @@ impl Session<'_> {
         let slots = settings.batch_size.min(inputs.problems.len() * settings.samples);
         let mut generator = Generator::load_held(held, slots, self.device)
             .map_err(|source| EvaluateError::Model { path: self.model.to_owned(), source })?;
+        crate::device::announce(self.device, generator.path());
         match settings.prompt {
             PromptForm::Auto => {}
             PromptForm::Plain => generator.use_plain_prompts(),
@@ -235,7 +236,8 @@ impl Session<'_> {
                 let (problem, member) = (index / settings.samples, index % settings.samples);
                 base.with_seed(self.seed_of(problems[problem].line, member))
             };
-            let completions = generator.sample_while(&prompts, settings.max_new_tokens, sampler, |done| {
+            let limits = (settings.max_new_tokens, settings.stop.as_slice());
+            let completions = generator.sample_until(&prompts, limits, sampler, |done| {
                 self.tell(bar.as_ref(), before + done / settings.samples);
                 !self.is_stopped()
             });

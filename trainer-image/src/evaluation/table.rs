@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 
-use codex_verdict::{Judgement, Kind, Measurement, Metric};
+use codex_verdict::{Judgement, Measurement, Metric};
 use indicatif::{ProgressBar, ProgressStyle};
 
 use super::outputs::{CONFIDENCE, Results, Shown};
@@ -40,9 +40,12 @@ pub(super) fn numbers(results: &Results) -> String {
         row(&mut text, name, measurement, baseline.map(|shown| shown.value));
     }
     let _ = write!(text, "\nAT LEAST and AT MOST hold with confidence {CONFIDENCE} each.");
-    if results.metrics.values().any(|measurement| measurement.kind() == Kind::Estimate) {
+    if results.metrics.values().any(|measurement| measurement.kind().is_estimate()) {
         let confidence = results.evaluation.settings.evaluation.confidence;
         let _ = write!(text, " Those of bleu and perplexity are bootstrapped: they hold with about {confidence}.");
+    }
+    if results.metrics.values().any(|measurement| measurement.clustered_items().is_some()) {
+        let _ = write!(text, " N counts the clusters that the problems name.");
     }
     text
 }

@@ -9,6 +9,7 @@ use serde_json::Value;
 use super::*;
 use crate::tasks::{Split, Task, materialise};
 
+mod clusters;
 mod corpus;
 mod plugins;
 
@@ -200,6 +201,7 @@ fn evaluations_of_the_same_problems_are_compared_item_by_item() {
             bound: codex_verdict::Bound::BetterThan(codex_verdict::Comparison { evaluation: "before".into(), by: 0.0 }),
             min_samples: None,
             confidence: Some(0.95),
+            margin: None,
         };
         assert!(second.metrics.contains_key(&gate.measurement()), "{metric}");
         codex_verdict::check_comparison(&gate, &second.metrics, &first.metrics).unwrap();
@@ -500,6 +502,28 @@ fn the_files_of_a_run_follow_their_schemas() {
         }
     }
     assert!(checked > 30, "{checked}");
+}
+
+#[test]
+fn texts_end_answers() {
+    let directory = tempfile::tempdir().unwrap();
+    let model = train(0, &directory.path().join("fresh"));
+    let run = |name: &str, more: &[&str]| {
+        let set = [&["evaluation.max_new_tokens=24"], more].concat();
+        let output = directory.path().join(name);
+        Case { set: &set, ..Case::of(&model, problems(12)) }.results(&output);
+        let lines: Vec<Value> =
+            read(output.join("records.ndjson")).lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+        lines.iter().map(|line| line["prediction"].as_str().unwrap().to_owned()).collect::<Vec<_>>()
+    };
+    let whole = run("whole", &[]);
+    let end: String = whole[0].chars().skip(3).take(2).collect();
+    let stop = format!("evaluation.stop={}", serde_json::json!([end, "never said"]));
+    let expected: Vec<&str> =
+        whole.iter().map(|text| text.find(&end).map_or(text.as_str(), |at| &text[..at])).collect();
+    assert_eq!(run("stopped", &[&stop]), expected);
+    assert_eq!(run("two", &[&stop, "evaluation.batch_size=3"]), expected);
+    assert!(expected[0].len() < whole[0].len());
 }
 
 #[test]

@@ -169,7 +169,7 @@ pub(crate) fn count(bytes: &[u8], metric: &str, filter: Option<&str>) -> Result<
 }
 
 fn item(line: usize, object: &Map<String, Value>, asked: &[Asked]) -> Result<Item, String> {
-    let mut item = Item { line, values: BTreeMap::new(), bleu: None, perplexity: None };
+    let mut item = Item { line, cluster: None, values: BTreeMap::new(), bleu: None, perplexity: None };
     for Asked { metric, field } in asked {
         let refuse = |right: &str| format!("line {line}: {field} is not {right}, which {metric} needs");
         let Some(value) = object.get(field) else {

@@ -80,6 +80,36 @@ fn reports_are_judged_as_the_controller_judges() {
 }
 
 #[test]
+fn clusters_are_judged_as_one() {
+    let root = tempfile::tempdir().unwrap();
+    let report = evaluation(root.path(), "after", 36);
+    let edit = |name: &str, change: &dyn Fn(&mut Value)| {
+        let path = report.with_file_name(name);
+        let mut file: Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+        change(&mut file);
+        fs::write(path, file.to_string()).unwrap();
+    };
+    edit("outcomes.json", &|file| {
+        for (index, item) in file["items"].as_array_mut().unwrap().iter_mut().enumerate() {
+            item["cluster"] = (index / 4).to_string().into();
+        }
+    });
+    let gates = "- {metric: exact_match, min: \"0.5\", confidence: \"0.95\"}";
+    let told = of_report(root.path(), &report, gates, &[]).err().unwrap();
+    assert!(told.contains("for exact_match, but its outcomes give {\"kind\":\"clusterMean\""), "{told}");
+    let metrics = Outcomes::parse(&fs::read(report.with_file_name("outcomes.json")).unwrap()).unwrap().measure(None);
+    let data = [("problems".to_owned(), DataDigest(Sha256::of("problems")))].into();
+    edit("evaluation.json", &|file| {
+        file["metrics"] = json!(metrics);
+        file["reportDigest"] = json!(report_digest(ModelDigest(Sha256::of("after")), &data, &metrics, None));
+    });
+    let judged = of_report(root.path(), &report, gates, &[]).unwrap();
+    let result = &judged.gates[0].1;
+    assert_eq!((judged.verdict, result.n), (Verdict::Inconclusive, Some(10)), "{}", result.message);
+    assert!(result.message.starts_with("0.9 over 40 items in 10 clusters, so only at least "), "{}", result.message);
+}
+
+#[test]
 fn outcomes_bound_corpus_metrics_at_the_confidence_of_each_gate() {
     let root = tempfile::tempdir().unwrap();
     let report = evaluation(root.path(), "after", 36);

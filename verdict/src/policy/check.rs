@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use codex_provenance::attestation::AttestationKind;
+use codex_provenance::{attestation::AttestationKind, promotion};
 use jiff::{SignedDuration, Timestamp};
 
 use super::{
@@ -81,6 +81,19 @@ fn of_rule(policy: &Policy, rule: &PolicyRule, facts: &Facts) -> Vec<Breach> {
 /// Returns the attestations that the rules for a ring demand.
 pub fn demanded_attestations(policies: &[Policy], ring: Ring) -> BTreeSet<AttestationKind> {
     policies.iter().filter_map(|policy| policy.rule(ring)).flat_map(|rule| rule.attestations.iter().copied()).collect()
+}
+
+/// Returns the gates that the policies' budgets of reads made stricter for a ring, as this candidate passed them.
+pub fn divided(policies: &[Policy], ring: Ring, candidate: &Candidate) -> Vec<promotion::Divided> {
+    let rules = policies.iter().filter_map(|policy| Some((policy, policy.rule(ring)?)));
+    let templates =
+        rules.flat_map(|(policy, rule)| rule.required_evaluations.iter().map(move |template| (policy, template)));
+    let of = |(policy, template): (&Policy, &RequiredEvaluation)| {
+        let wanted: Vec<Gate> = template.gates.iter().map(Gate::try_from).collect::<Result<_, _>>().ok()?;
+        let satisfies = falls_short(candidate, template, &wanted).is_none();
+        satisfies.then(|| reads::passed_again(policy, template, &wanted, candidate))
+    };
+    templates.filter_map(of).flatten().collect()
 }
 
 /// Checks that an evaluation satisfies a template.

@@ -19,11 +19,13 @@ use std::fmt;
 use codex_provenance::{Sha256, promotion};
 use serde::{Deserialize, Serialize};
 
-pub use check::{Breach, Demand, breaches, demanded_attestations, denials, may_sign};
+pub use check::{Breach, Demand, breaches, demanded_attestations, denials, divided, may_sign};
 pub use facts::{Candidate, Earlier, Facts, Lineage, PROBLEMS, Signatory, SignedOff};
 pub use parity::{PARITY_CONFIDENCE, ShadowParity};
 pub(crate) use period::{FORM, PATTERN};
 pub use period::{MAX_PERIOD, period};
+pub(crate) use reads::check_stated;
+pub use reads::told;
 pub use spec::{
     Denied, MAX_DENIED, MAX_IDENTITY, MAX_PARITY_REQUESTS, MAX_READS, MAX_RULES, MAX_SIGNERS, MAX_TEMPLATE_GATES,
     MAX_TEMPLATES, MAX_USER, PolicyRule, PolicySpec, ReadBudget, RequiredEvaluation, RequiredParity, RequiredRing,

@@ -5,11 +5,15 @@
 //! By Bonferroni's inequality, the probability that any of the B reads passes wrongly is at most α, however the reads depend on each
 //! other.
 
-use super::{Candidate, ReadBudget};
-use crate::{Gate, Measurement, Verdict, judge_one};
+use codex_provenance::promotion;
+
+use super::{Candidate, Policy, ReadBudget, RequiredEvaluation};
+use crate::{Decimal, Gate, GateResult, GateSpec, Measurement, Verdict, decimal, judge_one, recheck};
 
 /// How far the confidence of an estimate may be below the divided one: it is written in decimals.
 const TOLERANCE: f64 = 1e-12;
+/// How far a shown confidence may be above the divided one, because it is rounded up.
+const SHOWN: f64 = 1.001e-6;
 
 /// Checks that a budget can divide the errors of these gates.
 ///
@@ -51,17 +55,39 @@ pub(super) fn exceeded(candidate: &Candidate, budget: ReadBudget, wanted: &[Gate
     wanted.iter().find_map(|gate| judged_again(candidate, budget, gate))
 }
 
-/// Returns why a gate does not pass at the divided confidence.
-fn judged_again(candidate: &Candidate, budget: u32, gate: &Gate) -> Option<String> {
+/// A gate that was judged once more.
+struct Again {
+    /// The confidence of all reads together.
+    confidence: f64,
+    /// The confidence of each of them.
+    least: f64,
+    /// The confidence of the bounds of an estimate.
+    reported: Option<f64>,
+    /// The confidence that was applied, as a statement has it.
+    at: String,
+    result: GateResult,
+}
+
+/// Judges a gate at the divided confidence; `None` if it has none.
+fn again(candidate: &Candidate, budget: u32, gate: &Gate) -> Option<Again> {
     let confidence = gate.confidence?;
     let least = divided(confidence, budget);
     let reported = match candidate.metrics.get(&gate.measurement()) {
-        Some(Measurement::Estimate { confidence, .. }) => *confidence,
+        Some(Measurement::Estimate { confidence, .. } | Measurement::ClusterEstimate { confidence, .. }) => *confidence,
         _ => None,
     };
     // An estimate has bounds at one confidence only. Wider ones prove more than is asked.
-    let at = reported.filter(|reported| *reported >= least - TOLERANCE).unwrap_or(least);
-    let result = judge_one(&Gate { confidence: Some(at), ..gate.clone() }, &candidate.metrics);
+    let wider = reported.filter(|reported| *reported >= least - TOLERANCE);
+    let at = wider.map_or_else(|| shown(least), |reported| reported.to_string());
+    // What a statement says is what was judged.
+    let applied = decimal::parse(&at).unwrap_or(least);
+    let result = judge_one(&Gate { confidence: Some(applied), ..gate.clone() }, &candidate.metrics);
+    Some(Again { confidence, least, reported, at, result })
+}
+
+/// Returns why a gate does not pass at the divided confidence.
+fn judged_again(candidate: &Candidate, budget: u32, gate: &Gate) -> Option<String> {
+    let Again { confidence, least, reported, result, .. } = again(candidate, budget, gate)?;
     if result.verdict == Verdict::Passed {
         return None;
     }
@@ -80,6 +106,61 @@ fn judged_again(candidate: &Candidate, budget: u32, gate: &Gate) -> Option<Strin
     ))
 }
 
+/// Returns the gates of a template as a candidate that satisfies it passed them at the divided confidence.
+pub(super) fn passed_again(
+    policy: &Policy,
+    template: &RequiredEvaluation,
+    wanted: &[Gate],
+    candidate: &Candidate,
+) -> Vec<promotion::Divided> {
+    let Some(ReadBudget { budget }) = template.reads else { return Vec::new() };
+    let stated = |(spec, gate): (&GateSpec, &Gate)| {
+        let Again { at, result, .. } = again(candidate, budget, gate)?;
+        let applied = GateSpec { confidence: Some(Decimal(at)), ..spec.clone() };
+        Some(promotion::Divided {
+            policy: policy.to_string(),
+            requirement: template.name.clone(),
+            budget,
+            confidence: spec.confidence.clone()?.0,
+            gate: recheck::gate(&applied, &result),
+        })
+    };
+    template.gates.iter().zip(wanted).filter_map(stated).collect()
+}
+
+/// Describes the confidence that was applied to a gate, such as `exact_match at confidence 0.99 = 1 - 0.05/5`.
+pub fn told(divided: &promotion::Divided) -> String {
+    let promotion::Divided { budget, confidence, gate, .. } = divided;
+    let applied = gate.confidence.as_deref().unwrap_or_default();
+    let whole = decimal::parse(confidence).unwrap_or_default();
+    let is_exact = decimal::parse(applied).is_some_and(|it| (it - self::divided(whole, *budget)).abs() <= SHOWN);
+    let error = ((1.0 - whole) * 1e12).round() / 1e12;
+    format!("{} at confidence {applied} {} 1 - {error}/{budget}", gate.metric, if is_exact { "=" } else { ">=" })
+}
+
+/// Checks what a statement says about the division for its read of this number, but for the result of the gate.
+///
+/// # Errors
+/// One sentence that says what is wrong.
+pub(crate) fn check_stated(number: u64, stated: &promotion::Divided) -> Result<(), String> {
+    let promotion::Divided { budget, confidence, gate, .. } = stated;
+    if number > u64::from(*budget) {
+        return Err(format!("its budget is {budget}, but this is read {number}"));
+    }
+    let read = |text: &str| decimal::parse(text).filter(|level| *level > 0.5 && *level < 1.0);
+    let (Some(whole), Some(applied)) = (read(confidence), gate.confidence.as_deref().and_then(read)) else {
+        return Err("a confidence is not a decimal above 0.5 and below 1".to_owned());
+    };
+    let least = divided(whole, *budget);
+    if applied < least - TOLERANCE {
+        return Err(format!(
+            "confidence {applied} was applied, but {confidence} over {budget} reads needs {}",
+            shown(least)
+        ));
+    }
+    Ok(())
+}
+
 /// Returns a confidence in few digits, rounded up.
 fn shown(confidence: f64) -> String {
     let digits = 1e6;
@@ -93,10 +174,10 @@ mod tests {
 
     use proptest::prelude::*;
 
-    use super::{check, divided, exceeded};
+    use super::{check, check_stated, divided, exceeded, passed_again};
     use crate::{
-        Gate, Measurement, Method,
-        policy::{Candidate, ReadBudget},
+        Decimal, Gate, GateSpec, Measurement, Method,
+        policy::{Candidate, Policy, PolicyKind, PolicySpec, ReadBudget, RequiredEvaluation},
     };
 
     fn gate(text: &str) -> Gate {
@@ -159,6 +240,47 @@ mod tests {
         assert_eq!(check(3, "exact_match>=0.9@0.95"), Ok(()));
         assert!(check(3, "exact_match>=0.9").is_err_and(|why| why.contains("gates[0] has no confidence")));
         assert!(check(0, "exact_match>=0.9@0.95").is_err());
+    }
+
+    #[test]
+    fn the_applied_confidence_is_stated() {
+        let spec = GateSpec {
+            metric: "exact_match".to_owned(),
+            min: Some(Decimal("0.9".to_owned())),
+            confidence: Some(Decimal("0.95".to_owned())),
+            ..GateSpec::default()
+        };
+        let template = |budget| RequiredEvaluation {
+            name: "m1".to_owned(),
+            preset: None,
+            problems_sha256: None,
+            gates: vec![spec.clone()],
+            reads: Some(ReadBudget { budget }),
+        };
+        let policy = Policy {
+            kind: PolicyKind::ClusterPromotionPolicy,
+            name: "guard".to_owned(),
+            uid: "uid".to_owned(),
+            spec: PolicySpec::default(),
+        };
+        let wanted = [gate("exact_match>=0.9@0.95")];
+        let stated = |budget| passed_again(&policy, &template(budget), &wanted, &share(Some(1), 490)).remove(0);
+        let five = stated(5);
+        assert_eq!((five.policy.as_str(), five.requirement.as_str()), ("ClusterPromotionPolicy guard", "m1"));
+        assert_eq!((five.confidence.as_str(), five.gate.confidence.as_deref()), ("0.95", Some("0.99")));
+        assert_eq!((five.gate.verdict.as_str(), five.gate.n), ("Passed", Some(500)));
+        assert_eq!(super::told(&five), "exact_match at confidence 0.99 = 1 - 0.05/5");
+        assert_eq!(super::told(&stated(3)), "exact_match at confidence 0.983334 = 1 - 0.05/3");
+        let mut wider = five.clone();
+        wider.gate.confidence = Some("0.995".to_owned());
+        assert_eq!(super::told(&wider), "exact_match at confidence 0.995 >= 1 - 0.05/5");
+        assert_eq!(check_stated(5, &wider), Ok(()));
+        assert_eq!(check_stated(6, &wider).expect_err("late"), "its budget is 5, but this is read 6");
+        wider.gate.confidence = Some("0.95".to_owned());
+        let weaker = check_stated(1, &wider).expect_err("not divided");
+        assert_eq!(weaker, "confidence 0.95 was applied, but 0.95 over 5 reads needs 0.99");
+        wider.gate.confidence = None;
+        assert!(check_stated(1, &wider).is_err());
     }
 
     proptest! {

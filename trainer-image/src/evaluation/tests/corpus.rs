@@ -52,6 +52,7 @@ fn a_taught_model_has_a_lower_perplexity_by_the_bootstrap_of_pairs() {
         bound,
         min_samples: None,
         confidence: Some(0.99),
+        margin: None,
     };
     let with = codex_verdict::Comparison { evaluation: "before".to_owned(), by: 10.0 };
     let better = gate(codex_verdict::Bound::BetterThan(with));
