@@ -4,12 +4,14 @@ use std::{
     collections::BTreeMap,
     fmt, fs, io,
     os::unix::fs::FileExt as _,
+    panic::resume_unwind,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, OnceLock, PoisonError},
-    thread::yield_now,
+    thread,
 };
 
 use highway::{HighwayHash as _, HighwayHasher, Key};
+use rustix::process::setpriority_process;
 use sha2::Digest as _;
 
 use crate::{
@@ -20,8 +22,8 @@ use crate::{
 
 /// Bytes that are authenticated together. A read takes up to two pieces more than it needs, so they are small beside a tensor.
 const PIECE: usize = 1 << 16;
-/// Pieces that are hashed without a pause: a quarter of a millisecond.
-const STEP: usize = 8;
+/// The lowest priority of a thread.
+const LOWEST: i32 = 19;
 
 /// Files of a model that give exactly the bytes of a manifest, by path.
 #[derive(Debug, Default)]
@@ -50,25 +52,31 @@ impl Hashing {
     /// # Errors
     /// A file cannot be read or changed since it was opened, or the manifest is invalid.
     pub fn finish(self) -> Result<Manifest, ManifestError> {
-        let hashed = files::in_parallel(&self.sealed, |(entry, file)| hash(entry, file, || ()))?;
+        let hashed = files::in_parallel(&self.sealed, |(entry, file)| hash(entry, file))?;
         Manifest::of_hashed(self.kept.into_iter().chain(hashed))
     }
 
-    /// As [`finish`](Self::finish), but with one thread, which lets those go first that load the files meanwhile: they wait for each
-    /// other, so that one that is held up holds up all.
+    /// As [`finish`](Self::finish), but with one thread of the lowest priority, because others load the files meanwhile: they wait for
+    /// each other, so that one that is held up holds up all. Loading leaves processors idle while it reads, and hashing takes those.
     ///
     /// # Errors
     /// As [`finish`](Self::finish).
     pub fn finish_beside_loading(self) -> Result<Manifest, ManifestError> {
-        let hashed = self.sealed.iter().map(|(entry, file)| hash(entry, file, yield_now));
-        let hashed: Vec<File> = hashed.collect::<Result<_, _>>()?;
+        let hashed = thread::scope(|scope| {
+            let hashing = scope.spawn(|| {
+                // On Linux this is the priority of the calling thread. If it cannot be changed, loading takes longer.
+                let _ = setpriority_process(None, LOWEST);
+                self.sealed.iter().map(|(entry, file)| hash(entry, file)).collect::<Result<Vec<File>, _>>()
+            });
+            hashing.join().unwrap_or_else(|panic| resume_unwind(panic))
+        })?;
         Manifest::of_hashed(self.kept.into_iter().chain(hashed))
     }
 }
 
-fn hash(entry: &Entry, file: &Sealed, paused: fn()) -> Result<File, ManifestError> {
+fn hash(entry: &Entry, file: &Sealed) -> Result<File, ManifestError> {
     let Entry { path, location, .. } = entry;
-    let sha256 = file.hash(paused).map_err(|source| ManifestError::Unreadable { path: location.clone(), source })?;
+    let sha256 = file.hash().map_err(|source| ManifestError::Unreadable { path: location.clone(), source })?;
     Ok(File { path: path.clone(), size: file.size(), sha256 })
 }
 
@@ -172,19 +180,16 @@ impl Sealed {
         Ok(Self { path: path.to_owned(), file, size, key: PieceKey::new()?, pieces, last: Mutex::new(None) })
     }
 
-    /// Reads the whole file, and returns its digest. Calls `paused` after each [`STEP`] pieces.
+    /// Reads the whole file, and returns its digest.
     ///
     /// # Errors
     /// The file cannot be read, has another size than when it was opened, or its bytes are not those that were read before.
-    pub fn hash(&self, paused: impl Fn()) -> io::Result<Sha256> {
+    pub fn hash(&self) -> io::Result<Sha256> {
         let (mut whole, mut bytes) = (sha2::Sha256::new(), Vec::new());
         for index in 0..self.pieces.len() {
             bytes.resize(self.length(index), 0);
             self.fill(index, &mut bytes)?;
             whole.update(&bytes);
-            if index % STEP == 0 {
-                paused();
-            }
         }
         if self.file.read_at(&mut [0], self.size)? > 0 {
             let why = format!("it has more than the {} bytes expected", self.size);
@@ -273,7 +278,7 @@ mod tests {
         };
         // The first piece before the file is hashed, the others after it.
         assert!(read(7, 9).unwrap() == bytes[7..16]);
-        assert_eq!(sealed.hash(|| ()).unwrap(), Sha256::of(&bytes));
+        assert_eq!(sealed.hash().unwrap(), Sha256::of(&bytes));
         for (start, count) in [
             (0, 1),
             (5, 0),
@@ -307,13 +312,13 @@ mod tests {
         sealed.read_at(&mut [0; 3], PIECE as u64).unwrap();
         let file = fs::OpenOptions::new().write(true).open(&path).unwrap();
         file.write_all_at(&[2], PIECE as u64 + 4).unwrap();
-        assert!(sealed.hash(|| ()).unwrap_err().to_string().contains("changed after they were first read"));
+        assert!(sealed.hash().unwrap_err().to_string().contains("changed after they were first read"));
         file.write_all_at(&[1], PIECE as u64 + 4).unwrap();
-        assert_eq!(sealed.hash(|| ()).unwrap(), Sha256::of(vec![1; PIECE + 5]));
+        assert_eq!(sealed.hash().unwrap(), Sha256::of(vec![1; PIECE + 5]));
         file.set_len(PIECE as u64 + 6).unwrap();
-        assert!(sealed.hash(|| ()).unwrap_err().to_string().contains("more than the"));
+        assert!(sealed.hash().unwrap_err().to_string().contains("more than the"));
         file.set_len(PIECE as u64).unwrap();
-        assert!(sealed.hash(|| ()).is_err());
+        assert!(sealed.hash().is_err());
     }
 
     #[test]
