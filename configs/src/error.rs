@@ -127,7 +127,7 @@ pub enum ConfigError {
         example: &'static str,
     },
     /// A value is not valid for its key.
-    #[error("{origin} sets {key} to {value}: write {rule}")]
+    #[error("{origin} sets {key} to {value}: write {rule}{}", advice(key, value))]
     Refused {
         /// Where.
         origin: Origin,
@@ -336,6 +336,16 @@ pub enum ConfigError {
         #[source]
         source: serde_json::Error,
     },
+}
+
+/// Returns what to add to the refusal of a value that is valid elsewhere.
+fn advice(key: &str, value: &str) -> &'static str {
+    match (key, value.trim_matches('"')) {
+        ("training.dtype", "fp16" | "float16" | "half") => {
+            "; use bf16: gradients in fp16 leave its range without loss scaling, which no engine here has"
+        }
+        _ => "",
+    }
 }
 
 impl ConfigError {

@@ -144,6 +144,9 @@ pub struct Generation {
     pub top_p: f64,
     /// Keeps this many of the most likely tokens. `None` keeps all.
     pub top_k: Option<usize>,
+    /// Texts that end an answer, and are not part of it.
+    #[serde(default)]
+    pub stop: Vec<String>,
     /// How a problem becomes a prompt.
     pub prompt: PromptForm,
     /// What is compared of a response.

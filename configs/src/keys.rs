@@ -196,6 +196,7 @@ pub(crate) const TRAINING: &[Key] = &[
     key("tracking.mlflow.files", Rule::Flag),
     key("tracking.mlflow.server", Rule::Flag),
     key("tracking.wandb", Rule::Flag),
+    key("tracking.system_metrics", Rule::Flag),
     key("metadata.owner", Rule::Text { max: 63 }),
 ];
 
@@ -209,6 +210,7 @@ pub(crate) const EVALUATION: &[Key] = &[
     key("evaluation.temperature", Rule::From { min: 0.0, below: 100.0 }),
     key("evaluation.top_p", Rule::Above { above: 0.0, most: 1.0 }),
     key("evaluation.top_k", Rule::WholeOrNull { min: 1, max: 1_000_000, null: "all tokens" }),
+    key("evaluation.stop", Rule::Texts { most: 16, max: 64 }),
     key("evaluation.prompt", Rule::Choice(&["auto", "plain", "chat"])),
     key("evaluation.answer", Rule::Choice(ANSWERS)),
     key("evaluation.after", Rule::TextOrNull { max: 64, null: "no marker" }),

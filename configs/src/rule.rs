@@ -77,6 +77,13 @@ pub enum Rule {
         /// Maximum number of names.
         max: usize,
     },
+    /// A list of distinct texts, which may be empty. A text may have line feeds and spaces, and may consist of them.
+    Texts {
+        /// Maximum number of texts.
+        most: usize,
+        /// Maximum number of characters of a text.
+        max: usize,
+    },
     /// A mapping of names to weights, or null.
     WeightsOrNull,
     /// True or false.
@@ -129,6 +136,10 @@ impl fmt::Display for Rule {
                 f,
                 "a list of 1 to {max} different names of letters, digits, -, _ and ., each of at most {MAX_TOOL} characters, such as \
                  [calculator]"
+            ),
+            Self::Texts { most, max } => write!(
+                f,
+                "a list of at most {most} different texts of 1 to {max} characters, such as [\"\\n\\n\"], or [] for none"
             ),
             Self::WeightsOrNull => write!(
                 f,
@@ -186,6 +197,13 @@ impl Rule {
                 let possible = (1..=max).contains(&names.len()) && distinct.len() == names.len();
                 (possible && names.iter().all(|name| is_name(name))).then(|| Value::from(names))
             }
+            Self::Texts { most, max } => {
+                let texts: Vec<&str> = value.as_array()?.iter().map(Value::as_str).collect::<Option<_>>()?;
+                let distinct: BTreeSet<&str> = texts.iter().copied().collect();
+                let possible = texts.len() <= most && distinct.len() == texts.len();
+                let fits = |text: &str| (1..=max).contains(&text.chars().count());
+                (possible && texts.iter().all(|text| fits(text))).then(|| Value::from(texts))
+            }
             Self::WeightsOrNull => {
                 let weight = |value: &Value| {
                     value.as_f64().filter(|weight| (LEAST_WEIGHT..=MOST_WEIGHT).contains(weight)).map(Value::from)
@@ -229,6 +247,10 @@ impl Rule {
             Self::Names { max } => json!({
                 "type": "array", "minItems": 1, "maxItems": max, "uniqueItems": true,
                 "items": { "type": "string", "maxLength": MAX_TOOL, "pattern": "^[A-Za-z0-9._-]+$" },
+            }),
+            Self::Texts { most, max } => json!({
+                "type": "array", "maxItems": most, "uniqueItems": true,
+                "items": { "type": "string", "minLength": 1, "maxLength": max },
             }),
             Self::WeightsOrNull => or_null(json!({
                 "type": "object", "minProperties": 1,

@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 /// The trackers that a training run writes its metrics to, beside its ledger.
+#[allow(clippy::struct_excessive_bools, reason = "each turns an output on")]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct TrackingSettings {
@@ -15,6 +16,9 @@ pub struct TrackingSettings {
     /// Whether the run writes an offline directory of Weights & Biases, in `artifacts/wandb/`.
     #[serde(default)]
     pub wandb: bool,
+    /// Whether the ledger, and with it the trackers, has rows about the machine: processors, memory, volume and GPUs.
+    #[serde(default)]
+    pub system_metrics: bool,
 }
 
 /// What a training run writes for MLflow.

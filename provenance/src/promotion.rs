@@ -156,6 +156,9 @@ pub struct Training {
     /// The model from which the training started; absent if it started from initial weights.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub base: Option<Base>,
+    /// The device that computed the model, as the trainer said; attested if `data` is. Absent if the controller recorded none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub device: Option<Device>,
 }
 
 impl Training {
@@ -210,6 +213,22 @@ pub struct Base {
     pub signer: Option<Sha256>,
 }
 
+/// The device that computed a model.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Device {
+    /// Product name of the GPU, or model name of the processor.
+    pub name: String,
+    /// Code path of the engine, such as `cpu-f32` or `candle-cuda-bf16`.
+    pub engine: String,
+    /// Version of the GPU's driver. Absent for a processor.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub driver: Option<String>,
+    /// Memory of the GPU in bytes. Absent for a processor.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub memory_bytes: Option<u64>,
+}
+
 /// An evaluation that passed.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
@@ -260,13 +279,32 @@ pub struct Evaluation {
 }
 
 /// A read of a set of problems by a verdict, as the ledger of the controller counted it before the verdict was published.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Read {
     /// Digest of the problems, the one in `data`.
     pub problems: DataDigest,
     /// Number of the read among all verdicts that read these problems, from 1.
     pub number: u64,
+    /// Gates of policies whose errors a budget of reads divided, as they passed once more. Absent if no policy has a budget.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub divided: Vec<Divided>,
+}
+
+/// A gate of a policy whose error a budget of reads divided.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Divided {
+    /// Kind and name of the policy, which is one of `policies`.
+    pub policy: String,
+    /// Name of its requirement.
+    pub requirement: String,
+    /// Number of reads that may promote.
+    pub budget: u32,
+    /// Confidence that the policy asks of all these reads together.
+    pub confidence: String,
+    /// The gate at the confidence that was applied to this read: at least 1 - (1 - confidence) / budget.
+    pub gate: Gate,
 }
 
 /// An evaluation of the same problems that gates compare with.
@@ -328,6 +366,53 @@ pub enum Measured {
         /// Sum of the squared differences.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         sum_of_squares: Option<String>,
+    },
+    /// A mean over clusters of items.
+    ClusterMean {
+        /// Number of clusters.
+        n: u64,
+        /// Number of items in all clusters.
+        items: u64,
+        /// Sum of the clusters' values, each the mean of its items.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        sum: Option<String>,
+        /// Sum of the clusters' squared values.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        sum_of_squares: Option<String>,
+    },
+    /// Differences from a reference over clusters of items.
+    ClusterDifference {
+        /// Number of clusters.
+        n: u64,
+        /// Number of items in all clusters.
+        items: u64,
+        /// Sum of the clusters' differences, each the mean of its items.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        sum: Option<String>,
+        /// Sum of the clusters' squared differences.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        sum_of_squares: Option<String>,
+    },
+    /// A number whose bounds come from drawing clusters of items.
+    ClusterEstimate {
+        /// The number.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        value: Option<String>,
+        /// One-sided lower bound.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        lower: Option<String>,
+        /// One-sided upper bound.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        upper: Option<String>,
+        /// Number of clusters.
+        n: u64,
+        /// Number of items in all clusters.
+        items: u64,
+        /// One-sided confidence of each bound.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        confidence: Option<String>,
+        /// How the bounds were computed, such as `bootstrap`.
+        method: String,
     },
     /// A number with its own bounds.
     Estimate {

@@ -21,11 +21,12 @@ pub use copies::{
 };
 pub use evaluation::EvaluationState;
 pub use serving::{
-    Comparison, Difference, LATENCY_EDGES, MAX_COMPARISONS, Reproduction, ServingState, Traffic, latency_buckets,
-    percentile_95,
+    Comparison, Difference, INTER_TOKEN_EDGES, LATENCY_EDGES, MAX_COMPARISONS, Rejected, Reproduction, ServingState,
+    Times, Traffic, latency_buckets, percentile_95,
 };
 pub use training::{
-    Base, Checkpoint, Computation, Curriculum, CurriculumPhase, DataFile, Model, PhaseStatus, Progress, TrainingState,
+    Base, Checkpoint, Computation, Curriculum, CurriculumPhase, DataFile, Device, Model, PhaseStatus, Progress,
+    TrainingState,
 };
 pub use writer::{CHALLENGE_HEADER, KEY_HEADER, SIGNATURE_HEADER, signed_message};
 

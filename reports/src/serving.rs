@@ -69,6 +69,10 @@ impl Reproduction {
 /// The upper ends in seconds of the buckets of [`Traffic::latency`]: those of the metric `codex_ml_inference_latency_seconds`.
 pub const LATENCY_EDGES: [f64; 13] = [0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 0.7, 1.0, 2.5, 5.0, 10.0, 30.0];
 
+/// The upper ends in seconds of the buckets of [`Traffic::inter_token`]: those of the metric `codex_ml_inference_inter_token_seconds`.
+pub const INTER_TOKEN_EDGES: [f64; 13] =
+    [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.7, 1.0, 2.5];
+
 /// Numbers of requests since a server started. They only grow.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
@@ -83,15 +87,59 @@ pub struct Traffic {
     pub completed: u64,
     /// The number of completed requests that took at most as long as each of [`LATENCY_EDGES`].
     pub latency: Vec<u64>,
+    /// Requests that were refused for other reasons than a limit or a full queue. `None` from servers of earlier versions.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rejected: Option<Rejected>,
+    /// Times from the queue to the first token of a response, by [`LATENCY_EDGES`]. `None` from servers of earlier versions.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub first_token: Option<Times>,
+    /// Times between the tokens of a response, on average over the response, by [`INTER_TOKEN_EDGES`]. Responses of one token have none.
+    /// `None` from servers of earlier versions.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub inter_token: Option<Times>,
 }
 
 impl Traffic {
     /// Returns the completed requests that surely took longer than `seconds`: those beyond the next edge.
     pub fn slower_than(&self, seconds: f64) -> u64 {
-        let bucket = LATENCY_EDGES.iter().position(|edge| *edge >= seconds);
-        let within = bucket.and_then(|bucket| self.latency.get(bucket)).copied();
-        self.completed.saturating_sub(within.unwrap_or(self.completed))
+        beyond(self.completed, &self.latency, &LATENCY_EDGES, seconds)
     }
+}
+
+/// Numbers of refused requests, each counted once.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Rejected {
+    /// Requests with no valid API key, or with one that must not call the path (401 and 403).
+    pub keys: u64,
+    /// Requests whose prompt a safety rule refused.
+    pub prompts: u64,
+    /// Requests whose answer a safety rule refused. They are among [`Traffic::requests`], because a response was generated.
+    pub answers: u64,
+}
+
+/// Numbers of responses by a time.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Times {
+    /// Responses whose time is known.
+    pub responses: u64,
+    /// The number of them within each edge.
+    pub within: Vec<u64>,
+}
+
+impl Times {
+    /// Returns the responses that surely took longer than `seconds`: those beyond the next of the `edges`.
+    pub fn slower_than(&self, seconds: f64, edges: &[f64]) -> u64 {
+        beyond(self.responses, &self.within, edges, seconds)
+    }
+}
+
+/// Returns how many of `all` are beyond the edge that is at least `seconds`. `within` are the cumulative numbers by edge.
+fn beyond(all: u64, within: &[u64], edges: &[f64], seconds: f64) -> u64 {
+    let bucket = edges.iter().position(|edge| *edge >= seconds);
+    let within = bucket.and_then(|bucket| within.get(bucket)).copied();
+    all.saturating_sub(within.unwrap_or(all))
 }
 
 /// The most entries of [`ServingState::comparisons`]. The models that were met last are kept.
@@ -157,7 +205,7 @@ pub fn percentile_95(completed: u64, buckets: &[u64]) -> Option<f64> {
 
 #[cfg(test)]
 mod tests {
-    use super::{LATENCY_EDGES, Traffic, latency_buckets, percentile_95};
+    use super::{INTER_TOKEN_EDGES, LATENCY_EDGES, Times, Traffic, latency_buckets, percentile_95};
 
     #[test]
     fn the_percentile_is_an_edge() {
@@ -184,5 +232,17 @@ mod tests {
             assert_eq!(traffic.slower_than(seconds), slower, "{seconds}");
         }
         assert_eq!(Traffic { completed: 3, ..Traffic::default() }.slower_than(0.7), 0, "no latency is known");
+        let times = Times { responses: 14, within: (1..=13).collect() };
+        for (seconds, slower) in [(0.05, 8), (0.051, 7), (2.5, 1), (2.6, 0)] {
+            assert_eq!(times.slower_than(seconds, &INTER_TOKEN_EDGES), slower, "{seconds}");
+        }
+    }
+
+    #[test]
+    fn reports_of_earlier_servers_lack_what_they_do_not_know() {
+        let earlier = r#"{"requests":5,"errors":2,"refused":1,"completed":3,"latency":[3]}"#;
+        let traffic: Traffic = serde_json::from_str(earlier).unwrap();
+        assert_eq!((traffic.rejected, &traffic.first_token, &traffic.inter_token), (None, &None, &None));
+        assert_eq!(serde_json::to_string(&traffic).unwrap(), earlier);
     }
 }

@@ -36,6 +36,9 @@ pub struct TrainingState {
     /// What computes. `None` until it is known, and on a GPU.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub computation: Option<Computation>,
+    /// Device that computes. `None` until it is known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub device: Option<Device>,
     /// Trained model.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub model: Option<Model>,
@@ -191,6 +194,25 @@ pub struct Computation {
     /// Whether the state that training resumed from was computed with another program, engine or kernels, or may have been.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub mixed: bool,
+}
+
+/// The device that computes a model.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Device {
+    /// Product name of the GPU, or model name of the processor.
+    pub name: String,
+    /// Code path of the engine, such as `cpu-f32` or `candle-cuda-bf16`.
+    pub engine: String,
+    /// Version of the GPU's driver. `None` for a processor, and if NVML is not usable.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub driver: Option<String>,
+    /// Memory of the GPU in bytes. `None` for a processor, and if NVML is not usable.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub memory_bytes: Option<u64>,
+    /// Why a processor computes although the configured device is `auto`. `None` if the device is the configured one, or a GPU.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fallback: Option<String>,
 }
 
 /// A trained model.

@@ -16,7 +16,7 @@ use std::{
 use codex::gpu;
 use codex_engine::{
     AdamW, Backend, Device, Engine, EngineState, Family, Layout, Lora, ModelConfig, Packed, Precision, Projection,
-    Rates, Settings, Shape, Vocabulary, cuda_is_usable, decoder, engine, initial, lora_engine,
+    Rates, Settings, Shape, Vocabulary, check_cuda, decoder, engine, initial, lora_engine,
 };
 
 type Failure = Box<dyn std::error::Error>;
@@ -51,7 +51,7 @@ fn main() -> ExitCode {
             return ExitCode::from(2);
         }
     };
-    if !small && !cuda_is_usable() {
+    if !small && check_cuda().is_err() {
         eprintln!("gpu_check: no GPU is usable: build with --features cuda and run it where nvidia-smi lists a GPU");
         return ExitCode::from(2);
     }

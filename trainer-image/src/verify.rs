@@ -35,7 +35,7 @@ use codex_signing::{
 };
 use codex_verdict::{
     Ring,
-    policy::{Policy, Signatory},
+    policy::{Policy, Signatory, told},
 };
 use jiff::{SignedDuration, Timestamp};
 
@@ -346,6 +346,11 @@ impl fmt::Display for Outcome {
                 let signed = base.signer.map_or_else(String::new, |signer| format!(", signed by {signer}"));
                 writeln!(f, "base       {}, from {}{signed}", base.model, Printable(source))?;
             }
+            if let Some(device) = &training.device {
+                let driver = device.driver.as_deref().map(|driver| format!(", driver {driver}")).unwrap_or_default();
+                let said = format!("{} ({}{driver})", device.name, device.engine);
+                writeln!(f, "device     {}", Printable(&said))?;
+            }
         }
         for evaluation in self.promoted.iter().flat_map(|promoted| &promoted.promotion.reasons.evaluations) {
             writeln!(
@@ -392,6 +397,17 @@ impl fmt::Display for Outcome {
             let reasons = &promotion.reasons;
             for HeldPolicy { kind, name, rule, .. } in &reasons.policies {
                 writeln!(f, "policy     {} {} held, rule {rule}", Printable(kind), Printable(name))?;
+            }
+            for (evaluation, read) in reasons.evaluations.iter().filter_map(|it| Some((it, it.reads.as_ref()?))) {
+                let applied: Vec<_> =
+                    read.divided.iter().map(|it| format!("; {} by {}", told(it), it.policy)).collect();
+                let said = format!(
+                    "evaluation {} is read {} of its problems{}",
+                    evaluation.name,
+                    read.number,
+                    applied.concat()
+                );
+                writeln!(f, "reads      {}", Printable(&said))?;
             }
             for Earlier { ring, promotion, since } in &reasons.earlier {
                 writeln!(f, "earlier    promoted into {} at {} by {promotion}", Printable(ring), Printable(since))?;
@@ -513,7 +529,7 @@ pub(crate) mod tests {
         attestation::{AttestationKind, Build, Unsigned, attestations},
         golden::{GoldenPrompt, Tokens},
         oms,
-        promotion::{Attested, Base, Object, Parity, Promotion, Reasons, Reported, Training},
+        promotion::{Attested, Base, Device, Object, Parity, Promotion, Reasons, Reported, Training},
     };
     use codex_signing::key::{PrivateKey, PublicKey, Signer as _};
     use codex_verdict::{Decimal, GateSpec, Measurement, Stated, report_digest};
@@ -571,6 +587,12 @@ pub(crate) mod tests {
                 data: None,
             },
             reported: Some(Reported { data: BTreeMap::from([("arithmetic".into(), DataDigest(Sha256::of("d")))]) }),
+            device: base.as_ref().map(|_| Device {
+                name: "NVIDIA H100\u{1b}[1A".to_owned(),
+                engine: "candle-cuda-bf16".to_owned(),
+                driver: Some("580.65.06".to_owned()),
+                memory_bytes: Some(85_520_809_984),
+            }),
             base,
         };
         let reasons = Reasons {
@@ -743,6 +765,8 @@ pub(crate) mod tests {
         let told = verify(root.path(), &["--promotion", "promotion.json", "--ring", "main"]).ok().unwrap().to_string();
         let expected = format!("base       {model}, from Hugging Face org/small@0123, signed by {signer}");
         assert_eq!(told.lines().nth(3).unwrap(), expected);
+        let device = format!("device     {}", Printable("NVIDIA H100\u{1b}[1A (candle-cuda-bf16, driver 580.65.06)"));
+        assert_eq!(told.lines().nth(4).unwrap(), device);
         let forged = line(Some("x\nsigned by  me\u{1b}[1A"));
         assert_eq!(forged, format!("base       {model}, from {}", Printable("x\nsigned by  me\u{1b}[1A")));
     }

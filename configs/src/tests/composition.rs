@@ -159,6 +159,7 @@ fn change() -> impl Strategy<Value = (&'static str, String, String)> {
         Rule::ParameterGroups { .. } => ("[]".to_owned(), "[{pattern: '*', weight_decay: 0}]".to_owned()),
         Rule::AnyOf(words) => ("[]".to_owned(), format!("[{}]", words[0])),
         Rule::Names { .. } => ("[one]".to_owned(), "[one, two]".to_owned()),
+        Rule::Texts { .. } => ("[]".to_owned(), r#"["\n"]"#.to_owned()),
         Rule::WeightsOrNull => ("null".to_owned(), "{arithmetic: 2}".to_owned()),
         Rule::Flag => ("false".to_owned(), "true".to_owned()),
         Rule::Phases { .. } => ("[]".to_owned(), "[{id: one, steps: 9}]".to_owned()),
@@ -231,7 +232,7 @@ proptest! {
                     format!("{}=[{}]", known.path, words[1])
                 }
                 Rule::ParameterGroups { .. } | Rule::Phases { .. } => format!("{}=[]", known.path),
-                Rule::Names { .. } => format!("{}=[three]", known.path),
+                Rule::Names { .. } | Rule::Texts { .. } => format!("{}=[three]", known.path),
                 Rule::WeightsOrNull => format!("{}={{arithmetic: 3}}", known.path),
                 Rule::Flag => format!("{}=true", known.path),
                 Rule::Text { .. } | Rule::TextOrNull { .. } => format!("{}=lin", known.path),

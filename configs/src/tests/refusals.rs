@@ -177,6 +177,11 @@ fn values() {
             "training.scheduler=linaer",
             r#"training.scheduler to "linaer": write one of constant, constant_with_warmup, linear, cosine, cosine_with_restarts, polynomial, inverse_sqrt, step"#,
         ),
+        (
+            "training.dtype=fp16",
+            r#"training.dtype to "fp16": write one of fp32, bf16; use bf16: gradients in fp16 leave its range without loss scaling, which no engine here has"#,
+        ),
+        ("training.dtype=fp64", r#"training.dtype to "fp64": write one of fp32, bf16"#),
         ("response.format=null", r#"response.format to "null": write one of steps, answer"#),
         (
             "training.stop_after=soon",
@@ -493,6 +498,14 @@ fn several_answers_need_a_temperature() {
     assert!(told.contains("evaluation.k") && told.contains("write at most evaluation.samples"), "{told}");
     assert!(said(&["evaluation.top_k=5"]).contains("at evaluation.temperature 0 it has no effect"));
     assert!(said(&["evaluation.top_p=0.5"]).contains("evaluation.top_p"));
+    for wrong in
+        ["[a, a]", "['']", "[1]", "text", "[aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa]"]
+    {
+        let told = said(&[&format!("evaluation.stop={wrong}")]);
+        assert!(told.contains("write a list of at most 16 different texts of 1 to 64 characters"), "{wrong}: {told}");
+    }
+    let stopping = composed(&[r#"evaluation.stop=["\n\n", "Q:"]"#]).expect("good");
+    assert_eq!(stopping.spec().settings.evaluation.stop, ["\n\n", "Q:"]);
     let sampled = composed(&["evaluation.samples=4", "evaluation.temperature=0.8"]).expect("good");
     assert_eq!(sampled.spec().settings.evaluation.k(), 4);
     let gate = "pass_at_k>=0.5".parse::<codex_verdict::Gate>().expect("a gate");

@@ -82,6 +82,7 @@ fn promotion(manifest: &Manifest, oms_payload: OmsPayloadDigest, ring: &str) -> 
                 },
                 reported: Some(Reported { data: BTreeMap::new() }),
                 base: None,
+                device: None,
             },
             evaluations: vec![evaluation("cot-lite"), evaluation("arithmetic")],
             policies: Vec::new(),

@@ -60,6 +60,7 @@ fn promotion() -> Promotion {
             source: Some("models/bases/small".to_owned()),
             signer: None,
         }),
+        device: None,
     };
     let reasons = Reasons {
         ring: "0D_base_".to_owned(),

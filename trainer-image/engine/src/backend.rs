@@ -9,9 +9,12 @@ use super::{
     cpu::{self, Bf16, CpuDecoder, CpuEngine, Dtype as _},
 };
 
-/// Returns whether this program was built with CUDA and finds a usable GPU.
-pub fn cuda_is_usable() -> bool {
-    open(Device::Cuda, Precision::F32).is_ok()
+/// Checks that this program was built with CUDA and finds a usable GPU.
+///
+/// # Errors
+/// Neither is so, or the driver refuses the GPU.
+pub fn check_cuda() -> Result<(), EngineError> {
+    open(Device::Cuda, Precision::F32).map(|_| ())
 }
 
 impl Settings {

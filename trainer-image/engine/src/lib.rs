@@ -32,7 +32,7 @@ mod tests;
 mod widen;
 
 pub use self::engine::Engine;
-pub use backend::{cuda_is_usable, decoder, engine, load_decoder, lora_engine, lora_memory, memory};
+pub use backend::{check_cuda, decoder, engine, load_decoder, lora_engine, lora_memory, memory};
 pub use cpu::{Isa, KERNELS, MAX_CPU_ISA, UnknownIsa, arch, instruction_set, round_to_eight_bits};
 pub use decoder::{Decoder, Emitted, End, Logits, PromptError, Slots};
 pub use error::EngineError;

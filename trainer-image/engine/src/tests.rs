@@ -307,7 +307,7 @@ fn shapes_without_kernels_are_computed_by_candle() {
 #[cfg(not(feature = "cuda"))]
 #[test]
 fn a_program_without_cuda_says_so() {
-    assert!(!cuda_is_usable());
+    assert!(matches!(check_cuda(), Err(EngineError::WithoutCuda)));
     let settings = Settings { backend: Backend::Candle(Device::Cuda), ..Settings::default() };
     let refused = engine(tiny(), state(&tiny(), 3), settings).err().unwrap().to_string();
     assert!(refused.starts_with("this program was built without CUDA"), "{refused}");

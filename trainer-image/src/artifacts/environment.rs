@@ -39,6 +39,9 @@ pub struct Environment {
     pub cuda: Option<String>,
     /// Code path of the engine, such as `cpu-f32`.
     pub engine: String,
+    /// Why a processor computes although the configured device is `auto`; absent if it is the configured one, or a GPU computes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fallback: Option<String>,
     /// Seed of the run.
     pub seed: u64,
     /// The command line.
@@ -59,13 +62,10 @@ pub struct Processor {
 
 impl Environment {
     /// Describes this process and its machine.
-    pub fn here(seed: u64, engine: &str) -> Self {
+    pub fn here(seed: u64, engine: &str, fallback: Option<String>) -> Self {
         let system = rustix::system::uname();
         let text = |part: &std::ffi::CStr| part.to_string_lossy().into_owned();
-        let model = fs::read_to_string("/proc/cpuinfo").ok().and_then(|info| {
-            let line = info.lines().find(|line| line.starts_with("model name"))?;
-            Some(line.split_once(':')?.1.trim().to_owned())
-        });
+        let model = processor();
         let threads = rayon::current_num_threads();
         let machine = text(system.machine());
         let sensors = engine.contains("cuda").then(gpu::sensors).flatten();
@@ -84,11 +84,19 @@ impl Environment {
             gpus: sensors.map(|sensors| sensors.describe()).unwrap_or_default(),
             cuda: sensors.and_then(|sensors| sensors.cuda()),
             engine: engine.to_owned(),
+            fallback,
             seed,
             command: std::env::args().collect(),
             hardware_fingerprint: Sha256::of(fingerprint.to_string()),
         }
     }
+}
+
+/// Returns the model name of the processor, if the kernel reports it.
+pub fn processor() -> Option<String> {
+    let info = fs::read_to_string("/proc/cpuinfo").ok()?;
+    let line = info.lines().find(|line| line.starts_with("model name"))?;
+    Some(line.split_once(':')?.1.trim().to_owned())
 }
 
 /// Returns an environment variable; an empty one counts as absent.

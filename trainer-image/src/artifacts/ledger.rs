@@ -38,7 +38,7 @@ pub struct Row {
     pub run_id: String,
     /// Optimizer steps done.
     pub step: u64,
-    /// The records that were measured: `train` (those of the step) or `val` (held-out ones, always the same).
+    /// What was measured: the records of the step (`train`), held-out records, always the same (`val`), or the machine (`system`).
     #[schemars(length(min = 1))]
     pub split: String,
     /// The name of the metric.

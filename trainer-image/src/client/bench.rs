@@ -5,7 +5,6 @@
 //! A closed loop would slow down with the server and hide the waiting.
 
 use std::{
-    io::Write as _,
     sync::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicUsize, Ordering},
@@ -19,7 +18,10 @@ use rand_chacha::ChaCha8Rng;
 use serde::Serialize;
 use serde_json::{Value, json};
 
-use super::{ClientError, Remote};
+use super::{
+    ClientError, Remote,
+    knee::{Limits, Search},
+};
 use crate::error::CommandError;
 
 /// Requests that run at once, at most. More are counted as failed, because the client could not send them.
@@ -30,10 +32,46 @@ const MAX_RUNNING: usize = 2048;
 pub struct BenchServe {
     #[command(flatten)]
     remote: Remote,
-    /// Requests per second. May be repeated, to find the rate from which on answers wait.
-    #[arg(long, value_name = "NUMBER", required = true, value_parser = crate::arguments::number("write a number above 0"))]
+    /// Requests per second. May be repeated, to compare rates. With --knee, the first rate that is tried; 1 by default.
+    #[arg(
+        long,
+        value_name = "NUMBER",
+        required_unless_present = "knee",
+        value_parser = crate::arguments::number("write a number above 0")
+    )]
     rate: Vec<f64>,
-    /// Number of requests at each rate.
+    /// Find the highest rate that holds: double the rate until --max-first-token or --max-refused is passed, then bisect, until the
+    /// rate that holds and the one that does not are within a tenth.
+    #[arg(long)]
+    knee: bool,
+    /// With --knee: the most seconds of the 95th percentile of the time to the first token.
+    #[arg(
+        long,
+        value_name = "SECONDS",
+        default_value_t = 0.7,
+        requires = "knee",
+        value_parser = crate::arguments::number("write a number of seconds above 0")
+    )]
+    max_first_token: f64,
+    /// With --knee: the largest share of requests that are refused or fail.
+    #[arg(
+        long,
+        value_name = "SHARE",
+        default_value_t = 0.01,
+        requires = "knee",
+        value_parser = crate::arguments::number("write a number from 0 to 1")
+    )]
+    max_refused: f64,
+    /// With --knee: seconds that a rate lasts, at least; --requests is then the least number of them. A queue needs time to grow.
+    #[arg(long, value_name = "SECONDS", default_value_t = 10, requires = "knee", value_parser = crate::arguments::whole::<u64>(0..=3600))]
+    min_seconds: u64,
+    /// With --knee: the most rates that are tried.
+    #[arg(long, value_name = "COUNT", default_value_t = 16, requires = "knee", value_parser = crate::arguments::whole::<usize>(1..=100))]
+    max_rates: usize,
+    /// With --knee: seconds after which no further rate is tried.
+    #[arg(long, value_name = "SECONDS", default_value_t = 1800, requires = "knee", value_parser = crate::arguments::whole::<u64>(1..=86_400))]
+    max_seconds: u64,
+    /// Number of requests at each rate. More of them make percentiles steadier, and show a queue that grows slowly.
     #[arg(long, value_name = "COUNT", default_value_t = 100, value_parser = crate::arguments::whole::<usize>(1..=1_000_000))]
     requests: usize,
     /// Times between requests: poisson, as of independent clients, or constant.
@@ -63,7 +101,7 @@ pub struct BenchServe {
     /// Seed of the times.
     #[arg(long, default_value_t = 1, value_parser = crate::arguments::seed)]
     seed: u64,
-    /// Print JSON, one line for each rate.
+    /// Print JSON, one line for each rate, and one for the knee.
     #[arg(long)]
     json: bool,
 }
@@ -124,23 +162,77 @@ impl BenchServe {
             return Err(CommandError::bad_input(format!("--rate {rate}: write a number above 0")));
         }
         let mut out = std::io::stdout().lock();
-        let mut rows = Vec::new();
-        for rate in &self.rate {
-            let row = self.measure(*rate);
-            let line = if self.json { serde_json::to_string(&row).map_err(CommandError::failed)? } else { row.line() };
-            if rows.is_empty() && !self.json {
-                writeln!(out, "{}", Row::HEAD).map_err(CommandError::failed)?;
-            }
-            writeln!(out, "{line}").and_then(|()| out.flush()).map_err(CommandError::failed)?;
-            if let Some(error) = &row.error {
-                tracing::warn!(rate, "{error}");
-            }
-            rows.push(row);
+        if self.knee {
+            return self.find_knee(&mut out);
         }
-        if rows.iter().all(|row| row.answered == 0) {
+        let mut answered = 0;
+        for (index, rate) in self.rate.iter().enumerate() {
+            answered += self.show(&mut out, index * self.requests, *rate)?.answered;
+        }
+        if answered == 0 {
             return Err(CommandError::failed("no request was answered"));
         }
         Ok(codex_reports::exit::FINISHED)
+    }
+
+    /// Measures a rate and prints its row. The prompts are numbered from `from` on, so that no rate finds those of another one in the
+    /// server's cache.
+    fn show(&self, out: &mut impl std::io::Write, from: usize, rate: f64) -> Result<Row, CommandError> {
+        let row = self.measure(rate, from);
+        let line = if self.json { serde_json::to_string(&row).map_err(CommandError::failed)? } else { row.line() };
+        if from == 0 && !self.json {
+            writeln!(out, "{}", Row::HEAD).map_err(CommandError::failed)?;
+        }
+        writeln!(out, "{line}").and_then(|()| out.flush()).map_err(CommandError::failed)?;
+        if let Some(error) = &row.error {
+            tracing::warn!(rate, "{error}");
+        }
+        Ok(row)
+    }
+
+    /// Finds the highest rate that holds, and prints the rows of the rates that it tries, and the knee.
+    ///
+    /// # Errors
+    /// The options contradict each other, no tried rate holds, or the output cannot be written.
+    pub(super) fn find_knee(&self, out: &mut impl std::io::Write) -> Result<i32, CommandError> {
+        let first = match self.rate[..] {
+            [] => 1.0,
+            [rate] => rate,
+            _ => return Err(CommandError::bad_input("--rate: with --knee, give the first rate only")),
+        };
+        if self.max_first_token <= 0.0 {
+            let told = format!("--max-first-token {}: write a number of seconds above 0", self.max_first_token);
+            return Err(CommandError::bad_input(told));
+        }
+        if !(0.0..=1.0).contains(&self.max_refused) {
+            return Err(CommandError::bad_input(format!(
+                "--max-refused {}: write a number from 0 to 1",
+                self.max_refused
+            )));
+        }
+        let limits = Limits { first_token: self.max_first_token, refused: self.max_refused };
+        let (begun, mut search, mut why, mut sent) = (Instant::now(), Search::new(first), None, 0);
+        for _ in 0..self.max_rates {
+            let Some(rate) = search.next().filter(|_| begun.elapsed().as_secs() < self.max_seconds) else { break };
+            let row = self.show(out, sent, rate)?;
+            sent += row.sent;
+            if row.answered + row.refused == 0 {
+                return Err(CommandError::failed("no request was answered"));
+            }
+            let broken = limits.broken(&row);
+            search.tried(rate, broken.is_none());
+            why = broken.or(why);
+        }
+        let told = if self.json {
+            json!({ "knee": search, "limits": limits, "complete": search.next().is_none() }).to_string()
+        } else {
+            search.sentence(&why.unwrap_or_default())
+        };
+        writeln!(out, "{told}").and_then(|()| out.flush()).map_err(CommandError::failed)?;
+        match search.holds {
+            Some(_) => Ok(codex_reports::exit::FINISHED),
+            None => Err(CommandError::failed("no rate that was tried holds")),
+        }
     }
 
     /// Returns when each request begins, in seconds.
@@ -153,11 +245,12 @@ impl BenchServe {
             at += if self.arrivals == "constant" { 1.0 } else { -(1.0 - share).ln() } / rate;
             now
         };
-        (0..self.requests).map(|_| next()).collect()
+        let least = if self.knee { (rate * self.min_seconds as f64).ceil() as usize } else { 0 };
+        (0..self.requests.max(least)).map(|_| next()).collect()
     }
 
-    /// Sends the requests of one rate and waits for their answers.
-    pub(super) fn measure(&self, rate: f64) -> Row {
+    /// Sends the requests of one rate, whose prompts are numbered from `from` on, and waits for their answers.
+    pub(super) fn measure(&self, rate: f64, from: usize) -> Row {
         let agent = self.remote.agent();
         let (running, results) = (Arc::new(AtomicUsize::new(0)), Arc::new(Mutex::new(Vec::new())));
         let begun = Instant::now();
@@ -175,7 +268,7 @@ impl BenchServe {
                 let (agent, running) = (agent.clone(), Arc::clone(&running));
                 let results = Arc::clone(&results);
                 scope.spawn(move || {
-                    let result = self.sample(&agent, number);
+                    let result = self.sample(&agent, number, from + number);
                     running.fetch_sub(1, Ordering::Relaxed);
                     results.lock().unwrap_or_else(PoisonError::into_inner).push(result);
                 });
@@ -186,8 +279,9 @@ impl BenchServe {
         Row::of(rate, took, results)
     }
 
-    fn sample(&self, agent: &ureq::Agent, number: usize) -> Result<Sample, ClientError> {
-        let long = self.long_prompts.filter(|_| number % LONG_EVERY == LONG_EVERY - 1);
+    /// Sends a request, the `index`th of its rate.
+    fn sample(&self, agent: &ureq::Agent, index: usize, number: usize) -> Result<Sample, ClientError> {
+        let long = self.long_prompts.filter(|_| index % LONG_EVERY == LONG_EVERY - 1);
         let (prompt, most) = match long {
             Some(words) => (format!("{number}:{}", " 1".repeat(words)), 1),
             None => (self.prompt.replace("{}", &number.to_string()), self.max_tokens),

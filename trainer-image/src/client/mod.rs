@@ -3,6 +3,7 @@
 mod bench;
 mod chat;
 mod infer;
+mod knee;
 mod session_log;
 #[cfg(test)]
 mod tests;

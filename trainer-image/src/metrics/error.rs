@@ -6,7 +6,7 @@ use codex_reports::exit;
 
 use crate::{
     artifacts::ledger::LineError, atomic_fs::FileError, error::CommandError, gating::GatingError, overlap::Overlap,
-    tracking::TrackingError,
+    tracking::TrackingError, wording::counted,
 };
 
 /// Metrics cannot be shown.
@@ -70,7 +70,7 @@ pub enum MetricsError {
     #[error(transparent)]
     Evaluation(#[from] GatingError),
     /// The records of an evaluation are not those that were counted.
-    #[error("{}: {right} of {records} records are right, but evaluation.json counts {successes} of {n}: evaluate again", path.display())]
+    #[error("{}: {right} of {} are right, but evaluation.json counts {successes} of {n}: evaluate again", path.display(), counted(*records, "record"))]
     Records {
         /// The records.
         path: PathBuf,
@@ -82,6 +82,16 @@ pub enum MetricsError {
         successes: u64,
         /// Number of problems in the results.
         n: u64,
+    },
+    /// The records of an evaluation over clusters are not as many as were counted.
+    #[error("{}: it has {}, but evaluation.json counts {items}: evaluate again", path.display(), counted(*records, "record"))]
+    Clustered {
+        /// The records.
+        path: PathBuf,
+        /// Number of records.
+        records: usize,
+        /// Number of problems in the clusters of the results.
+        items: u64,
     },
     /// An option is for runs only.
     #[error("{0} is for runs: evaluations are ordered by the bound that counts against the model; remove {0}")]

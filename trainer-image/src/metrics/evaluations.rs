@@ -174,6 +174,12 @@ impl Evaluated {
         let found = Measurement::Share { successes: right, n: lines.len() as u64 };
         let stated = self.report.metrics().get(Metric::ExactMatch.name());
         if bad == 0
+            && let Some(Measurement::ClusterMean { items, .. }) = stated
+            && *items != lines.len() as u64
+        {
+            return Err(MetricsError::Clustered { path, records: lines.len(), items: *items });
+        }
+        if bad == 0
             && let Some(Measurement::Share { successes, n }) = stated.filter(|stated| **stated != found)
         {
             return Err(MetricsError::Records { path, right, records: lines.len(), successes: *successes, n: *n });

@@ -206,6 +206,7 @@ mod tests {
         let path = ledger::locate(root.path());
         let rows: Vec<Row> =
             [10, 20, 30, 40].iter().flat_map(|step| [row(*step, "loss", 1.5), row(*step, "x", 2.0)]).collect();
+        atomic_fs::make_parents(&path).unwrap();
         atomic_fs::write(&path, &text(&rows[..3])).unwrap();
         let seen = follower.look(false).unwrap();
         assert_eq!((seen.rows.len(), seen.replaced), (3, None));
@@ -238,6 +239,7 @@ mod tests {
         let path = ledger::locate(root.path());
         let rows: Vec<Row> = (1..=12).map(|step| row(step, "loss", 1.5)).collect();
         let steps = |seen: &Seen| seen.rows.iter().map(|row| row.step).collect::<Vec<_>>();
+        atomic_fs::make_parents(&path).unwrap();
         atomic_fs::write(&path, &text(&rows[..2])).unwrap();
         let mut follower = Follower::new(root.path());
         assert_eq!(steps(&follower.look(true).unwrap()), [1, 2]);

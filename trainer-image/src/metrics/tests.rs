@@ -28,6 +28,7 @@ fn invalid_lines_are_refused_with_their_number_or_ignored() {
     let mut lines = text(&[row(1, "loss", 1.0)]);
     lines.extend(b"nonsense\n");
     lines.extend(text(&[row(2, "loss", 0.5)]));
+    atomic_fs::make_parents(&path).unwrap();
     atomic_fs::write(&path, &lines).unwrap();
     let run = root.path().join("run");
     let error = input(&[&run], false).read().unwrap_err();
@@ -46,7 +47,9 @@ fn runs_with_equal_names_are_labelled_by_path() {
     let root = tempfile::tempdir().unwrap();
     let [a, b] = ["a/run", "b/run"].map(|run| root.path().join(run));
     for run in [&a, &b] {
-        atomic_fs::write(&run.join("artifacts/metrics.ndjson"), &text(&[row(1, "loss", 1.0)])).unwrap();
+        let path = run.join("artifacts/metrics.ndjson");
+        atomic_fs::make_parents(&path).unwrap();
+        atomic_fs::write(&path, &text(&[row(1, "loss", 1.0)])).unwrap();
     }
     let labels: Vec<String> = input(&[&a, &b], false).read().unwrap().into_iter().map(|run| run.label).collect();
     assert_eq!(labels, [a.display().to_string(), b.display().to_string()]);
@@ -169,6 +172,7 @@ fn the_numbers_of_an_evaluation_are_exported_as_rows() {
 fn a_ledger_is_not_exported_onto_itself() {
     let root = tempfile::tempdir().unwrap();
     let path = root.path().join("artifacts/metrics.ndjson");
+    atomic_fs::make_parents(&path).unwrap();
     atomic_fs::write(&path, &text(&[row(1, "loss", 1.0)])).unwrap();
     let (run, artifacts) = (root.path().to_str().unwrap(), path.parent().unwrap().to_str().unwrap());
     let refused = metrics(&["export", run, "--format", "ndjson", "--output", artifacts]).unwrap_err();

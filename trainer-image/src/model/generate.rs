@@ -34,7 +34,7 @@ use super::{
 };
 use crate::{
     device::backend,
-    text::{Tokenizer, TokenizerError},
+    text::{Stops, TextStream, Tokenizer, TokenizerError},
 };
 
 /// A loaded model with its slots; see [`Decoder`].
@@ -52,8 +52,39 @@ pub struct Completion {
     pub text: String,
     /// Tokens of the response.
     pub tokens: Vec<u32>,
-    /// Why the response ended; `None` if it reached the limit of new tokens.
+    /// Why the response ended; `None` if it reached the limit of new tokens. [`End::Stop`] also if one of the requested texts ended it,
+    /// which `text` lacks.
     pub end: Option<End>,
+}
+
+/// A prompt that a slot answers.
+struct Running<'a> {
+    /// Its place among the prompts.
+    index: usize,
+    /// The tokens of the response so far.
+    tokens: Vec<u32>,
+    sampler: Sampler,
+    /// The text of the response, if texts end it.
+    text: Option<Until<'a>>,
+}
+
+/// A text that grows until one of some texts stands in it.
+struct Until<'a> {
+    stream: TextStream<'static>,
+    stops: Stops<'a>,
+    text: String,
+}
+
+impl<'a> Until<'a> {
+    fn new(tokenizer: &Tokenizer, stop: &'a [String]) -> Self {
+        Self { stream: tokenizer.clone().into_stream(), stops: Stops::new(stop), text: String::new() }
+    }
+
+    /// Takes the next token. Returns the text before the first of the texts once that is complete.
+    fn push(&mut self, token: u32) -> Result<Option<String>, TokenizerError> {
+        self.text.push_str(&self.stops.push(&self.stream.push(token)?));
+        Ok(self.stops.reached().then(|| std::mem::take(&mut self.text)))
+    }
 }
 
 /// The reasons for which a prompt has no response.
@@ -312,18 +343,32 @@ impl Generator {
         prompts: &[&str],
         limit: usize,
         sampler: impl Fn(usize) -> Sampler,
+        progress: impl FnMut(usize) -> bool,
+    ) -> Option<Vec<Result<Completion, GenerateError>>> {
+        self.sample_until(prompts, (limit, &[]), sampler, progress)
+    }
+
+    /// As [`sample_while`](Self::sample_while), but a response also ends before the first of the texts `stop`, none of which is empty.
+    pub fn sample_until(
+        &mut self,
+        prompts: &[&str],
+        (limit, stop): (usize, &[String]),
+        sampler: impl Fn(usize) -> Sampler,
         mut progress: impl FnMut(usize) -> bool,
     ) -> Option<Vec<Result<Completion, GenerateError>>> {
         let mut results: Vec<Option<Result<Completion, GenerateError>>> = prompts.iter().map(|_| None).collect();
         let mut waiting = prompts.iter().enumerate();
-        let mut running: BTreeMap<usize, (usize, Vec<u32>, Sampler)> = BTreeMap::new();
+        let mut running: BTreeMap<usize, Running<'_>> = BTreeMap::new();
         let mut done = 0;
         loop {
             while let Some(slot) = self.free_slot() {
                 let Some((index, prompt)) = waiting.next() else { break };
                 let ids = self.encode_prompt(prompt).map_err(GenerateError::from);
                 match ids.and_then(|ids| self.prefill(slot, &ids)) {
-                    Ok(()) => drop(running.insert(slot, (index, Vec::new(), sampler(index)))),
+                    Ok(()) => {
+                        let text = (!stop.is_empty()).then(|| Until::new(&self.tokenizer, stop));
+                        running.insert(slot, Running { index, tokens: Vec::new(), sampler: sampler(index), text });
+                    }
                     Err(error) => {
                         results[index] = Some(Err(error));
                         done += 1;
@@ -331,7 +376,7 @@ impl Generator {
                 }
             }
             let choose = |slot, logits: &[f32]| match running.get_mut(&slot) {
-                Some((_, _, sampler)) => sampler.choose(logits),
+                Some(running) => running.sampler.choose(logits),
                 None => 0,
             };
             let emitted = match self.step_by(choose) {
@@ -347,14 +392,24 @@ impl Generator {
                 break;
             }
             for Emitted { slot, token, end } in emitted {
-                let Some((index, tokens, _)) = running.get_mut(&slot) else { continue };
+                let Some(Running { index, tokens, text, .. }) = running.get_mut(&slot) else { continue };
                 tokens.push(token);
-                if end.is_none() && tokens.len() < limit {
+                let stopped = match text {
+                    // The token that ends a response is no text.
+                    Some(text) if end != Some(End::Stop) => text.push(token),
+                    _ => Ok(None),
+                };
+                if matches!(stopped, Ok(None)) && end.is_none() && tokens.len() < limit {
                     continue;
                 }
-                let completion = self.tokenizer.decode(tokens).map_err(GenerateError::from);
+                let completion = match stopped {
+                    Ok(Some(text)) => Ok((text, Some(End::Stop))),
+                    Ok(None) => self.tokenizer.decode(tokens).map(|text| (text, end)),
+                    Err(error) => Err(error),
+                };
                 let tokens = std::mem::take(tokens);
-                results[*index] = Some(completion.map(|text| Completion { text, tokens, end }));
+                let completion = completion.map(|(text, end)| Completion { text, tokens, end });
+                results[*index] = Some(completion.map_err(GenerateError::from));
                 running.remove(&slot);
                 self.release(slot);
                 done += 1;
@@ -467,6 +522,26 @@ mod tests {
         assert!(stopped.is_none() && steps == 3);
         assert_eq!(generator.free_slot(), Some(0));
         assert_eq!(generator.complete(&PROMPTS, 12, |_| ()).len(), PROMPTS.len(), "all slots are free again");
+    }
+
+    #[test]
+    fn a_response_ends_before_a_text_that_stops_it() {
+        let (_, files) = files();
+        let mut generator = Generator::load(&files, 2, codex_configs::Device::Cpu).unwrap();
+        let whole: Vec<Completion> = generator.complete(&PROMPTS, 30, |_| ()).into_iter().map(Result::unwrap).collect();
+        // A text of three characters that the first response has.
+        let characters: Vec<char> = whole[0].text.chars().collect();
+        let stop = [characters[4..7].iter().collect::<String>()];
+        let stopped = generator.sample_until(&PROMPTS, (30, &stop), |_| Sampler::greedy(), |_| true).unwrap();
+        for (stopped, whole) in stopped.into_iter().map(Result::unwrap).zip(&whole) {
+            let expected = whole.text.find(&stop[0]).map_or(whole.text.as_str(), |at| &whole.text[..at]);
+            assert_eq!(stopped.text, expected);
+            assert!(whole.tokens.starts_with(&stopped.tokens));
+        }
+        let first = generator.sample_until(&PROMPTS[..1], (30, &stop), |_| Sampler::greedy(), |_| true).unwrap();
+        let first = first.into_iter().next().unwrap().unwrap();
+        assert!(first.tokens.len() <= 7 && first.end == Some(End::Stop), "{first:?}");
+        assert_eq!(generator.free_slot(), Some(0));
     }
 
     #[test]

@@ -34,9 +34,32 @@ pub enum NotReproduced {
         /// The reason.
         error: GenerateError,
     },
+    /// The model was judged in another precision than it is computed in.
+    #[error(
+        "the model was judged in {recorded} (code path {recorded_path}) and is computed here in {own} (code path {own_path}): serve it \
+         with a release and on a device that compute it in {recorded}, or evaluate it again with this one"
+    )]
+    Precision {
+        /// The precision of the record.
+        recorded: &'static str,
+        /// The code path of the record.
+        recorded_path: String,
+        /// The precision of the decoder.
+        own: &'static str,
+        /// The code path of the decoder.
+        own_path: &'static str,
+    },
     /// A token differs.
     #[error("{0}")]
     Differs(Box<Differs>),
+}
+
+/// The precisions that code paths name.
+const PRECISIONS: [&str; 2] = ["f32", "bf16"];
+
+/// Returns the precision of a code path, such as `bf16` of `cpu-bf16-amx`; `None` if it names none that this release knows.
+fn precision(path: &str) -> Option<&'static str> {
+    PRECISIONS.into_iter().find(|precision| path.split('-').any(|part| part == *precision))
 }
 
 /// The first token that differs.
@@ -180,6 +203,13 @@ impl Generator {
     /// The record is malformed, or the first token that differs.
     pub(crate) fn reproduce(&mut self, golden: &Golden) -> Result<Reproduction, NotReproduced> {
         let recorded = golden.read()?;
+        // The tolerance allows for another order of sums, not for other numbers.
+        if let (Some(judged), Some(own)) = (precision(&golden.path), precision(self.path()))
+            && judged != own
+        {
+            let (recorded_path, own_path) = (golden.path.clone(), self.path());
+            return Err(NotReproduced::Precision { recorded: judged, recorded_path, own, own_path });
+        }
         let tolerance = if self.binds(golden) { None } else { Some(golden.tolerance()?) };
         let asked: Vec<(&[u32], Option<&[u32]>)> =
             recorded.iter().map(|it| (it.prompt.as_slice(), Some(it.tokens.as_slice()))).collect();
@@ -336,11 +366,30 @@ mod tests {
         let said = told(&|it| it.log_probabilities[0] -= 1.0, &elsewhere).unwrap_err();
         assert!(said.contains("more than the promoted tolerance 0.01"), "{said}");
         for edit in [
-            |it: &mut Golden| it.path = "cpu-bf16".to_owned(),
+            |it: &mut Golden| it.path = "candle-cuda-f32".to_owned(),
             |it: &mut Golden| it.kernels += 1,
             |it: &mut Golden| it.instruction_set = "another".to_owned(),
         ] {
             assert_eq!(told(&nudge, &edit).unwrap(), Reproduction::Near);
+        }
+    }
+
+    #[test]
+    fn a_record_in_another_precision_is_refused_however_near_it_is() {
+        let mut golden = golden();
+        assert_eq!(precision(&golden.path), Some("f32"));
+        (golden.path, golden.tolerance) = ("cpu-bf16-amx".to_owned(), "100".to_owned());
+        let mut generator = generator(1);
+        let error = generator.reproduce(&golden).unwrap_err();
+        assert!(matches!(error, NotReproduced::Precision { recorded: "bf16", own: "f32", .. }), "{error}");
+        let said = error.to_string();
+        assert!(
+            said.starts_with("the model was judged in bf16 (code path cpu-bf16-amx) and is computed here in f32"),
+            "{said}"
+        );
+        assert!(generator.is_free(0));
+        for (path, named) in [("candle-cuda-bf16", Some("bf16")), ("candle-f32", Some("f32")), ("cpu-f8", None)] {
+            assert_eq!(precision(path), named, "{path}");
         }
     }
 

@@ -217,7 +217,12 @@ fn measured(name: &str, measurement: &Measurement) -> Markup {
             @match Shown::of(name, measurement) {
                 Some(shown) => {
                     td { (shown.value) }
-                    td { (shown.n) }
+                    td {
+                        @match shown.items {
+                            Some(items) => { (items) " in " (counted(shown.n as usize, "cluster")) }
+                            None => (shown.n),
+                        }
+                    }
                     td { (shown.lower) " to " (shown.upper) @if shown.approximate { " (approximate)" } }
                 }
                 None => td colspan="3" { (lack("The measurement is impossible.")) }
@@ -255,6 +260,8 @@ fn all_examples(content: &Content) -> Markup {
 fn examples_of(evaluated: &Evaluated, examples: &Examples) -> Markup {
     let Examples { right, wrong, rights, wrongs, bad } = examples;
     let stated = match evaluated.report.metrics().get(Metric::ExactMatch.name()) {
+        // The share of clusters does not say how many problems are right.
+        Some(Measurement::ClusterMean { items, .. }) => Some((*rights, *items)),
         Some(Measurement::Share { successes, n }) => Some((*successes, *n)),
         _ => None,
     };
@@ -273,7 +280,9 @@ fn examples_of(evaluated: &Evaluated, examples: &Examples) -> Markup {
 
 fn one_example(example: &Example) -> Markup {
     let Example { line, prompt, prediction, expected, answer, .. } = example;
-    let or_none = |text: &Option<String>| text.as_deref().map_or_else(|| lack("none"), code);
+    // Within a paragraph, where a second one would end it.
+    let none = || html! { span.lack { "none" } };
+    let or_none = |text: &Option<String>| text.as_deref().map_or_else(none, code);
     html! {
         div.example {
             p.lack { "line " (line) }

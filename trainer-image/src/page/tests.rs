@@ -1,6 +1,6 @@
 //! `codex report` on files.
 
-use std::{fs, path::Path};
+use std::{fs, path::Path, process::Command};
 
 use clap::Parser;
 use serde_json::json;
@@ -286,4 +286,93 @@ fn an_ml_bom_names_the_promotion() {
     assert!(metric["slice"].as_str().unwrap().ends_with(", as promoted"));
     let names: Vec<_> = model["properties"].as_array().unwrap().iter().map(|it| it["name"].as_str().unwrap()).collect();
     assert_eq!(names, ["codex:signedBy", "codex:ring", "codex:promotionDigest", "codex:promotedGate"]);
+}
+
+/// `make test-clients` installs the package.
+#[test]
+#[ignore = "needs CLIENTS_PYTHON, a Python with the package cyclonedx-python-lib: make test-clients"]
+fn ml_boms_are_valid_by_the_schema_of_cyclonedx() {
+    let python = std::env::var("CLIENTS_PYTHON").expect("CLIENTS_PYTHON names a Python with cyclonedx-python-lib");
+    let (run, promoted) = (whole(), signed());
+    // What is optional in one is there in the other: a base, a comparison, a promotion.
+    let metadata = run.path().join("artifacts/run_metadata.json");
+    let mut value: serde_json::Value = serde_json::from_slice(&fs::read(&metadata).unwrap()).unwrap();
+    value["base"] =
+        json!({ "digest": "ab".repeat(32), "source": "/base", "repository": "org/base", "commit": "c".repeat(40) });
+    fs::write(&metadata, value.to_string()).unwrap();
+    let path = |root: &tempfile::TempDir, name: &str| root.path().join(name).to_str().unwrap().to_owned();
+    let [gates, of_run, of_model] = [path(&run, "gates.yaml"), path(&run, "bom.json"), path(&promoted, "bom.json")];
+    let out = path(&run, "report.html");
+    let line = ["--gates", &gates, "--ml-bom", &of_run, "--out", &out];
+    assert_eq!(command(run.path(), &line).run().unwrap(), exit::FINISHED);
+    assert!(fs::read_to_string(&of_run).unwrap().contains("\"pedigree\""), "the base");
+    let [bundle, key, promotion] = ["model/model.sig", "key.pem", "promotion.json"].map(|name| path(&promoted, name));
+    let line = ["--bundle", &bundle, "--key", &key, "--promotion", &promotion, "--ring", "main", "--ml-bom", &of_model];
+    let line = [&line[..], &["--out", &out]].concat();
+    assert_eq!(command(&promoted.path().join("model"), &line).run().unwrap(), exit::FINISHED);
+    ran(Command::new(python).arg(script("clients/bom.py")).args([of_run, of_model]));
+}
+
+/// `make test-page` installs the browser. Where `PAGES` names a folder, pages and screenshots stay there.
+#[test]
+#[ignore = "needs CHROMIUM, the program of the browser: make test-page"]
+fn a_browser_shows_every_part_of_the_pages() {
+    let chromium = std::env::var("CHROMIUM").expect("CHROMIUM names the program of the browser");
+    let kept = tempfile::tempdir().unwrap();
+    let pages = std::env::var_os("PAGES").map_or_else(|| kept.path().to_owned(), PathBuf::from);
+    let look = |name: &str, html: &str, pictures: usize, texts: &[&str]| {
+        let page = pages.join(format!("{name}.html"));
+        fs::write(&page, html).unwrap();
+        let mut look = Command::new("python3");
+        look.arg(script("page/look.py")).arg(&chromium).arg(&page).arg(pages.join(format!("{name}-seen")));
+        ran(look.arg(pictures.to_string()).args(texts));
+        let seen = fs::read_to_string(pages.join(format!("{name}-seen.html"))).unwrap();
+        assert!(seen.contains("</svg>") == (pictures > 0) && !seen.contains("<script"), "{name}");
+    };
+    let run = whole();
+    let digest = RunFolder::locate("DIR", run.path()).unwrap().manifest(&std::collections::BTreeSet::new());
+    let digest = digest.found().unwrap().digest().to_string();
+    let gates = run.path().join("gates.yaml");
+    let html = page(run.path(), &["--gates", gates.to_str().unwrap()]);
+    let texts = [
+        "Chain",
+        &digest,
+        "measured exactly these files",
+        "1 of 2 gates passed",
+        "Gates and measurements",
+        "Failed exact_match: ",
+        "limit 0.5",
+        "answer none, expected 3",
+        // What a file holds is text.
+        "<script>alert(1)</script>",
+        "Signatures, and how to verify",
+        "No signature here: none was given.",
+    ];
+    look("run", &html, 3, &texts);
+
+    let root = signed();
+    let path = |name: &str| root.path().join(name).to_str().unwrap().to_owned();
+    let (bundle, key, promotion, pin) =
+        (path("model/model.sig"), path("key.pem"), path("promotion.json"), fingerprint(root.path()));
+    let line = ["--bundle", &bundle, "--key", &key, "--fingerprint", &pin, "--promotion", &promotion, "--ring", "main"];
+    let html = page(&root.path().join("model"), &line);
+    let texts = [
+        "Promotion into main by the statement ",
+        "Valid when this page was written: the files are exactly what was signed.",
+        &format!("Signed by the key {pin}, the one of --fingerprint"),
+        "Promoted on the evaluation cot-lite",
+        "exact_match >= 0.95 at confidence 0.95",
+        "Verify it yourself",
+    ];
+    look("signed", &html, 0, &texts);
+}
+
+fn script(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests").join(name)
+}
+
+fn ran(command: &mut Command) {
+    let output = command.output().unwrap();
+    let told = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{}\n{told}", String::from_utf8_lossy(&output.stdout));
 }

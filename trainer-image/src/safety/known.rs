@@ -86,16 +86,25 @@ pub(super) const FORMS: [Form; 17] = [
     ),
 ];
 
-/// Returns whether digits are a card's number: of a known length, with the right check digit by Luhn's rule, not all alike.
+/// Returns whether digits are a card's number: of a length that its network uses, with the right check digit by Luhn's rule, not all
+/// alike.
 fn is_card(text: &str) -> bool {
     let digits: Vec<u32> = text.chars().filter_map(|character| character.to_digit(10)).collect();
-    let starts = matches!(digits.first(), Some(2..=6));
+    let lengths: &[usize] = match digits.as_slice() {
+        [4, ..] => &[13, 16, 19],
+        [3, 4 | 7, ..] => &[15],
+        [3, 0 | 6 | 8 | 9, ..] => &[14, 15, 16, 17, 18, 19],
+        [2, ..] | [5, 1..=5, ..] => &[16],
+        [3, 5, ..] => &[16, 17, 18, 19],
+        [5 | 6, ..] => &[13, 14, 15, 16, 17, 18, 19],
+        _ => &[],
+    };
     let doubled = digits.iter().rev().enumerate().map(|(at, digit)| match (at % 2, digit * 2) {
         (0, _) => *digit,
         (_, double) => double / 10 + double % 10,
     });
     let alike = digits.windows(2).all(|pair| pair[0] == pair[1]);
-    starts && (13..=19).contains(&digits.len()) && doubled.sum::<u32>() % 10 == 0 && !alike
+    lengths.contains(&digits.len()) && doubled.sum::<u32>() % 10 == 0 && !alike
 }
 
 /// Returns whether a number may be a social security number of the United States: no part is one that is never issued.

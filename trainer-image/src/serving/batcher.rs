@@ -369,6 +369,8 @@ struct Running {
     cached: Option<usize>,
     /// When its latest token was sent; before the first one, when it was queued.
     latest: Instant,
+    /// When its first token was sent.
+    first: Option<Instant>,
     /// Those of the token that was chosen last.
     scores: Option<LogProbabilities>,
     /// Whether its grammar allows no token, so that what was chosen is none of the response.
@@ -378,7 +380,8 @@ struct Running {
 impl Running {
     fn new(request: Request, came: u64) -> Self {
         let (admitted, tokens, cached) = (false, Vec::new(), None);
-        Self { latest: request.queued, request, came, admitted, tokens, cached, scores: None, stuck: false }
+        let (latest, first) = (request.queued, None);
+        Self { latest, first, request, came, admitted, tokens, cached, scores: None, stuck: false }
     }
 
     /// Returns the tokens that have keys and values after the next step, at most.
@@ -394,6 +397,14 @@ impl Running {
     /// Whether nobody waits for its response any more.
     fn is_abandoned(&self) -> bool {
         self.request.pieces.is_closed()
+    }
+
+    /// Records the average time between its tokens, once it has ended.
+    fn record_pace(&self, metrics: &Metrics) {
+        let gaps = u32::try_from(self.tokens.len().saturating_sub(1)).unwrap_or(u32::MAX);
+        if let Some(first) = self.first.filter(|_| gaps > 0) {
+            metrics.paced_at(self.latest.duration_since(first) / gaps);
+        }
     }
 
     /// Writes its trace, if it is traced.
@@ -448,6 +459,7 @@ impl Running {
         let took = now.duration_since(self.latest);
         let cached = *self.cached.get_or_insert(reused);
         if self.tokens.is_empty() {
+            self.first = Some(now);
             metrics.first_token_after(took);
         } else {
             metrics.next_token_after(took);
@@ -507,10 +519,11 @@ impl Work {
     }
 
     /// Drops requests that nobody waits for.
-    fn drop_abandoned(&mut self) {
+    fn drop_abandoned(&mut self, metrics: &Metrics) {
         self.waiting.retain_mut(|waiting| {
             let abandoned = waiting.is_abandoned();
             if abandoned && waiting.admitted {
+                waiting.record_pace(metrics);
                 waiting.end_trace(capture::Ended::Closed);
             }
             !abandoned
@@ -520,6 +533,7 @@ impl Work {
                 continue;
             }
             if let Some(mut left) = self.leave(slot) {
+                left.record_pace(metrics);
                 left.end_trace(capture::Ended::Closed);
                 self.places.released(&mut self.generator, slot);
             }
@@ -610,7 +624,7 @@ fn run(
     let mut work = Work::new(generator, room);
     loop {
         progress.go_on(Instant::now());
-        work.drop_abandoned();
+        work.drop_abandoned(metrics);
         work.preempt(metrics);
         if work.admit(&mut requests, metrics).is_break() {
             return;
@@ -646,6 +660,7 @@ fn run(
             }
             if let Some(mut running) = place.take() {
                 places.released(generator, emitted.slot);
+                running.record_pace(metrics);
                 running.end_trace(capture::Ended::Generated(end));
                 running.request.end(Ok(end));
             }

@@ -1,6 +1,13 @@
 //! Safety rules on the prompts and answers of a server. Does I/O for its log.
 
-use std::{fmt, io, path::PathBuf, sync::Arc};
+use std::{
+    fmt, io,
+    path::PathBuf,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+};
 
 use super::{errors::Errors, metrics::Metrics};
 use crate::safety::{Checked, Direction, Guard, Log, RulesError};
@@ -76,6 +83,8 @@ pub(super) struct Check {
     source: &'static str,
     /// The name of the API key.
     key: Arc<str>,
+    /// Whether a text of the request was refused.
+    refused: Arc<AtomicBool>,
 }
 
 impl fmt::Debug for Check {
@@ -97,7 +106,14 @@ pub(super) enum Refusal {
 
 impl Check {
     pub(super) fn new(filter: Arc<Filter>, source: &'static str, key: &str) -> Self {
-        Self { filter, source, key: key.into() }
+        Self { filter, source, key: key.into(), refused: Arc::default() }
+    }
+
+    /// Counts the request as refused, once for all its texts.
+    pub(super) fn refuse(&self, direction: Direction) {
+        if !self.refused.swap(true, Ordering::Relaxed) {
+            self.filter.metrics.refused_by_rule(direction);
+        }
     }
 
     /// Returns what is left of a text, and whether it was cut.
@@ -118,6 +134,9 @@ impl Check {
         recorded.map_err(Refusal::Unchecked)?;
         let rule = checked.blocked_by().map(str::to_owned);
         let Checked { text, cut, .. } = checked;
+        if text.is_none() {
+            self.refuse(direction);
+        }
         text.map(|text| (text, cut)).ok_or_else(|| Refusal::Blocked(rule.unwrap_or_default()))
     }
 }

@@ -1,14 +1,20 @@
 //! The Prometheus metrics of a server. Pure.
 
-use std::time::Duration;
+use std::{
+    sync::{
+        Mutex, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
 
 use axum::http::StatusCode;
 use codex_metrics::{label::CODE, server as contract};
-use codex_reports::{LATENCY_EDGES, Traffic};
+use codex_reports::{INTER_TOKEN_EDGES, LATENCY_EDGES, Rejected, Times, Traffic};
 use prometheus::{
     Error, Gauge, Histogram, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Registry,
     core::Collector,
-    proto::{LabelPair, MetricFamily},
+    proto::{Bucket, LabelPair, MetricFamily},
 };
 
 use super::{capture, thinking::Cause};
@@ -89,6 +95,25 @@ pub(super) struct Metrics {
     traces: IntCounterVec,
     golden: IntCounterVec,
     compared: IntCounterVec,
+    analysed: Analysed,
+}
+
+/// What the analysis of canaries needs beside the metrics.
+#[derive(Debug)]
+struct Analysed {
+    /// Requests whose prompt a safety rule refused.
+    prompts: AtomicU64,
+    /// Requests whose answer a safety rule refused.
+    answers: AtomicU64,
+    /// Average times between the tokens of responses. Read as one value, so that no number of slow responses ever falls.
+    paced: Mutex<Times>,
+}
+
+impl Analysed {
+    fn new() -> Self {
+        let paced = Mutex::new(Times { responses: 0, within: vec![0; INTER_TOKEN_EDGES.len()] });
+        Self { prompts: AtomicU64::new(0), answers: AtomicU64::new(0), paced }
+    }
 }
 
 /// Results of requests with an API key: values of the label `result`.
@@ -126,6 +151,7 @@ impl Metrics {
             traces: contract::TRACES.labelled(&registry)?,
             golden: contract::GOLDEN_RECORDS.labelled(&registry)?,
             compared: contract::COMPARED.labelled(&registry)?,
+            analysed: Analysed::new(),
             registry,
         };
         // A new server shows zeros instead of no series.
@@ -159,6 +185,16 @@ impl Metrics {
     pub(super) fn hit(&self, hit: &Hit, direction: Direction, refused: bool) {
         let result = if refused { "refused" } else { "passed" };
         self.safety_hits.with_label_values(&[hit.rule.as_str(), hit.action.name(), direction.name(), result]).inc();
+    }
+
+    /// Counts a request of which a safety rule refused a text, whatever the number of its texts.
+    pub(super) fn refused_by_rule(&self, direction: Direction) {
+        let Analysed { prompts, answers, .. } = &self.analysed;
+        let counter = match direction {
+            Direction::Prompt => prompts,
+            Direction::Answer => answers,
+        };
+        counter.fetch_add(1, Ordering::Relaxed);
     }
 
     /// Counts a copy of a request by what became of it.
@@ -245,6 +281,15 @@ impl Metrics {
         self.inter_token.observe(took.as_secs_f64());
     }
 
+    /// Records the average time between the tokens of a response.
+    pub(super) fn paced_at(&self, average: Duration) {
+        let mut paced = self.analysed.paced.lock().unwrap_or_else(PoisonError::into_inner);
+        paced.responses += 1;
+        for (within, edge) in paced.within.iter_mut().zip(INTER_TOKEN_EDGES) {
+            *within += u64::from(average.as_secs_f64() <= edge);
+        }
+    }
+
     /// Records how many tokens a step of the engine computed.
     pub(super) fn step_of(&self, tokens: usize) {
         self.batched.observe(tokens as f64);
@@ -291,13 +336,17 @@ impl Metrics {
 
     /// Returns the requests since this server started, over all endpoints.
     pub(super) fn traffic(&self) -> Traffic {
+        let Analysed { prompts, answers, paced } = &self.analysed;
+        let count = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         let mut traffic = Traffic { latency: vec![0; LATENCY_EDGES.len()], ..Traffic::default() };
+        let mut rejected = Rejected { keys: 0, prompts: count(prompts), answers: count(answers) };
         for series in self.responses.collect().iter().flat_map(MetricFamily::get_metric) {
             let code = series.get_label().iter().find(|label| label.name() == CODE.name).map(LabelPair::value);
             // The counter holds an integer as a float.
             let count = series.get_counter().get_value() as u64;
             match code.and_then(|code| code.parse::<u16>().ok()).unwrap_or_default() {
                 200..=299 => traffic.requests += count,
+                401 | 403 => rejected.keys += count,
                 429 => traffic.refused += count,
                 500..=599 => {
                     traffic.requests += count;
@@ -313,6 +362,14 @@ impl Metrics {
                 *within += bucket.cumulative_count();
             }
         }
+        traffic.rejected = Some(rejected);
+        traffic.first_token =
+            self.first_token.collect().iter().flat_map(MetricFamily::get_metric).next().map(|series| {
+                let histogram = series.get_histogram();
+                let within = histogram.get_bucket().iter().map(Bucket::cumulative_count).collect();
+                Times { responses: histogram.get_sample_count(), within }
+            });
+        traffic.inter_token = Some(paced.lock().unwrap_or_else(PoisonError::into_inner).clone());
         traffic
     }
 
@@ -329,7 +386,9 @@ mod tests {
     use axum::http::StatusCode;
     use prometheus::TextEncoder;
 
-    use super::{Cause, Direction, Endpoint, Hit, LATENCY_EDGES, Metrics, Tokens, contract};
+    use super::{
+        Cause, Direction, Endpoint, Hit, INTER_TOKEN_EDGES, LATENCY_EDGES, Metrics, Rejected, Tokens, contract,
+    };
     use crate::safety::Action;
 
     #[test]
@@ -352,6 +411,38 @@ mod tests {
         let numbers = (traffic.requests, traffic.errors, traffic.refused, traffic.completed);
         assert_eq!(numbers, (5, 2, 1, 3));
         assert_eq!((traffic.slower_than(0.5), traffic.slower_than(0.7), traffic.slower_than(30.0)), (2, 1, 1));
+    }
+
+    #[test]
+    fn refusals_and_times_of_tokens_are_reported() {
+        assert_eq!(contract::FIRST_TOKEN.buckets, &LATENCY_EDGES[..], "the edges are those of the metric");
+        assert_eq!(contract::INTER_TOKEN.buckets, &INTER_TOKEN_EDGES[..], "the edges are those of the metric");
+        let metrics = Metrics::new().unwrap();
+        let none = metrics.traffic();
+        assert_eq!(none.rejected, Some(Rejected::default()), "a number that is 0 is known");
+        assert_eq!(none.first_token.map(|it| (it.responses, it.within)), Some((0, vec![0; LATENCY_EDGES.len()])));
+        for status in [StatusCode::UNAUTHORIZED, StatusCode::FORBIDDEN, StatusCode::UNPROCESSABLE_ENTITY] {
+            metrics.answered(Endpoint::Chat, status);
+        }
+        metrics.refused_by_rule(Direction::Prompt);
+        metrics.refused_by_rule(Direction::Answer);
+        metrics.refused_by_rule(Direction::Answer);
+        for milliseconds in [40, 600, 45_000] {
+            metrics.first_token_after(Duration::from_millis(milliseconds));
+        }
+        for milliseconds in [20, 60, 60, 3_000] {
+            metrics.paced_at(Duration::from_millis(milliseconds));
+        }
+        let traffic = metrics.traffic();
+        assert_eq!((traffic.requests, traffic.refused), (0, 0), "what is refused is not among the others");
+        assert_eq!(traffic.rejected, Some(Rejected { keys: 2, prompts: 1, answers: 2 }));
+        let first = traffic.first_token.unwrap();
+        assert_eq!((first.responses, first.slower_than(0.05, &LATENCY_EDGES)), (3, 2));
+        assert_eq!(first.slower_than(0.7, &LATENCY_EDGES), 1);
+        let paced = traffic.inter_token.unwrap();
+        assert_eq!(paced.responses, 4);
+        let slower = [0.025, 0.05, 0.075, 2.5].map(|edge| paced.slower_than(edge, &INTER_TOKEN_EDGES));
+        assert_eq!(slower, [3, 3, 1, 1]);
     }
 
     #[test]

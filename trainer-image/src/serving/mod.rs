@@ -197,10 +197,10 @@ pub struct Serve {
     #[arg(long, default_value = "auto", value_parser = crate::device::parser())]
     device: Device,
     /// Number of requests that are generated at the same time.
-    #[arg(long, default_value_t = 8, value_parser = whole::<u16>(1..=MOST))]
+    #[arg(long, visible_alias = "max-num-seqs", default_value_t = 8, value_parser = whole::<u16>(1..=MOST))]
     slots: u16,
     /// Number of requests that may wait; further ones are refused with 429.
-    #[arg(long, default_value_t = 64, value_parser = whole::<u16>(0..=MOST))]
+    #[arg(long, visible_alias = "max-queued-requests", default_value_t = 64, value_parser = whole::<u16>(0..=MOST))]
     queue: u16,
     /// Tokens whose keys and values running requests have together, at most; at least a whole context. When they are full, the request
     /// that came last waits, and its tokens are computed again. Allows more --slots in the same memory [default: a whole context for
@@ -660,7 +660,7 @@ impl Server {
         let capture = self.capture.clone();
         let store = capture.as_ref().map(capture::Settings::open).transpose()?;
         let source = self.source.clone();
-        let room = (self.room.running + SPARE, self.device);
+        let (room, device) = ((self.room.running + SPARE, self.device), self.device);
         let (loading, counts) = (phase.clone(), Arc::clone(&metrics));
         let (digest, verified, generator, golden) = blocking(move || {
             let (digest, verified, mut generator) = match source {
@@ -675,6 +675,7 @@ impl Server {
                     (digest, None, generator)
                 }
             };
+            crate::device::announce(device, generator.path());
             check(&mut generator)?;
             let promoted = verified.as_ref().map(|verified| &verified.promoted.promotion.reasons.evaluations);
             let golden =

@@ -12,7 +12,7 @@ use codex_provenance::{
     oms,
     promotion::{Attested, Evaluation, Object, Promotion, Reasons, Reported, Training},
 };
-use codex_reports::{Reproduction, ServingState, Stage, exit};
+use codex_reports::{Rejected, Reproduction, ServingState, Stage, Times, exit};
 use codex_signing::{
     key::{PrivateKey, Signer as _},
     keyless::{Identity, IdentityPattern},
@@ -108,6 +108,7 @@ fn promotion(manifest: &Manifest, payload: &[u8], golden: Option<Golden>) -> Pro
         },
         reported: Some(Reported { data: BTreeMap::new() }),
         base: None,
+        device: None,
     };
     let (ring, oms_payload) = (RING.into(), oms::payload_digest(payload));
     let reasons = Reasons {
@@ -405,13 +406,17 @@ async fn a_canary_reports_its_requests_and_other_servers_do_not() {
     assert_eq!(quiet.reporter.state().traffic, None);
     let mut case = Case::new(64);
     case.traffic = Some(Duration::from_millis(5));
+    let rules = case.path("rules.yaml");
+    fs::write(&rules, "rules: [{ id: sum, action: block, literal: 7+7, on: [prompt] }]").unwrap();
+    case.filter.rules = Some(rules);
     let server = case.ready().await;
     let traffic = || server.reporter.state().traffic.unwrap();
     assert_eq!((traffic().requests, traffic().completed), (0, 0));
     for (body, status) in [
         (json!({ "prompt": "347+86:", "max_new_tokens": 5 }), 200),
         (json!({ "prompt": "" }), 422),
-        (json!({ "prompt": "1+1:", "max_new_tokens": 5 }), 200),
+        (json!({ "prompt": "7+7:" }), 422),
+        (json!({ "prompt": "1+1:", "max_new_tokens": 1 }), 200),
     ] {
         assert_eq!(server.infer(body).await.0, status);
     }
@@ -423,6 +428,10 @@ async fn a_canary_reports_its_requests_and_other_servers_do_not() {
     }
     let seen = traffic();
     assert_eq!((seen.requests, seen.errors, seen.refused, seen.completed), (2, 0, 0, 2));
+    assert_eq!(seen.rejected, Some(Rejected { keys: 0, prompts: 1, answers: 0 }), "one request has no prompt at all");
+    let responses = |times: Option<Times>| times.map(|times| times.responses);
+    assert_eq!(responses(seen.first_token), Some(2));
+    assert_eq!(responses(seen.inter_token), Some(1), "a response of one token has no time between two");
     for server in [quiet, server] {
         server.stop.requested.cancel();
         server.end.await.unwrap().unwrap();

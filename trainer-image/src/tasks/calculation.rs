@@ -74,6 +74,7 @@ impl Calculation {
             response: format!("{}$", self.solution()),
             difficulty: self.difficulty(),
             category: self.operator.name().to_owned(),
+            cluster: None,
         }
     }
 }

@@ -31,7 +31,7 @@ pub(super) fn problems(source: Problems, split: Split, seed: u64, count: usize) 
     }
 }
 
-pub(super) fn lines(problems: &[Problem]) -> std::io::Result<Vec<u8>> {
+fn lines(problems: &[Problem]) -> std::io::Result<Vec<u8>> {
     let records: Vec<Record> = problems.iter().map(Problem::record).collect();
     let mut bytes = Vec::new();
     write_records(&records, &mut bytes)?;

@@ -63,6 +63,7 @@ impl Multiplication {
             response,
             difficulty: Difficulty::VeryHard,
             category: "multiplication".to_owned(),
+            cluster: None,
         }
     }
 }

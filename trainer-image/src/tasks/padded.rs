@@ -112,6 +112,7 @@ impl Padded {
             response: format!("{columns}#{answer}$"),
             difficulty: self.calculations.iter().map(|it| it.0.difficulty()).max().unwrap_or(Difficulty::Easy),
             category: self.operator().name().to_owned(),
+            cluster: None,
         }
     }
 }

@@ -8,12 +8,12 @@ use serde::Serialize;
 
 use super::{
     calculation::Calculation,
-    data_file::{lines, problems},
+    data_file::problems,
     key::{Key, Split},
     operands::Digits,
     operator::Operator,
     problem::Problem,
-    record::Record,
+    record::{Record, write_records},
     task::Task,
 };
 use crate::{
@@ -21,6 +21,7 @@ use crate::{
     atomic_fs::{self, FileError, Misnamed},
     error::CommandError,
     plugins::{Kind, Plugin, PluginError},
+    safety::{Direction, Guard, Rules, RulesError},
 };
 
 /// Write problems of a synthetic reasoning task as JSON lines.
@@ -47,6 +48,10 @@ pub struct PrepareData {
     /// SHA-256 of --filter; another file is refused.
     #[arg(long, value_name = "HEX", requires = "filter")]
     filter_sha256: Option<Sha256>,
+    /// Safety rules, as those of a server: a record whose prompt or response they block is left out, what they redact is replaced.
+    /// Without valid rules nothing is written.
+    #[arg(long, value_name = "FILE")]
+    safety_rules: Option<PathBuf>,
     /// The file to write.
     #[arg(long)]
     out: PathBuf,
@@ -63,12 +68,38 @@ struct Summary {
     /// Number of records that the plugin dropped.
     #[serde(skip_serializing_if = "Option::is_none")]
     filtered: Option<usize>,
+    #[serde(flatten)]
+    safety: Option<Guarded>,
     distinct_problems: usize,
     /// Different sums and differences in the solutions, on operands of one to three digits.
     distinct_calculations: usize,
     /// Number of sums and differences of such operands on this side of the split.
     calculations_of_split: usize,
     share_of_calculations: f64,
+}
+
+/// What safety rules did.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+struct Guarded {
+    /// Number of records that were left out, because a rule blocks their prompt or response.
+    blocked: usize,
+    /// Number of records of which something was replaced, or cut at the cap of answers.
+    redacted: usize,
+}
+
+impl Guarded {
+    /// Returns a record without what the rules redact; `None` if they block it.
+    fn check(&mut self, rules: &Rules, record: &Record) -> Option<Record> {
+        let [prompt, response] = [(&record.prompt, Direction::Prompt), (&record.response, Direction::Answer)]
+            .map(|(text, direction)| rules.check(text, direction).text);
+        let (Some(prompt), Some(response)) = (prompt, response) else {
+            self.blocked += 1;
+            return None;
+        };
+        let checked = Record { prompt, response, ..record.clone() };
+        self.redacted += usize::from(checked != *record);
+        Some(checked)
+    }
 }
 
 impl PrepareData {
@@ -80,7 +111,9 @@ impl PrepareData {
         let mut problems =
             problems(source, self.split, self.seed, self.count as usize).map_err(CommandError::bad_input)?;
         let filtered = self.select(&mut problems)?;
-        let bytes = lines(&problems).map_err(CommandError::failed)?;
+        let (records, safety) = self.guard(&mut problems)?;
+        let mut bytes = Vec::new();
+        write_records(&records, &mut bytes).map_err(CommandError::failed)?;
         atomic_fs::make_parents(&self.out)?;
         let sha256 = atomic_fs::write(&self.out, &bytes)?;
         let short =
@@ -93,6 +126,7 @@ impl PrepareData {
             size: bytes.len() as u64,
             records: problems.len(),
             filtered,
+            safety,
             distinct_problems: problems.iter().map(Problem::key).collect::<HashSet<_>>().len(),
             distinct_calculations: drawn.len(),
             calculations_of_split: space,
@@ -130,6 +164,26 @@ impl PrepareData {
     }
 }
 
+impl PrepareData {
+    /// Returns the records of the problems as the safety rules leave them, and what these did; `None` without rules. Removes the problems
+    /// whose records are blocked.
+    fn guard(&self, problems: &mut Vec<Problem>) -> Result<(Vec<Record>, Option<Guarded>), PrepareError> {
+        let Some(path) = &self.safety_rules else { return Ok((problems.iter().map(Problem::record).collect(), None)) };
+        let rules = Guard::new(path)?.rules().map_err(RulesError::Invalid)?;
+        let (all, mut guarded, mut records) = (problems.len(), Guarded::default(), Vec::with_capacity(problems.len()));
+        problems.retain(|problem| {
+            let checked = guarded.check(&rules, &problem.record());
+            let is_kept = checked.is_some();
+            records.extend(checked);
+            is_kept
+        });
+        if records.is_empty() {
+            return Err(PrepareError::AllBlocked { path: path.clone(), all });
+        }
+        Ok((records, Some(guarded)))
+    }
+}
+
 /// Why no file is written.
 #[derive(Debug, thiserror::Error)]
 enum PrepareError {
@@ -151,12 +205,18 @@ enum PrepareError {
     /// The plugin dropped everything.
     #[error("--filter: {} drops all of the {all} records: name another plugin, or raise --count", path.display())]
     NoneLeft { path: PathBuf, all: usize },
+    /// The safety rules cannot be used.
+    #[error("--safety-rules")]
+    Rules(#[from] RulesError),
+    /// The safety rules block everything.
+    #[error("--safety-rules: {} blocks all of the {all} records: correct the rules", path.display())]
+    AllBlocked { path: PathBuf, all: usize },
 }
 
 impl From<PrepareError> for CommandError {
     fn from(error: PrepareError) -> Self {
         match error {
-            PrepareError::File(_) => Self::failed(error),
+            PrepareError::File(_) | PrepareError::Rules(RulesError::Unreadable { .. }) => Self::failed(error),
             _ => Self::bad_input(error),
         }
     }
@@ -173,4 +233,58 @@ fn calculations(split: Split) -> usize {
         .flat_map(|(left, right)| SUMS_AND_DIFFERENCES.map(|operator| Calculation { operator, left, right }.key()))
         .filter(|key| key.is_held_out() == (split == Split::HeldOut))
         .count()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{fs, path::Path};
+
+    use super::*;
+
+    /// Prepares 200 records with these rules, and returns the summary's counts and the records.
+    fn prepare(directory: &Path, rules: &str) -> Result<(Option<Guarded>, Vec<Record>), PrepareError> {
+        let path = directory.join("rules.yaml");
+        fs::write(&path, rules).unwrap();
+        let command = PrepareData {
+            task: Task::Arithmetic,
+            seed: 1,
+            count: 200,
+            split: Split::Train,
+            digits: None,
+            filter: None,
+            filter_sha256: None,
+            safety_rules: Some(path),
+            out: directory.join("out.jsonl"),
+        };
+        let mut problems = problems(command.task.into(), command.split, command.seed, 200).unwrap();
+        let (records, guarded) = command.guard(&mut problems)?;
+        assert_eq!(problems.len(), records.len());
+        Ok((guarded, records))
+    }
+
+    #[test]
+    fn blocked_records_are_left_out_and_redacted_texts_replaced() {
+        let directory = tempfile::tempdir().unwrap();
+        let all = prepare(directory.path(), "known: { secrets: redact, pii: redact, sql: block }").unwrap();
+        assert_eq!((all.0, all.1.len()), (Some(Guarded::default()), 200), "ordinary records");
+        let subtractions = all.1.iter().filter(|record| record.prompt.contains('-')).count();
+        let rules = "rules: [{ id: minus, action: block, literal: '-', on: [prompt] }, { id: end, action: redact, regex: '#.*$', on: [answer] }]";
+        let (guarded, records) = prepare(directory.path(), rules).unwrap();
+        assert!((1..200).contains(&subtractions));
+        assert_eq!(guarded, Some(Guarded { blocked: subtractions, redacted: 200 - subtractions }));
+        assert!(records.iter().all(|record| record.response.ends_with("{REDACTED}") && !record.prompt.contains('-')));
+    }
+
+    #[test]
+    fn without_valid_rules_nothing_is_written() {
+        let directory = tempfile::tempdir().unwrap();
+        for (rules, told) in [
+            ("rules: [{ id: a, action: deny, literal: x }]", "the safety rules are invalid: "),
+            ("rules: [{ id: all, action: block, regex: '.' }]", "rules.yaml blocks all of the 200 records"),
+        ] {
+            let error = CommandError::from(prepare(directory.path(), rules).unwrap_err());
+            assert!(error.exit == exit::BAD_INPUT && error.sentence().contains(told), "{}", error.sentence());
+            assert!(error.sentence().starts_with("--safety-rules: "), "{}", error.sentence());
+        }
+    }
 }

@@ -19,6 +19,10 @@ pub struct Record {
     pub difficulty: Difficulty,
     /// The kind of problem, such as `addition`.
     pub category: String,
+    /// The cluster of problems that share a story, a template or a document, so that their outcomes depend on each other; absent if
+    /// the problem is drawn on its own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cluster: Option<String>,
 }
 
 /// The difficulty of a problem, by the digits of its operands.
@@ -97,7 +101,7 @@ pub fn parse_free_records(file: &str, bytes: &[u8]) -> Result<Vec<Record>, Recor
 }
 
 fn parse(file: &str, bytes: &[u8], ended: bool) -> Result<Vec<Record>, RecordError> {
-    const RIGHT: &str = r#"{"prompt", "response", "difficulty", "category"}"#;
+    const RIGHT: &str = r#"{"prompt", "response", "difficulty", "category"}, with or without "cluster""#;
     json_lines(file, bytes, |line, text| {
         let file = || file.to_owned();
         let record: Record = codex_json::from_str(text).map_err(|source| {
@@ -280,8 +284,9 @@ mod tests {
                 Difficulty::Easy, Difficulty::Medium, Difficulty::Hard, Difficulty::VeryHard,
             ]),
             category: String,
+            cluster: Option<String>,
         ) -> Record {
-            Record { prompt, response: response + "$", difficulty, category }
+            Record { prompt, response: response + "$", difficulty, category, cluster }
         }
     }
 

@@ -180,7 +180,7 @@ impl WordProblem {
         let calculations: Vec<String> =
             self.calculations().iter().map(|step| format!("{}{}", step.head(), step.solution())).collect();
         let response = format!("{}$", calculations.join(" "));
-        Record { prompt, response, difficulty, category: "word-problem".to_owned() }
+        Record { prompt, response, difficulty, category: "word-problem".to_owned(), cluster: None }
     }
 }
 

@@ -6,7 +6,7 @@ use std::{
     sync::Arc,
 };
 
-use codex_configs::{LoraSettings, Optimization};
+use codex_configs::{LoraSettings, Method, Optimization};
 use codex_engine::{
     EngineState, Layout, Lora, LoraError, ModelConfig, Projection, Settings, engine, initial, lora_engine,
 };
@@ -321,12 +321,19 @@ impl TrainedModel {
     /// # Errors
     /// The base cannot have adapters.
     pub(crate) fn of_base(base: &Base, training: &Optimization) -> Result<Self, BaseError> {
-        let config = base.config().clone();
+        Self::of_config(&base.path, base.config().clone(), training)
+    }
+
+    /// As [`of_base`](Self::of_base), for the base in the directory `path` with this configuration.
+    ///
+    /// # Errors
+    /// The base cannot have adapters.
+    pub(crate) fn of_config(path: &Path, config: ModelConfig, training: &Optimization) -> Result<Self, BaseError> {
         if !training.trains_adapters() {
             return Ok(Self::whole(config));
         }
         let lora = lora(&training.lora);
-        let layout = lora.layout(&config).map_err(|source| BaseError::Adapters { path: base.path.clone(), source })?;
+        let layout = lora.layout(&config).map_err(|source| BaseError::Adapters { path: path.to_owned(), source })?;
         Ok(Self { config, lora: Some(lora), trained: layout.size() })
     }
 
@@ -400,6 +407,17 @@ impl TrainedModel {
         let Some(lora) = &self.lora else { return Ok(None) };
         let layout = lora.layout(&self.config).map_err(codex_engine::EngineError::from)?;
         Ok(Some(describe_adapter(lora, &layout, trained)?))
+    }
+}
+
+/// Returns the name of a method that needs a base; `None` for one that does not.
+pub(crate) fn needs_base(method: Method) -> Option<&'static str> {
+    match method {
+        Method::Sft => None,
+        Method::Lora => Some("lora"),
+        Method::Dpo => Some("dpo"),
+        Method::Grpo => Some("grpo"),
+        Method::None => Some("none"),
     }
 }
 

@@ -22,7 +22,7 @@ use signal_hook::{
 use super::{
     Base, BaseError, Origin, Outcome, Required, Session, TrainError, TrainerMetrics,
     arguments::{default_data, named_file},
-    checks::ResumeProof,
+    checks::{Combination, ResumeProof},
     data::Stop,
 };
 use crate::{
@@ -36,6 +36,7 @@ use crate::{
 };
 
 /// Train a model; resumes from the newest valid checkpoint in the output directory.
+#[allow(clippy::struct_excessive_bools, reason = "each is a flag of the command line")]
 #[derive(Debug, clap::Args)]
 #[command(group(clap::ArgGroup::new("what").required(true).multiple(true).args(["config", "template", "set", "changes"])))]
 #[command(group(clap::ArgGroup::new("start").args(["base", "base_from_hub"])))]
@@ -79,6 +80,10 @@ pub struct Train {
     /// Directory of the run.
     #[arg(long, value_name = "DIRECTORY", default_value = DEFAULT_OUTPUT)]
     pub(super) output: PathBuf,
+    /// Check that configuration, base and data can be combined, and exit: 0 if they can, 2 with a line for each reason if not. Reads the
+    /// base without its weights and the first record of each file, and writes nothing.
+    #[arg(long, conflicts_with_all = ["plan", "prove_resume"])]
+    pub(super) check: bool,
     /// Show the effect of resuming, and exit.
     #[arg(long, conflicts_with = "prove_resume")]
     pub(super) plan: bool,
@@ -121,6 +126,9 @@ const PROOF: &str = "prove-resume";
 impl Train {
     pub(crate) fn run(mut self) -> Result<i32, CommandError> {
         self.take_output()?;
+        if self.check {
+            return Ok(self.check()?);
+        }
         if self.plan {
             return Ok(self.show_diff()?);
         }
@@ -241,6 +249,15 @@ impl Train {
             grace: self.grace_seconds.map(Duration::from_secs),
             ledger_size: self.ledger_size,
         }
+    }
+
+    /// Prints what cannot be combined; the exit code says whether there is anything.
+    fn check(&self) -> Result<i32, TrainError> {
+        let resolved = self.resolve()?;
+        let (base, is_remote) = (self.base.as_deref(), self.base_from_hub.is_some());
+        let findings = Combination { resolved: &resolved, base, is_remote, files: &self.data }.check();
+        atomic_fs::say(&findings.to_string())?;
+        Ok(if findings.refusals.is_empty() { exit::FINISHED } else { exit::BAD_INPUT })
     }
 
     /// Prints the effect of resuming; the exit code says whether resuming would be refused.

@@ -130,6 +130,7 @@ fn checked(check: &Check, text: &mut Text) -> Result<bool, Refusal> {
         all_cut |= cut;
         // A redacted number leaves no JSON.
         if is_call && serde_json::from_str::<serde_json::Value>(&left).is_err() {
+            check.refuse(Direction::Answer);
             return Err(Refusal::Blocked("arguments of a call".to_owned()));
         }
         *part = left;

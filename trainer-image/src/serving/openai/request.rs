@@ -107,7 +107,11 @@ const REFUSED: [Refused; 9] = [
         |value| *value == "none" || *value == "auto",
         "functions are not supported: send tool_choice instead",
     ),
-    ("echo", |value| *value == false, "the prompt is not repeated: send false"),
+    (
+        "echo",
+        |value| *value == false,
+        "the prompt is not repeated, nor are its log-probabilities: send false; codex evaluate --task runs loglikelihood tasks",
+    ),
     ("suffix", |value| *value == "", "text cannot be inserted: remove it"),
     ("logit_bias", is_empty, "logits cannot be biased: remove it"),
     ("presence_penalty", is_zero, "penalties are not supported: send 0"),

@@ -89,6 +89,7 @@ const NO_EFFECT: &[&str] = &[
     "tracking.csv",
     "tracking.mlflow.files",
     "tracking.mlflow.server",
+    "tracking.system_metrics",
     "tracking.tensorboard",
     "tracking.wandb",
     "training.best_k",

@@ -3,9 +3,9 @@
 //! The records of a step depend only on the seed and the step, and are found without those before. Within a source every pass is
 //! a permutation of its own, or the order of the file without `training.shuffle`.
 
-use std::path::PathBuf;
+use std::{fs::File, ops::ControlFlow, path::PathBuf};
 
-use codex_configs::{AugmentationSettings, PLUGIN_FILTER, PLUGIN_REWARD, TraceMode, Training};
+use codex_configs::{AugmentationSettings, Data, PLUGIN_FILTER, PLUGIN_REWARD, TraceMode, Training};
 use codex_engine::Packed;
 use codex_provenance::Sha256;
 use codex_reports::DataFile;
@@ -27,6 +27,7 @@ use super::{
 };
 use crate::{
     artifacts::data_report::{AugmentationReport, DataReport, SourceReport},
+    atomic_fs,
     plugins::{Kind, Plugin},
     tasks::Split,
     text::Tokenizer,
@@ -89,6 +90,35 @@ impl Address {
     pub(super) fn record(self) -> u64 {
         self.record
     }
+}
+
+/// Checks that data can be read and that its first record can be trained on, without hashing or reading all of it. Returns the response
+/// of the record, if it has one. Synthetic data is not made.
+///
+/// # Errors
+/// When the file is missing or not of its format, or the record cannot be trained on.
+pub(crate) fn check_first_record(
+    data: &Data,
+    files: &[(String, PathBuf)],
+    encoder: Encoder,
+) -> Result<Option<String>, DataError> {
+    let given = files.iter().find(|(name, _)| *name == data.name);
+    let path = match (&data.synthetic, given) {
+        (None, Some((_, path))) => path,
+        (Some(_), None) => return Ok(None),
+        (None, None) => return Err(DataError::NoFile(data.name.clone())),
+        (Some(_), Some(_)) => return Err(DataError::Synthetic(data.name.clone())),
+    };
+    File::open(path).map_err(|source| atomic_fs::named::<DataError>(&format!("data {}", data.name), path, source))?;
+    let mut first = None;
+    encoder.each_record(&Input::unhashed(&data.name, path), |example| {
+        first = Some(example);
+        Ok(ControlFlow::Break(()))
+    })?;
+    let Some(example) = first else { return Ok(None) };
+    let response = encoder.question(&example).map(|question| question.response);
+    encoder.encode(&data.name, &[(0, example)], None, &|| false)?;
+    Ok(response)
 }
 
 impl Dataset {

@@ -87,6 +87,13 @@ impl Input {
         }
     }
 
+    /// Opens a file whose first records are looked at. It is not hashed, so that reading to its end fails.
+    pub(super) fn unhashed(name: &str, path: &Path) -> Self {
+        let file = DataFile { name: name.to_owned(), sha256: DataDigest(Sha256::of("")), size: 0, records: None };
+        let label = path.display().to_string();
+        Self { file, label, content: Content::File(path.to_owned()), scratch: std::env::temp_dir() }
+    }
+
     /// Hashes a file that no configuration names.
     ///
     /// # Errors

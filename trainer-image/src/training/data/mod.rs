@@ -28,7 +28,7 @@ mod token_store;
 mod tool_spans;
 mod validation;
 
-pub(crate) use dataset::{Address, Dataset, Places};
+pub(crate) use dataset::{Address, Dataset, Places, check_first_record};
 pub(crate) use encoder::Encoder;
 pub use error::DataError;
 #[cfg(test)]

@@ -31,6 +31,8 @@ pub(crate) struct Reward {
     pub(crate) right: bool,
     /// Whether it has an answer.
     pub(crate) answered: bool,
+    /// Share of the reference's steps that it has, in their order. `None` if the reference has none.
+    pub(crate) steps: Option<f64>,
 }
 
 impl Rewards {
@@ -73,12 +75,13 @@ impl Rewards {
         let right =
             answer.as_deref().zip(expected.as_deref()).is_some_and(|(answer, it)| self.answers.is_right(answer, it));
         let RewardSettings { correct, format, steps: weight, .. } = self.settings;
-        let wanted = if weight > 0.0 { steps(reference) } else { Vec::new() };
+        let wanted = steps(reference);
         let found = if wanted.is_empty() { 0.0 } else { steps_in_order(&wanted, &steps(text)) as f64 };
         let earned = |holds: bool, reward: f64| if holds { reward } else { 0.0 };
         let total =
             earned(right, correct) + earned(answer.is_some(), format) + weight * found / wanted.len().max(1) as f64;
-        Reward { total, right, answered: answer.is_some() }
+        let steps = (!wanted.is_empty()).then(|| found / wanted.len() as f64);
+        Reward { total, right, answered: answer.is_some(), steps }
     }
 }
 
@@ -156,6 +159,9 @@ pub(crate) struct Sampled {
     pub(crate) solved: f64,
     /// Share of the texts that have an answer.
     pub(crate) answered: f64,
+    /// Mean share of the reference's steps that an answer has, in their order, over the answers whose reference has steps. `None` without
+    /// such answers.
+    pub(crate) steps: Option<f64>,
     /// Share of the prompts whose answers earned different rewards. Nothing is learned from others.
     pub(crate) informative: f64,
     /// Mean over the sampled tokens of −ln of their probability, which estimates the entropy, in nats.
@@ -174,6 +180,7 @@ impl Sampled {
         let answers = count * settings.group as f64;
         let share = |holds: &dyn Fn(&Answer) -> bool| all().filter(|answer| holds(answer)).count() as f64 / answers;
         let tokens: usize = all().map(|answer| answer.tokens.len()).sum();
+        let steps: Vec<f64> = all().filter_map(|answer| answer.reward.steps).collect();
         Self {
             reward: all().map(|answer| answer.reward.total).sum::<f64>() / answers,
             deviation: groups.iter().map(Group::deviation).sum::<f64>() / count,
@@ -181,6 +188,7 @@ impl Sampled {
             solved: groups.iter().filter(|it| it.answers.iter().any(|answer| answer.reward.right)).count() as f64
                 / count,
             answered: share(&|answer| answer.reward.answered),
+            steps: (!steps.is_empty()).then(|| steps.iter().sum::<f64>() / steps.len() as f64),
             informative: groups.iter().filter(|group| group.advantages().iter().any(|it| *it != 0.0)).count() as f64
                 / count,
             entropy: all().map(|answer| answer.surprise).sum::<f64>() / tokens.max(1) as f64,
@@ -190,8 +198,8 @@ impl Sampled {
     }
 
     /// Yields names and values for the metrics ledger.
-    pub(crate) fn rows(self) -> [(&'static str, f64); 9] {
-        [
+    pub(crate) fn rows(self) -> impl Iterator<Item = (&'static str, f64)> {
+        let always = [
             ("reward", self.reward),
             ("reward_deviation", self.deviation),
             ("answer_accuracy", self.right),
@@ -201,7 +209,8 @@ impl Sampled {
             ("entropy", self.entropy),
             ("answer_tokens", self.length),
             ("truncated", self.truncated),
-        ]
+        ];
+        always.into_iter().chain(self.steps.map(|steps| ("step_accuracy", steps)))
     }
 }
 
@@ -234,9 +243,16 @@ mod tests {
     fn texts_are_rewarded_for_what_can_be_verified() {
         let reference = "7+6+0=13 4+8+1=13 3+0+1=04 #433$";
         let plain = rewards(&[]);
-        assert_eq!(plain.verified("so it is 433.", reference), Reward { total: 1.0, right: true, answered: true });
-        assert_eq!(plain.verified("so it is 434.", reference), Reward { total: 0.0, right: false, answered: true });
-        assert_eq!(plain.verified("I do not know.", reference), Reward::default());
+        let none = Some(0.0);
+        let right = Reward { total: 1.0, right: true, answered: true, steps: none };
+        assert_eq!(plain.verified("so it is 433.", reference), right);
+        let wrong = Reward { total: 0.0, right: false, answered: true, steps: none };
+        assert_eq!(plain.verified("so it is 434.", reference), wrong);
+        assert_eq!(plain.verified("I do not know.", reference), Reward { steps: none, ..Reward::default() });
+        // Steps are measured whatever they earn.
+        let written = plain.verified("7+6+0=13 4+8+1=13 #1$", reference);
+        assert_eq!((written.total, written.steps), (0.0, Some(2.0 / 3.0)));
+        assert_eq!(plain.verified("7+6+0=13 #433$", "#433$").steps, None, "a reference without steps");
         let marked = ["reward.answer=marked", "reward.correct=2", "reward.format=0.25", "reward.steps=1.5"];
         let all = rewards(&marked);
         let of = |text: &str| all.verified(text, reference).total;
@@ -253,7 +269,7 @@ mod tests {
             ended: *ended,
             surprise: 3.0,
             text: String::new(),
-            reward: Reward { total: *total, right: *total > 0.5, answered: true },
+            reward: Reward { total: *total, right: *total > 0.5, answered: true, steps: ended.then_some(*total) },
         };
         Group { prompt: vec![1, 2, 3], answers: rewards.iter().map(answer).collect() }
     }
@@ -282,11 +298,16 @@ mod tests {
             right: 0.25,
             solved: 0.5,
             answered: 1.0,
+            // Of the answers whose reference has steps.
+            steps: Some(1.0 / 3.0),
             informative: 0.5,
             entropy: 1.5,
             length: 2.0,
             truncated: 0.25,
         };
         assert_eq!(of, expected);
+        let named = |sampled: Sampled| sampled.rows().find(|(name, _)| *name == "step_accuracy");
+        assert_eq!(named(of), Some(("step_accuracy", 1.0 / 3.0)));
+        assert_eq!(named(Sampled { steps: None, ..of }), None);
     }
 }

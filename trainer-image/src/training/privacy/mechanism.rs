@@ -10,6 +10,7 @@ use super::{Account, PrivacyError};
 use crate::{
     artifacts::metadata::PrivacyReport,
     training::{
+        listing::counted,
         schedule::scheduled_steps,
         state::{Column, Columns, StateError},
     },
@@ -72,8 +73,9 @@ impl Mechanism {
         let Self { delta, records, .. } = *self;
         (delta * records as f64 >= 1.0).then(|| {
             format!(
-                "training.privacy.target_delta is {delta}, which is not less than one divided by the {records} records: the \
-                 guarantee may fail for one of them"
+                "training.privacy.target_delta is {delta}, which is not less than one divided by the {}: the \
+                 guarantee may fail for one of them",
+                counted(records, "record")
             )
         })
     }

@@ -7,7 +7,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use codex_configs::{Resolved, Training};
+use codex_configs::{Device, Resolved, Training};
 use codex_provenance::{DataDigest, manifest::Manifest};
 use codex_reports::Failure;
 use jiff::Timestamp;
@@ -168,12 +168,14 @@ impl Artifacts {
         Ok(read.base)
     }
 
-    /// Writes `environment.json`: the machine of this attempt and the path of its engine.
+    /// Writes `environment.json`: the machine of this attempt, the path of its engine, and why `device` fell back to the processor, if it
+    /// did.
     ///
     /// # Errors
     /// When a file operation fails.
-    pub(crate) fn environment(&self, seed: u64, engine: &str) -> Result<(), FileError> {
-        atomic_fs::write_json(&self.directory.join(environment::FILE), &Environment::here(seed, engine))?;
+    pub(crate) fn environment(&self, seed: u64, engine: &str, device: Device) -> Result<(), FileError> {
+        let environment = Environment::here(seed, engine, crate::device::choose(device).fallback);
+        atomic_fs::write_json(&self.directory.join(environment::FILE), &environment)?;
         Ok(())
     }
 

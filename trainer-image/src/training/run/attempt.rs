@@ -14,6 +14,7 @@ use super::{
     progress::ProgressOutputs,
     resume::compare,
     steps::Evaluation,
+    system_metrics::SystemMetrics,
 };
 use crate::{
     artifacts::{errors::causes, reasoning::Reasoning},
@@ -95,6 +96,8 @@ impl Session<'_> {
             required.check(&origin)?;
         }
         self.report_computation(&origin);
+        let device = crate::device::announce(settings.device, &origin.engine);
+        self.reporter.update(|report| report.device = Some(device));
         if settings.method == Method::None {
             return self.copy_base(lock);
         }
@@ -170,7 +173,7 @@ impl Session<'_> {
         if let Some(took) = probe {
             policy.expect(took);
         }
-        artifacts.environment(training.seed, state.engine.path())?;
+        artifacts.environment(training.seed, state.engine.path(), settings.device)?;
         let names: Vec<&str> = training.data.iter().map(|data| data.name.as_str()).collect();
         let (ledger, notice) = artifacts.metrics_ledger(state.step, state.evaluation_pending, names.join("+"))?;
         let ledger = ledger.rotated_at(self.ledger_size);
@@ -187,8 +190,11 @@ impl Session<'_> {
         if let Some(notice) = notice.flatten() {
             self.notice(notice);
         }
+        let system = training.settings.tracking.system_metrics;
+        let system = system.then(|| SystemMetrics::begin(self.output, state.engine.path()));
         let mut outputs = ProgressOutputs::new(self.reporter, (ledger, trackers), self.metrics, state.step, total)
-            .with_traces(traces);
+            .with_traces(traces)
+            .with_system(system);
         self.reporter.update(|report| {
             report.stage = Stage::Running;
             report.steps_executed = lock.executed();
@@ -262,8 +268,8 @@ impl Session<'_> {
         let artifacts = Artifacts::open(self.output)?;
         artifacts.describe(self.resolved, &BTreeMap::new(), lock.epoch(), self.base)?;
         atomic_fs::write(&self.output.join("artifacts").join(CONFIG), self.resolved.to_yaml()?.as_bytes())?;
-        let settings = engine_settings(&self.resolved.spec().settings.training);
-        artifacts.environment(self.resolved.spec().seed, settings.path())?;
+        let training = &self.resolved.spec().settings.training;
+        artifacts.environment(self.resolved.spec().seed, engine_settings(training).path(), training.device)?;
         artifacts.reasoning(&Reasoning::of(&self.resolved.spec().settings, None))?;
         lock.check()?;
         lock.enter(Phase::Exporting);

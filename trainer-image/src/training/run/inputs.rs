@@ -1,8 +1,11 @@
 //! The inputs of an attempt: its data, the shape of its model, and its identity. Reads files.
 
-use std::{collections::BTreeMap, path::Path};
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+};
 
-use codex_configs::{Method, Optimization, Training, VALIDATION};
+use codex_configs::{Optimization, Training, VALIDATION};
 use codex_engine::{ModelConfig, Shape};
 use codex_provenance::DataDigest;
 use codex_reports::DataFile;
@@ -14,7 +17,7 @@ use crate::{
     text::Tokenizer,
     training::{
         Base, BaseError, TrainError,
-        base::TrainedModel,
+        base::{TrainedModel, needs_base},
         checkpoint::RunIdentity,
         data::{Dataset, Encoder, Places, ValidationSet},
         listing::counted,
@@ -31,13 +34,10 @@ impl Session<'_> {
     pub(crate) fn model(&self) -> Result<(TrainedModel, Tokenizer), TrainError> {
         let training = self.resolved.spec();
         let settings = &training.settings.training;
-        match (self.base, settings.method) {
+        match (self.base, needs_base(settings.method)) {
             (Some(base), _) => Ok((TrainedModel::of_base(base, settings)?, base.tokenizer().clone())),
-            (None, Method::Lora) => Err(BaseError::None("lora").into()),
-            (None, Method::Dpo) => Err(BaseError::None("dpo").into()),
-            (None, Method::Grpo) => Err(BaseError::None("grpo").into()),
-            (None, Method::None) => Err(BaseError::None("none").into()),
-            (None, Method::Sft) => {
+            (None, Some(method)) => Err(BaseError::None(method).into()),
+            (None, None) => {
                 let tokenizer = Tokenizer::characters().map_err(ModelError::from)?;
                 Ok((TrainedModel::whole(model_config(training, &tokenizer)?), tokenizer))
             }
@@ -63,13 +63,7 @@ impl Session<'_> {
     /// When data is missing or invalid, or the attempt is interrupted.
     pub(crate) fn read_data(&self, places: &Places, encoder: Encoder) -> Result<Dataset, TrainError> {
         let training = self.resolved.spec();
-        if let Some((name, _)) =
-            self.files.iter().find(|(name, _)| !training.data.iter().any(|data| data.name == *name))
-        {
-            let known: Vec<&str> = training.data.iter().map(|data| data.name.as_str()).collect();
-            let known = known.join(", ");
-            return Err(TrainError::Arguments(format!("--data {name} is not in the configuration, which has {known}")));
-        }
+        check_names(training, self.files)?;
         let seen = |file| self.report_data(file);
         Ok(Dataset::read(training, self.files, places, encoder, self.stop, seen)?)
     }
@@ -147,6 +141,14 @@ impl Session<'_> {
             data,
         })
     }
+}
+
+/// Checks that the configuration has every file that is given.
+pub(crate) fn check_names(training: &Training, files: &[(String, PathBuf)]) -> Result<(), TrainError> {
+    let known = || training.data.iter().map(|data| data.name.as_str());
+    let Some((name, _)) = files.iter().find(|(name, _)| known().all(|known| known != name)) else { return Ok(()) };
+    let known = known().collect::<Vec<_>>().join(", ");
+    Err(TrainError::Arguments(format!("--data {name} is not in the configuration, which has {known}")))
 }
 
 /// Returns the digest of each data file by name, including validation data if the run evaluates.

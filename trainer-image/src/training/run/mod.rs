@@ -14,11 +14,12 @@ mod session;
 mod sparkline;
 mod step_numbers;
 mod steps;
+mod system_metrics;
 mod trainer_metrics;
 
 pub use error::{BlockedError, NumericsError};
 pub(crate) use gradients::{StepBatches, accumulate, record_loss};
-pub(crate) use inputs::{data_digests, model_config};
+pub(crate) use inputs::{check_names, data_digests, model_config};
 pub(crate) use preferences::Keep;
 pub(crate) use rollouts::{MAX_SLOTS, Rollouts, StepRollouts, accumulate_rollouts};
 pub(crate) use session::CONFIG;

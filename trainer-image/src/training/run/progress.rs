@@ -9,7 +9,11 @@ use std::{
 use codex_reports::{Progress, TrainingState};
 use indicatif::{ProgressBar, ProgressStyle};
 
-use super::{StepNumbers, TrainerMetrics, sparkline::Sparkline};
+use super::{
+    StepNumbers, TrainerMetrics,
+    sparkline::Sparkline,
+    system_metrics::{SYSTEM_SPLIT, SystemMetrics},
+};
 use crate::{
     artifacts::reasoning::TraceRow,
     error::chain,
@@ -59,6 +63,8 @@ pub(super) struct ProgressOutputs<'a> {
     trackers: Trackers,
     /// The file of reasoning traces, if the run captures some.
     traces: Option<TraceStore>,
+    /// What measures the machine, if the ledger has rows about it.
+    system: Option<SystemMetrics>,
     metrics: Option<&'a TrainerMetrics>,
     bar: Option<ProgressBar>,
     total: u64,
@@ -102,6 +108,7 @@ impl<'a> ProgressOutputs<'a> {
             losing: false,
             trackers,
             traces: None,
+            system: None,
             metrics,
             bar,
             total,
@@ -116,6 +123,11 @@ impl<'a> ProgressOutputs<'a> {
     /// Adds the file of reasoning traces.
     pub(super) fn with_traces(self, traces: Option<TraceStore>) -> Self {
         Self { traces, ..self }
+    }
+
+    /// Adds what measures the machine.
+    pub(super) fn with_system(self, system: Option<SystemMetrics>) -> Self {
+        Self { system, ..self }
     }
 
     /// Writes a reasoning trace, the `number`th of the run. A failing volume loses traces, but does not end training.
@@ -212,6 +224,11 @@ impl<'a> ProgressOutputs<'a> {
         metrics.extend(numbers.noise_scale.map(|scale| ("gradient_noise_scale", scale)));
         metrics.extend(numbers.epsilon.map(|epsilon| ("epsilon", epsilon)));
         self.write(numbers.step, "train", &metrics);
+        if let Some(system) = &mut self.system {
+            let measured = system.measure();
+            let rows: Vec<(&str, f64)> = measured.iter().map(|(name, value)| (name.as_str(), *value)).collect();
+            self.write(numbers.step, SYSTEM_SPLIT, &rows);
+        }
     }
 
     /// Writes to the ledger, and what the ledger has to the trackers. A failing volume loses rows, but does not end training.
@@ -364,7 +381,7 @@ mod tests {
     #[test]
     fn memory_is_measured() {
         let before = resident_bytes().unwrap();
-        let block = vec![1_u8; 64 << 20];
+        let block = std::hint::black_box(vec![1_u8; 64 << 20]);
         let after = resident_bytes().unwrap();
         assert!(after >= before + (48 << 20) && block[12_345] == 1, "{before} {after}");
     }

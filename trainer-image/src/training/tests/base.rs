@@ -26,6 +26,11 @@ use crate::{
 
 /// Writes the base, and returns its digest.
 pub(super) fn write_base(place: &Path) -> ModelDigest {
+    write_base_of(place, 48)
+}
+
+/// Writes a base whose three heads share this many numbers, and returns its digest.
+pub(super) fn write_base_of(place: &Path, hidden_size: usize) -> ModelDigest {
     let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/text/fixtures/smollm2");
     fs::create_dir_all(place).unwrap();
     for file in ["tokenizer.json", "tokenizer_config.json"] {
@@ -42,7 +47,7 @@ pub(super) fn write_base(place: &Path) -> ModelDigest {
     };
     let end = tokenizer.ends()[0];
     let config = ModelConfig::new(shape, Vocabulary { size: tokenizer.vocabulary(), end, pad: end }).unwrap();
-    let config = ModelConfig { num_key_value_heads: 1, ..config };
+    let config = ModelConfig { num_key_value_heads: 1, hidden_size, head_dim: hidden_size / 3, ..config };
     let layout = Layout::of(&config);
     let parameters = initial(&config, &layout, 5);
     let halves: Vec<Vec<u8>> = layout

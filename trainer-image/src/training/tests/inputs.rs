@@ -80,6 +80,7 @@ fn a_missing_file_is_final() {
             base_signed_by: None,
             data: vec![("mine".to_owned(), data.to_owned())],
             output: output.to_owned(),
+            check: false,
             plan: true,
             accept_other_bits: false,
             prove_resume: false,

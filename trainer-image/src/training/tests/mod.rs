@@ -1,6 +1,7 @@
 //! Tests of whole runs.
 
 mod base;
+mod combinations;
 mod curricula;
 mod evaluation;
 mod forensics;

@@ -74,6 +74,24 @@ fn trackers_have_the_rows_of_the_ledger_after_a_resume() {
 }
 
 #[test]
+fn the_machine_is_measured_where_it_is_asked_for() {
+    let [with, without] = [["tracking.system_metrics=true"], ["tracking.system_metrics=false"]].map(|set| {
+        let output = tempfile::tempdir().unwrap();
+        let model = finished(&attempt(&speck(&set), output.path(), false));
+        let ledger = Ledger::read(&output.path().join("artifacts").join(ledger::FILE)).unwrap();
+        let rows = ledger.rows.into_iter().filter(|row| row.split == "system");
+        (model.digest, rows.map(|row| (row.step, row.metric)).collect::<Vec<_>>())
+    });
+    assert_eq!(with.0, without.0);
+    assert!(without.1.is_empty(), "{:?}", without.1);
+    for step in [10, 12] {
+        for name in ["system_memory_usage_percentage", "process_memory_usage_megabytes", "disk_available_megabytes"] {
+            assert!(with.1.contains(&(step, name.to_owned())), "{step} {name}: {:?}", with.1);
+        }
+    }
+}
+
+#[test]
 fn a_run_without_trackers_writes_none_and_one_that_fails_ends_none() {
     let output = tempfile::tempdir().unwrap();
     let plain = finished(&attempt(&speck(&[]), output.path(), false));
