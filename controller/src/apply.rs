@@ -4,7 +4,7 @@
 
 use std::{collections::BTreeSet, fmt::Debug, hash::Hash, sync::Arc};
 
-use codex_crds::Reason;
+use codex_crds::{Reason, child};
 use codex_plan::{
     Desired, Expired, KeptKind,
     reasoning_pod::{CycleKind, ForeignSlice},
@@ -12,15 +12,18 @@ use codex_plan::{
 use k8s_openapi::{
     NamespaceResourceScope,
     api::{
-        core::v1::{Endpoints, Service},
+        core::v1::{ConfigMap, Endpoints, Service},
         discovery::v1::EndpointSlice,
+        networking::v1::NetworkPolicy,
     },
+    apimachinery::pkg::apis::meta::v1::OwnerReference,
 };
 use kube::{
     Api, Resource, ResourceExt,
     api::{DeleteParams, Patch, PatchParams, Preconditions, PropagationPolicy},
 };
 use serde::{Serialize, de::DeserializeOwned};
+use serde_json::json;
 use tracing::{debug, info, warn};
 
 use crate::{
@@ -30,7 +33,7 @@ use crate::{
     drift::{correction, difference},
     error::{answered, client_category, refused, said},
     observe::{Cache, Name, Names, caught_up, caught_up_deleted, get},
-    ownership::is_controlled_by,
+    ownership::{controller, is_controlled_by, is_shared},
     seal::{ANNOTATION, SealError},
     unmended::UnmendedChild,
 };
@@ -144,7 +147,11 @@ enum Template {
 ///
 /// # Errors
 /// When a child cannot be applied; the children before it have been applied.
-pub async fn apply<K: Resource>(context: &Context, object: &K, desired: &Desired) -> Result<(), ApplyError> {
+pub async fn apply<K: Resource<DynamicType = ()>>(
+    context: &Context,
+    object: &K,
+    desired: &Desired,
+) -> Result<(), ApplyError> {
     let stores = &*context.stores;
     let apply =
         Apply { context, namespace: object.namespace().unwrap_or_default(), owner: object.uid().unwrap_or_default() };
@@ -159,17 +166,23 @@ pub async fn apply<K: Resource>(context: &Context, object: &K, desired: &Desired
         foreign_slices,
         pod_disruption_budgets,
         network_policies,
+        shared_policies,
         training_runs: _,
         evaluations: _,
         reasoning_pods: _,
         expired: _,
         kept,
+        mounted_bundles,
+        released_bundles,
     } = desired;
     for child in config_maps {
         apply.ensure(&stores.config_maps, child, Template::None).await?;
     }
     for child in network_policies {
         apply.ensure(&stores.network_policies, child, Template::None).await?;
+    }
+    for child in shared_policies {
+        apply.share(&stores.network_policies, child).await?;
     }
     for child in pod_disruption_budgets {
         apply.ensure(&stores.pod_disruption_budgets, child, Template::None).await?;
@@ -187,6 +200,9 @@ pub async fn apply<K: Resource>(context: &Context, object: &K, desired: &Desired
     }
     for child in jobs {
         apply.ensure(&stores.jobs, child, Template::Immutable).await?;
+    }
+    for name in mounted_bundles {
+        apply.hold(name, object.owner_ref(&())).await?;
     }
     for child in deployments {
         apply.ensure(&stores.deployments, child, Template::Mutable).await?;
@@ -209,7 +225,11 @@ pub async fn apply<K: Resource>(context: &Context, object: &K, desired: &Desired
     let bundles = apply.owned(&stores.config_maps).into_iter().map(|found| found.name_any());
     let bundles = bundles.filter(|name| BUNDLES.iter().any(|prefix| name.starts_with(prefix)));
     let mounted = names(config_maps).into_iter().chain(kept_of(KeptKind::ConfigMap)).chain(bundles).collect();
-    apply.prune(&stores.config_maps, mounted).await
+    apply.prune(&stores.config_maps, mounted).await?;
+    for name in released_bundles {
+        apply.release(name).await?;
+    }
+    Ok(())
 }
 
 /// Creates, changes and deletes the objects of cycles, after everything else of the plan: a template that the API server refuses keeps
@@ -241,6 +261,24 @@ pub async fn apply_cycles<K: Resource>(context: &Context, object: &K, desired: &
     Ok(())
 }
 
+/// Deletes what the objects of a namespace shared, once it has none that needs it.
+///
+/// # Errors
+/// When it cannot be deleted.
+pub async fn delete_shared(context: &Context, namespace: &str) -> Result<(), ApplyError> {
+    let stores = &*context.stores;
+    let shared = get(&stores.network_policies, namespace, child::WORKERS);
+    let Some(policy) = shared.filter(|policy| is_shared(&**policy)) else { return Ok(()) };
+    let _sharing = context.sharing.lock().await;
+    if stores.has_workers(namespace) || policy.meta().deletion_timestamp.is_some() {
+        return Ok(());
+    }
+    let apply = Apply { context, namespace: namespace.to_owned(), owner: String::new() };
+    apply.delete::<NetworkPolicy>(child::WORKERS, policy.uid()).await?;
+    caught_up_deleted(&stores.network_policies, &*policy).await;
+    Ok(())
+}
+
 fn names<C: Resource>(children: &[C]) -> BTreeSet<String> {
     children.iter().map(ResourceExt::name_any).collect()
 }
@@ -266,10 +304,21 @@ impl Apply<'_> {
         self.context.known.holds(live, self.fact(planned), || true);
     }
 
-    /// The fact that a child of the object is as planned.
+    /// The fact that a child of the object is as planned. What objects share is as planned for all of them.
     fn fact<C: Child>(&self, planned: &C) -> impl Hash {
+        let owner = controller(planned).map(|_| self.owner.clone());
         // What JSON cannot represent is never as planned.
-        ("as planned", self.owner.clone(), serde_json::to_vec(planned).unwrap_or_default())
+        ("as planned", owner, serde_json::to_vec(planned).unwrap_or_default())
+    }
+
+    /// Ensures a child that the objects of the namespace share.
+    async fn share<C: Child + Names>(&self, store: &Cache<C>, child: &C) -> Result<(), ApplyError> {
+        let cached = get(store, &self.namespace, &child.name_any());
+        if cached.is_some_and(|live| self.is_known(&*live, child)) {
+            return Ok(());
+        }
+        let _sharing = self.context.sharing.lock().await;
+        self.ensure(store, child, Template::None).await
     }
 
     async fn ensure<C: Child + Names>(
@@ -295,7 +344,10 @@ impl Apply<'_> {
             live = self.api::<C>().get_opt(&name).await.map_err(failed("read"))?;
         }
         if let Some(live) = &live {
-            let ours = is_controlled_by(live, &self.owner);
+            let ours = match controller(child) {
+                Some(_) => is_controlled_by(live, &self.owner),
+                None => is_shared(live),
+            };
             if !ours || (template == Template::Immutable && !self.context.seal.holds(&self.owner, live)) {
                 return Err(ApplyError::Taken { kind, name });
             }
@@ -370,12 +422,56 @@ impl Apply<'_> {
     async fn prune<C: Child + Names>(&self, store: &Cache<C>, keep: BTreeSet<String>) -> Result<(), ApplyError> {
         let goes = self.owned(store).into_iter().filter(|child| {
             child.meta().deletion_timestamp.is_none()
+                && is_controlled_by(&**child, &self.owner)
                 && !child.meta().name.as_ref().is_some_and(|name| keep.contains(name))
         });
         for child in goes {
             self.delete::<C>(&child.name_any(), child.uid()).await?;
             caught_up_deleted(store, &*child).await;
         }
+        Ok(())
+    }
+
+    /// Makes the object an owner of a bundle, beside the run that controls it.
+    async fn hold(&self, name: &str, owner: Option<OwnerReference>) -> Result<(), ApplyError> {
+        let owned = |bundle: &ConfigMap| bundle.owner_references().iter().any(|owner| owner.uid == self.owner);
+        // What does not exist is named by the status.
+        let Some(bundle) = get(&self.context.stores.config_maps, &self.namespace, name).filter(|it| !owned(it)) else {
+            return Ok(());
+        };
+        let owners = bundle.owner_references().iter().cloned().chain(owner).collect();
+        self.own(&bundle, owners).await
+    }
+
+    /// Ends the ownership of a bundle beside its run. Without another owner it is deleted, as the garbage collector would.
+    async fn release(&self, name: &str) -> Result<(), ApplyError> {
+        let store = &self.context.stores.config_maps;
+        let Some(bundle) = get(store, &self.namespace, name) else { return Ok(()) };
+        let owners: Vec<_> =
+            bundle.owner_references().iter().filter(|owner| owner.uid != self.owner).cloned().collect();
+        if owners.is_empty() {
+            self.delete::<ConfigMap>(name, bundle.uid()).await?;
+            caught_up_deleted(store, &*bundle).await;
+            return Ok(());
+        }
+        self.own(&bundle, owners).await
+    }
+
+    /// Replaces the owners of a bundle, unless it has changed meanwhile: the garbage collector changes them, too.
+    async fn own(&self, bundle: &ConfigMap, owners: Vec<OwnerReference>) -> Result<(), ApplyError> {
+        if bundle.metadata.deletion_timestamp.is_some() {
+            return Ok(());
+        }
+        let name = bundle.name_any();
+        let metadata = json!({ "ownerReferences": owners, "resourceVersion": bundle.metadata.resource_version });
+        let patch = Patch::Merge(json!({ "metadata": metadata }));
+        let patched = self.api::<ConfigMap>().patch(&name, &merge_params(), &patch).await.map_err(|source| {
+            let kind = ConfigMap::kind(&()).into_owned();
+            ApplyError::Client { kind, name: name.clone(), verb: "given its owners", source: Box::new(source) }
+        })?;
+        self.context.metrics.wrote("ConfigMap", "correct");
+        debug!("changed the owners of the ConfigMap {name}");
+        caught_up(&self.context.stores.config_maps, &patched.metadata).await;
         Ok(())
     }
 

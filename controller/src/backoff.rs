@@ -53,6 +53,19 @@ impl Backoff {
     }
 }
 
+/// The waits between attempts at one thing: 1 s, doubling up to 30 s, with jitter.
+#[derive(Debug, Default)]
+pub struct Waits(u32);
+
+impl Waits {
+    /// Returns how long to wait after another failure.
+    pub fn after_failure(&mut self) -> Duration {
+        let wait = Duration::from_secs(1 << self.0.min(5)).min(Duration::from_secs(30));
+        self.0 = self.0.saturating_add(1);
+        jittered(wait)
+    }
+}
+
 /// Returns `wait`, shortened by up to a fifth, so that objects that failed together are not retried together.
 pub fn jittered(wait: Duration) -> Duration {
     // A new hasher has a random seed: good enough to spread load without another dependency.
@@ -64,7 +77,7 @@ pub fn jittered(wait: Duration) -> Duration {
 mod tests {
     use std::time::Duration;
 
-    use super::{Backoff, jittered};
+    use super::{Backoff, Waits, jittered};
 
     #[tokio::test(start_paused = true)]
     async fn backoff_doubles_up_to_five_minutes_and_is_reset_by_a_success() {
@@ -84,6 +97,15 @@ mod tests {
         assert!(backoff.failed("b") <= Duration::from_secs(5));
         backoff.forget("a");
         assert!(backoff.failed("a") <= Duration::from_secs(5));
+    }
+
+    #[test]
+    fn waits_double_up_to_half_a_minute() {
+        let mut waits = Waits::default();
+        for seconds in [1, 2, 4, 8, 16, 30, 30] {
+            let (wait, full) = (waits.after_failure(), Duration::from_secs(seconds));
+            assert!(wait <= full && wait >= full.mul_f64(0.8), "{wait:?} for {full:?}");
+        }
     }
 
     #[test]

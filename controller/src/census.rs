@@ -2,8 +2,8 @@
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
-use codex_crds::{ConditionType, Evaluation, ReasoningPod, TrainingRun, TrainingRunPhase};
-use codex_plan::conditions::is_true;
+use codex_crds::{ConditionType, Evaluation, Reason, ReasoningPod, TrainingRun, TrainingRunPhase};
+use codex_plan::conditions::{find, is_true};
 use jiff::Timestamp;
 use kube::{Resource, ResourceExt};
 
@@ -50,7 +50,7 @@ pub struct Census {
     pub checkpoint_oldest: Option<Timestamp>,
     /// Ready servers by ring.
     pub serving: BTreeMap<String, i64>,
-    /// ReasoningPods with ready servers whose status proves no verified model.
+    /// ReasoningPods with ready servers whose status proves no verified model, or says that a policy denies it.
     pub unverified: i64,
     /// ReasoningPods whose model, or what they serve, is on a deny-list.
     pub revoked: i64,
@@ -192,7 +192,10 @@ impl Census {
         let proven = status.promotion.is_some()
             && status.manifest.as_ref().is_some_and(|manifest| same(manifest.digest))
             && is_true(&status.conditions, ConditionType::Verified);
-        self.unverified += i64::from(!proven);
+        // With another reason, only a model that is not served is denied.
+        let denied = find(&status.conditions, ConditionType::Revoked)
+            .is_some_and(|revoked| revoked.status == "True" && revoked.reason == Reason::Revoked.name());
+        self.unverified += i64::from(!proven || denied);
     }
 }
 
@@ -306,6 +309,16 @@ mod tests {
         unsigned["promotion"] = Value::Null;
         assert_eq!(unverified(&unsigned), (Some(2), 1));
         assert_eq!(unverified(&json!({ "readyReplicas": 0 })), (None, 0));
+        // What is served is denied and still answers; what follows is denied, or nothing is any more.
+        for (state, reason, counted) in
+            [("True", "Revoked", 1), ("True", "Blocked", 0), ("False", "RevocationLifted", 0)]
+        {
+            let mut denied = status(&one, "True");
+            denied["conditions"].as_array_mut().unwrap().push(condition("Revoked", state, reason, 1));
+            assert_eq!(unverified(&denied), (Some(2), counted), "{state} {reason}");
+            denied["readyReplicas"] = json!(0);
+            assert_eq!(unverified(&denied), (None, 0), "{state} {reason}");
+        }
     }
 
     #[test]

@@ -100,12 +100,7 @@ pub fn run(cli: Cli) -> ExitCode {
 fn init_logging(format: Option<LogFormat>) {
     let terminal = std::io::stdout().is_terminal();
     let format = format.unwrap_or(if terminal { LogFormat::Compact } else { LogFormat::Json });
-    let chosen = std::env::var("RUST_LOG").ok().and_then(|chosen| chosen.parse().ok());
-    let filter: Targets = chosen.unwrap_or_else(|| {
-        // The controller logs the failures of its watches itself.
-        let quiet = [("kube_client", Level::WARN), ("kube_runtime", Level::ERROR)];
-        Targets::new().with_default(Level::INFO).with_targets(quiet)
-    });
+    let filter = filter(std::env::var("RUST_LOG").ok().as_deref());
     let registry = tracing_subscriber::registry();
     let lines = tracing_subscriber::fmt::layer().with_target(false);
     match format {
@@ -116,13 +111,35 @@ fn init_logging(format: Option<LogFormat>) {
     }
 }
 
+/// Returns the filter for log lines that `RUST_LOG` chooses. An empty or unreadable choice counts as none.
+fn filter(chosen: Option<&str>) -> Targets {
+    let chosen = chosen.filter(|chosen| !chosen.trim().is_empty()).and_then(|chosen| chosen.parse().ok());
+    chosen.unwrap_or_else(|| {
+        // The controller logs the failures of its watches itself.
+        let quiet = [("kube_client", Level::WARN), ("kube_runtime", Level::ERROR)];
+        Targets::new().with_default(Level::INFO).with_targets(quiet)
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use std::ffi::OsStr;
 
     use clap::CommandFactory;
 
-    use super::{Cli, without_empty};
+    use tracing::Level;
+
+    use super::{Cli, filter, without_empty};
+
+    #[test]
+    fn an_empty_choice_of_log_lines_is_none() {
+        for none in [None, Some(""), Some(" ")] {
+            let filter = filter(none);
+            assert!(filter.would_enable("codex_controller", &Level::INFO), "{none:?}");
+            assert!(!filter.would_enable("kube_runtime", &Level::WARN), "{none:?}");
+        }
+        assert!(!filter(Some("error")).would_enable("codex_controller", &Level::INFO));
+    }
 
     #[test]
     fn an_empty_variable_is_absent_everywhere() {

@@ -5,7 +5,7 @@ use std::{collections::BTreeSet, sync::Arc};
 use codex_plan::{Obstruction, RefusedPod, Settings};
 use jiff::Timestamp;
 use kube::Client;
-use tokio::time::Instant;
+use tokio::{sync::Mutex, time::Instant};
 
 use crate::{
     admission::AdmissionWatch,
@@ -69,6 +69,8 @@ pub struct Context {
     pub obstructions: ByUid<Obstruction>,
     /// The objects whose plan their own status does not change.
     pub settled: ByUid<Settled>,
+    /// Held while what the objects of a namespace share is written: objects that are reconciled at the same time write it once.
+    pub sharing: Mutex<()>,
     /// When the cluster was last asked why something does not start, and what it said, by the uid of the Job or the pod.
     pub asked: Asked,
 }

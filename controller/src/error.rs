@@ -22,6 +22,16 @@ pub fn said(error: &kube::Error) -> String {
     answer(error).map_or_else(|| error.to_string(), str::to_owned)
 }
 
+/// Returns what to do about a missing right, to be added to a message; nothing for other errors.
+pub fn remedy(error: &kube::Error) -> &'static str {
+    if answered(error, 403) {
+        "; apply manifests/controller/rbac.yaml, or the chart, of this release: the ClusterRole and the Role codex-controller \
+         grant the controller its rights"
+    } else {
+        ""
+    }
+}
+
 /// Returns the category of a client error for metrics and logs.
 pub fn client_category(error: &kube::Error) -> &'static str {
     match error {
@@ -63,7 +73,7 @@ pub fn answered(error: &kube::Error, code: u16) -> bool {
 mod tests {
     use serde_json::{Value, json};
 
-    use super::{chain, refused, said};
+    use super::{chain, refused, remedy, said};
 
     fn answered(code: u16, causes: &Value) -> kube::Error {
         let status = json!({
@@ -92,6 +102,12 @@ mod tests {
             status.message = "quantities must match the regular expression '^([+-]?[0-9.]+)$'".to_owned();
         }
         assert!(refused(&error));
+    }
+
+    #[test]
+    fn a_missing_right_has_a_remedy() {
+        assert!(remedy(&answered(403, &json!([]))).contains("apply manifests/controller/rbac.yaml"));
+        assert_eq!(remedy(&answered(409, &json!([]))), "");
     }
 
     #[test]

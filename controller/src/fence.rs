@@ -34,7 +34,8 @@ impl Fence {
         *self.0.lock().unwrap_or_else(PoisonError::into_inner) = None;
     }
 
-    fn is_open(&self) -> bool {
+    /// Whether writes pass now.
+    pub fn is_open(&self) -> bool {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).is_some_and(|until| Instant::now() < until)
     }
 }

@@ -7,9 +7,9 @@ use std::{
 };
 
 use clap::{Args, ValueEnum};
-use codex_plan::ImagePattern;
+use codex_plan::{ImagePattern, RunAs};
 
-use crate::{keyless, signer::Signing};
+use crate::{keyless, lease::Timing, signer::Signing};
 
 /// The flags of `run`.
 #[derive(Clone, Debug, Args)]
@@ -29,6 +29,10 @@ pub struct Flags {
     /// The image for pods that ask for a GPU, built with CUDA; without it such objects are stalled.
     #[arg(long, env = "CODEX_CUDA_IMAGE", value_parser = image)]
     pub cuda_image: Option<String>,
+    /// The user, the group and the group of volumes of pods whose object names none: a number, or `platform`, with which pods name no
+    /// ids and the cluster fills them in.
+    #[arg(long, env = "CODEX_RUN_AS", value_name = "ID|platform", default_value = "65532")]
+    pub run_as: RunAs,
     /// The images whose word about a training promotion statements call attested and not only reported, separated by commas:
     /// REPOSITORY@sha256:DIGEST, sha256:DIGEST, or REPOSITORY@* for every image of a repository; none by default.
     #[arg(long, env = "CODEX_ATTESTED_IMAGES", value_parser = images, default_value = "")]
@@ -55,6 +59,15 @@ pub struct Flags {
     /// the Lease over without waiting for it to expire.
     #[arg(long, env = "CODEX_IDENTITY")]
     pub identity: Option<String>,
+    /// How long the Lease is valid without being renewed, in seconds, from 5 to 300. After a crash of its holder another process takes
+    /// it when that time has passed. It is renewed three times in it.
+    #[arg(long, env = "CODEX_LEASE_DURATION", value_name = "SECONDS", default_value_t = Timing::DEFAULT,
+        value_parser = clap::value_parser!(u16).range(i64::from(Timing::SHORTEST)..=i64::from(Timing::LONGEST)))]
+    pub lease_duration: u16,
+    /// The name of the controller's pod in `--namespace`. While it leads, it bears the label codex-ml.dev/leader, which the Service for
+    /// reports selects. Without a name, no pod is labelled.
+    #[arg(long, env = "CODEX_POD_NAME")]
+    pub pod_name: Option<String>,
     /// The log format; compact on a terminal and json elsewhere by default. The environment variable `RUST_LOG` sets
     /// the levels, such as `info,kube_client=debug`.
     #[arg(long, env = "CODEX_LOG_FORMAT")]
@@ -90,19 +103,29 @@ impl Flags {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Namespaces(pub Vec<String>);
 
-/// Reads a list of namespaces: blanks around names do not count.
+/// Reads a list of namespaces: blanks around names, empty items and repeated names do not count. A list of only empty items is refused,
+/// because no name at all stands for all namespaces.
 fn namespaces(text: &str) -> Result<Namespaces, String> {
-    let names: Vec<_> = text.split(',').map(str::trim).collect();
-    if names == [""] {
+    if text.trim().is_empty() {
         return Ok(Namespaces::default());
     }
-    // An empty name in a list would be taken for all namespaces.
-    match names.iter().find(|name| !codex_crds::is_subdomain(name) || name.contains('.')) {
-        Some(name) => {
-            Err(format!("{name:?} is no name of a namespace: write names separated by commas, such as team-a,team-b"))
+    let mut names: Vec<String> = Vec::new();
+    for name in text.split(',').map(str::trim).filter(|name| !name.is_empty()) {
+        if !codex_crds::is_subdomain(name) || name.contains('.') {
+            return Err(format!(
+                "{name:?} is no name of a namespace: write names separated by commas, such as team-a,team-b"
+            ));
         }
-        None => Ok(Namespaces(names.into_iter().map(str::to_owned).collect())),
+        if !names.iter().any(|known| known == name) {
+            names.push(name.to_owned());
+        }
     }
+    if names.is_empty() {
+        return Err(format!(
+            "{text:?} names no namespace: write names separated by commas, such as team-a,team-b, or nothing for all namespaces"
+        ));
+    }
+    Ok(Namespaces(names))
 }
 
 /// A list of images.
@@ -144,15 +167,45 @@ pub enum LogFormat {
 
 #[cfg(test)]
 mod tests {
+    use clap::Parser;
+
     use super::{Images, Namespaces, image, images, namespaces};
 
     #[test]
-    fn a_list_of_namespaces_is_trimmed_and_holds_no_empty_name() {
+    fn a_list_of_namespaces_is_trimmed_and_never_becomes_wider() {
         let list = |names: &[&str]| Ok(Namespaces(names.iter().map(|name| (*name).to_owned()).collect()));
         assert_eq!(namespaces(" "), list(&[]));
-        assert_eq!(namespaces("a, b"), list(&["a", "b"]));
-        for wrong in ["team-a,", ",", "a,,b", "a b", "A", "a.b"] {
+        assert_eq!(namespaces(""), list(&[]));
+        for blank in ["a, b", "a,b,", " a,,b", "\ta , b ,\n,", "a,b,a"] {
+            assert_eq!(namespaces(blank), list(&["a", "b"]), "{blank:?}");
+        }
+        assert_eq!(namespaces("team-a,"), list(&["team-a"]));
+        for wrong in ["a b", "A", "a.b", "a,*", "a;b", "a,B"] {
             assert!(namespaces(wrong).unwrap_err().contains("is no name of a namespace"), "{wrong}");
+        }
+        for none in [",", " , ", ",,"] {
+            assert!(
+                namespaces(none).unwrap_err().contains("names no namespace"),
+                "{none:?} must not stand for all namespaces"
+            );
+        }
+    }
+
+    #[test]
+    fn the_duration_of_the_lease_has_bounds() {
+        let duration = |seconds: &str| {
+            let cli = crate::cli::Cli::try_parse_from(["codex-controller", "--lease-duration", seconds]);
+            cli.map(|cli| cli.run.lease_duration).map_err(|failure| failure.to_string())
+        };
+        for (seconds, read) in [("5", 5), ("7", 7), ("300", 300)] {
+            assert_eq!(duration(seconds), Ok(read));
+        }
+        for wrong in ["0", "4", "301", "70000", "-1", "7s"] {
+            let told = duration(wrong).unwrap_err();
+            assert!(
+                told.contains("--lease-duration <SECONDS>") || told.contains("unexpected argument"),
+                "{wrong}: {told}"
+            );
         }
     }
 

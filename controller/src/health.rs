@@ -32,12 +32,18 @@ pub enum Leadership {
 pub enum Standby {
     /// It starts.
     Starting,
-    /// It waits for the Lease, for this reason.
+    /// Its keys cannot be loaded, for this reason.
+    Keys(String),
+    /// Another process holds the Lease, as this sentence says: it stands by, which is what it is to do.
+    Ready(String),
+    /// It cannot read or write the Lease, for this reason.
     Lease(String),
     /// Another installation reconciles its objects, as this sentence says.
     Objects(String),
-    /// It holds the Lease and fills its caches.
-    Caches,
+    /// It holds the Lease and fills its caches; this sentence says what fails meanwhile.
+    Caches(String),
+    /// It reconciles, but no report reaches it: its pod cannot be labelled, for this reason.
+    Label(String),
     /// It stops.
     Stopping,
 }
@@ -46,11 +52,13 @@ impl fmt::Display for Standby {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Starting => f.write_str("not the active leader: starting"),
+            Self::Keys(why) => write!(f, "not ready, and tried again: {why}"),
+            Self::Ready(why) => write!(f, "standing by: {why}"),
             Self::Lease(why) => write!(f, "not the active leader: waiting for the Lease: {why}"),
             Self::Objects(why) => write!(f, "not the active leader: {why}"),
-            Self::Caches => f.write_str(
-                "the active leader, and not ready: filling the caches; if this lasts, the log names the kind that cannot be listed",
-            ),
+            Self::Caches(why) if why.is_empty() => f.write_str("the active leader, and not ready: filling the caches"),
+            Self::Caches(why) => write!(f, "the active leader, and not ready: filling the caches: {why}"),
+            Self::Label(why) => write!(f, "the active leader, and not ready: no report reaches it: {why}"),
             Self::Stopping => f.write_str("not the active leader: stopping"),
         }
     }
@@ -93,10 +101,12 @@ fn router(health: Health) -> Router {
     with_fallbacks(routes)
 }
 
-/// Only the active leader is ready, so that the Service routes reports to it.
+/// A process is ready if it reconciles, or if it can take over from the one that does. The Service for reports selects the leader by
+/// its label.
 async fn ready(State(health): State<Health>) -> Response {
     match &*health.leadership.borrow() {
         Leadership::Active(_) => (StatusCode::OK, "ok\n").into_response(),
+        Leadership::Standby(ready @ Standby::Ready(_)) => (StatusCode::OK, format!("{ready}\n")).into_response(),
         Leadership::Standby(why) => (StatusCode::SERVICE_UNAVAILABLE, format!("{why}\n")).into_response(),
     }
 }
@@ -133,7 +143,7 @@ mod tests {
     };
 
     #[tokio::test]
-    async fn a_standby_process_is_alive_but_not_ready() {
+    async fn a_process_is_ready_if_it_leads_or_waits_for_a_leader_to_end() {
         let (sender, leadership) = watch::channel(Leadership::Standby(Standby::Starting));
         let router = router(Health { metrics: Metrics::new().unwrap(), leadership });
         let ask = |path: &'static str| {
@@ -153,17 +163,26 @@ mod tests {
         assert_eq!(ask("/metrics").await, StatusCode::OK);
         for (why, told) in [
             (
-                Standby::Lease("the Lease a is held by b".to_owned()),
-                "waiting for the Lease: the Lease a is held by b\n",
+                Standby::Keys("the Secret a is damaged".to_owned()),
+                "not ready, and tried again: the Secret a is damaged\n",
+            ),
+            (
+                Standby::Lease("the Lease a cannot be read".to_owned()),
+                "waiting for the Lease: the Lease a cannot be read\n",
             ),
             (Standby::Objects("another controller owns the objects".to_owned()), "another controller owns the objects"),
-            (Standby::Caches, "filling the caches"),
+            (Standby::Caches(String::new()), "filling the caches\n"),
+            (Standby::Caches("the right is missing".to_owned()), "filling the caches: the right is missing\n"),
+            (Standby::Label("the pod a is missing".to_owned()), "no report reaches it: the pod a is missing\n"),
             (Standby::Stopping, "stopping"),
         ] {
             sender.send_replace(Leadership::Standby(why));
             assert_eq!(ask("/readyz").await, StatusCode::SERVICE_UNAVAILABLE);
             assert!(said().await.contains(told), "{told}");
         }
+        sender.send_replace(Leadership::Standby(Standby::Ready("the Lease a is held by b".to_owned())));
+        assert_eq!(ask("/readyz").await, StatusCode::OK);
+        assert_eq!(said().await, "standing by: the Lease a is held by b\n");
         let stores = Stores::of(&mut Writers::default()).into();
         let (queues, _requests) = Queues::new();
         let leader = Leader { stores, inbox: Inbox::default().into(), queues, since: Timestamp::UNIX_EPOCH };

@@ -2,7 +2,8 @@
 //! clock of the process, so that clock skew between machines does not matter.
 //!
 //! The holder renews with one PUT on the resourceVersion that it wrote last. An idle controller therefore costs one write
-//! every [`RENEW`] and no reads. A candidate regards a Lease as expired if it has not changed for its own duration.
+//! every [`Timing::renew`] and no reads. A candidate regards a Lease as expired if it has not changed for the duration that the Lease
+//! itself states, so processes with different durations can compete.
 
 use std::time::Duration;
 
@@ -13,33 +14,74 @@ use k8s_openapi::{
     apimachinery::pkg::apis::meta::v1::MicroTime,
 };
 use kube::{Api, Client, ResourceExt, api::ObjectMeta};
-use tokio::time::{Instant, sleep, sleep_until, timeout_at};
+use tokio::time::{Instant, sleep, sleep_until, timeout, timeout_at};
 use tracing::{debug, info, warn};
 
 use crate::{
     api::post_params,
     backoff::jittered,
-    error::{answered, client_category},
+    error::{answered, client_category, remedy},
     fence::Fence,
     installations::{Installation, Others},
 };
 
-/// The duration of the Lease: how long it is valid without being renewed.
-pub const DURATION: Duration = Duration::from_secs(30);
-/// How often the holder renews the Lease.
-pub const RENEW: Duration = Duration::from_secs(10);
-/// How long a holder keeps reconciling without a successful renewal. It stops well before the Lease expires.
-pub const DEADLINE: Duration = Duration::from_secs(20);
-/// How long a holder waits before it looks again whether another installation reconciles its objects.
+/// How long a holder waits before it looks again whether another installation reconciles its objects. It renews the Lease then.
 const RIVALS: Duration = Duration::from_secs(5);
-/// How long to wait between attempts.
-const RETRY: Duration = Duration::from_secs(2);
+
+/// The times of a Lease. All of them follow from its duration.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Timing {
+    /// Seconds.
+    duration: u16,
+}
+
+impl Default for Timing {
+    fn default() -> Self {
+        Self::lasting(Self::DEFAULT)
+    }
+}
+
+impl Timing {
+    /// The duration by default, in seconds.
+    pub const DEFAULT: u16 = 30;
+    /// The shortest duration, in seconds: a holder must survive a slow answer of the API server.
+    pub const SHORTEST: u16 = 5;
+    /// The longest duration, in seconds.
+    pub const LONGEST: u16 = 300;
+
+    /// Returns the times of a Lease with a duration of so many seconds, from [`Self::SHORTEST`] to [`Self::LONGEST`]; others are brought
+    /// into these bounds.
+    pub fn lasting(seconds: u16) -> Self {
+        Self { duration: seconds.clamp(Self::SHORTEST, Self::LONGEST) }
+    }
+
+    /// Returns the duration of the Lease: how long it is valid without being renewed.
+    pub fn duration(self) -> Duration {
+        Duration::from_secs(self.duration.into())
+    }
+
+    /// Returns how often the holder renews the Lease: three times in its duration.
+    pub fn renew(self) -> Duration {
+        self.duration() / 3
+    }
+
+    /// Returns how long a holder writes without a successful renewal. It stops a third of the duration before the Lease expires: that
+    /// much time a request has to arrive.
+    pub fn deadline(self) -> Duration {
+        self.duration() * 2 / 3
+    }
+
+    /// Returns how long to wait between attempts.
+    pub fn retry(self) -> Duration {
+        self.duration() / 15
+    }
+}
 
 /// Why a process does not hold the Lease.
 #[derive(Debug, thiserror::Error)]
 pub enum LeaseError {
     /// A request to the API server failed.
-    #[error("the Lease {name} cannot be read or written: {source}")]
+    #[error("the Lease {name} cannot be read or written: {source}{}", remedy(.source))]
     Client {
         /// The name of the Lease.
         name: String,
@@ -56,20 +98,36 @@ pub enum LeaseError {
         holder: String,
     },
     /// The Lease was not renewed in time.
-    #[error("the Lease {name} could not be renewed for {} s", DEADLINE.as_secs())]
+    #[error("the Lease {name} could not be renewed for {} s", .after.as_secs_f32())]
     Expired {
         /// The name of the Lease.
         name: String,
+        /// How long it could not be renewed.
+        after: Duration,
+    },
+    /// The API server did not answer in time.
+    #[error("the API server gave no answer about the Lease {name} for {} s", .after.as_secs_f32())]
+    Late {
+        /// The name of the Lease.
+        name: String,
+        /// How long it was waited for.
+        after: Duration,
     },
 }
 
 impl LeaseError {
+    /// Whether a holder has lost the Lease, and need not try again.
+    fn is_final(&self) -> bool {
+        matches!(self, Self::Taken { .. } | Self::Expired { .. })
+    }
+
     /// Returns the category for logs.
     pub fn category(&self) -> &'static str {
         match self {
             Self::Client { source, .. } => client_category(source),
             Self::Taken { .. } => "lease_taken",
             Self::Expired { .. } => "lease_expired",
+            Self::Late { .. } => "connection",
         }
     }
 }
@@ -81,6 +139,7 @@ pub struct Candidate {
     namespace: String,
     name: String,
     identity: String,
+    timing: Timing,
     fence: Fence,
     installation: Installation,
 }
@@ -96,6 +155,16 @@ pub struct HeldLease {
 pub(crate) struct Seen {
     version: Option<String>,
     since: Instant,
+    /// The duration that it states.
+    duration: Duration,
+}
+
+impl Seen {
+    /// Returns the time until the Lease has expired, if it does not change; `None` after that.
+    fn expires_in(&self) -> Option<Duration> {
+        let expired = self.since + self.duration + Duration::from_millis(1);
+        expired.checked_duration_since(Instant::now()).filter(|rest| !rest.is_zero())
+    }
 }
 
 impl Candidate {
@@ -106,6 +175,7 @@ impl Candidate {
             namespace: namespace.to_owned(),
             name: name.to_owned(),
             identity,
+            timing: Timing::default(),
             fence: Fence::default(),
             installation: Installation::default(),
         }
@@ -115,6 +185,17 @@ impl Candidate {
     #[must_use]
     pub fn watching(self, namespaces: &[String]) -> Self {
         Self { installation: Installation::watching(namespaces), ..self }
+    }
+
+    /// Returns the holder identity.
+    pub fn identity(&self) -> &str {
+        &self.identity
+    }
+
+    /// Sets the times of the Lease.
+    #[must_use]
+    pub fn timed(self, timing: Timing) -> Self {
+        Self { timing, ..self }
     }
 
     /// Returns the fence that is open while this process holds the Lease and has renewed it in time.
@@ -128,11 +209,14 @@ impl Candidate {
     }
 
     /// Waits until this process holds the Lease, and calls `tell` with each new reason to wait.
-    pub async fn acquire_and_tell(self, tell: impl Fn(&str)) -> HeldLease {
+    pub async fn acquire_and_tell(self, tell: impl Fn(&LeaseError)) -> HeldLease {
         let mut seen: Option<Seen> = None;
         let mut logged = String::new();
+        let patience = self.timing.deadline();
         loop {
-            match self.attempt(&mut seen).await {
+            // A connection that died unnoticed must not keep a process from taking over.
+            let late = |_| LeaseError::Late { name: self.name.clone(), after: patience };
+            match timeout(patience, self.attempt(&mut seen)).await.map_err(late).flatten() {
                 Ok(held) => {
                     info!(lease = self.name, identity = self.identity, "acquired the Lease");
                     return held;
@@ -147,12 +231,14 @@ impl Candidate {
                         } else {
                             warn!("{now}");
                         }
-                        tell(&now);
+                        tell(&failure);
                         logged = now;
                     }
                 }
             }
-            sleep(jittered(RETRY)).await;
+            let pause = jittered(self.timing.retry());
+            // Not later than at its end, if it is not renewed until then.
+            sleep(seen.as_ref().and_then(Seen::expires_in).map_or(pause, |end| end.min(pause))).await;
         }
     }
 
@@ -170,7 +256,7 @@ impl Candidate {
             }
         };
         let lease = lease.map_err(|source| self.client(source))?;
-        self.fence.open_until(began + DEADLINE);
+        self.fence.open_until(began + self.timing.deadline());
         Ok(HeldLease { candidate: self.clone(), lease, renewed: began })
     }
 
@@ -188,7 +274,7 @@ impl Candidate {
             },
             spec: Some(LeaseSpec {
                 holder_identity: Some(self.identity.clone()),
-                lease_duration_seconds: Some(DURATION.as_secs() as i32),
+                lease_duration_seconds: Some(self.timing.duration.into()),
                 acquire_time: if mine { before.acquire_time } else { Some(now.clone()) },
                 renew_time: Some(now),
                 lease_transitions: Some(if mine || found.is_none() { transitions } else { transitions + 1 }),
@@ -205,6 +291,12 @@ impl Candidate {
 }
 
 impl HeldLease {
+    /// Returns the fence that is open while this process holds the Lease and has renewed it in time.
+    #[cfg(test)]
+    pub(crate) fn fence(&self) -> Fence {
+        self.candidate.fence()
+    }
+
     /// Waits until no other installation reconciles objects that this one watches, and says in the Lease that this one does. Calls
     /// `tell` with each new reason to wait. The Lease is renewed meanwhile.
     ///
@@ -216,9 +308,9 @@ impl HeldLease {
             let said = match self.rival(&mut others).await {
                 Ok(None) => {
                     self.candidate.installation.reconciles(true);
-                    match self.renew().await {
+                    match self.renew_or_give_up().await {
                         Ok(()) => {}
-                        Err(lost @ LeaseError::Taken { .. }) => return Err(lost),
+                        Err(lost) if lost.is_final() => return Err(lost),
                         Err(failure) => debug!("{failure}"),
                     }
                     // Another installation may have looked before this one said so: then it has said so by now.
@@ -237,15 +329,15 @@ impl HeldLease {
                 tell(&said);
                 told = said;
             }
-            match self.renew().await {
+            match self.renew_or_give_up().await {
                 Ok(()) => {}
-                Err(lost @ LeaseError::Taken { .. }) => return Err(lost),
+                Err(lost) if lost.is_final() => return Err(lost),
                 Err(failure) => debug!("{failure}"),
             }
-            if Instant::now() >= self.renewed + DEADLINE {
-                return Err(LeaseError::Expired { name: self.candidate.name.clone() });
+            if Instant::now() >= self.deadline() {
+                return Err(self.expired());
             }
-            sleep(jittered(RIVALS)).await;
+            sleep(jittered(RIVALS.min(self.candidate.timing.renew()))).await;
         }
     }
 
@@ -268,22 +360,43 @@ impl HeldLease {
     }
 
     async fn renew_until_lost(&mut self) -> LeaseError {
+        let (renew, retry) = (self.candidate.timing.renew(), self.candidate.timing.retry());
         loop {
-            let deadline = self.renewed + DEADLINE;
-            sleep_until(self.renewed + jittered(RENEW)).await;
+            sleep_until(self.renewed + jittered(renew)).await;
             loop {
-                match timeout_at(deadline, self.renew()).await {
-                    Ok(Ok(())) => break,
-                    Ok(Err(lost @ LeaseError::Taken { .. })) => return lost,
-                    Ok(Err(failure)) => warn!("{failure}"),
-                    Err(_) => return LeaseError::Expired { name: self.candidate.name.clone() },
+                match self.renew_in_time().await {
+                    Ok(()) => break,
+                    Err(lost) if lost.is_final() => return lost,
+                    Err(failure) => warn!("{failure}"),
                 }
-                if Instant::now() + RETRY >= deadline {
-                    return LeaseError::Expired { name: self.candidate.name.clone() };
+                if Instant::now() + retry >= self.deadline() {
+                    return self.expired();
                 }
-                sleep(jittered(RETRY)).await;
+                sleep(jittered(retry)).await;
             }
         }
+    }
+
+    /// Returns when this process ceases to write, unless it renews the Lease before.
+    fn deadline(&self) -> Instant {
+        self.renewed + self.candidate.timing.deadline()
+    }
+
+    fn expired(&self) -> LeaseError {
+        LeaseError::Expired { name: self.candidate.name.clone(), after: self.candidate.timing.deadline() }
+    }
+
+    /// Renews the Lease, which may be late: nothing is written yet that another holder could contradict, and a Lease that was taken is not
+    /// changed. A request that is not answered is given up.
+    async fn renew_or_give_up(&mut self) -> Result<(), LeaseError> {
+        let after = self.candidate.timing.deadline();
+        let late = LeaseError::Late { name: self.candidate.name.clone(), after };
+        timeout(after, self.renew()).await.unwrap_or(Err(late))
+    }
+
+    async fn renew_in_time(&mut self) -> Result<(), LeaseError> {
+        let (deadline, expired) = (self.deadline(), self.expired());
+        timeout_at(deadline, self.renew()).await.unwrap_or(Err(expired))
     }
 
     async fn renew(&mut self) -> Result<(), LeaseError> {
@@ -294,7 +407,7 @@ impl HeldLease {
             Ok(lease) => {
                 self.lease = lease;
                 self.renewed = began;
-                self.candidate.fence.open_until(began + DEADLINE);
+                self.candidate.fence.open_until(began + self.candidate.timing.deadline());
                 Ok(())
             }
             // Another client changed the Lease. It is lost only if its holder changed.
@@ -340,9 +453,10 @@ pub(crate) fn is_expired(found: &Lease, seen: &mut Option<Seen>) -> bool {
     let version = found.metadata.resource_version.clone();
     let duration = found.spec.as_ref().and_then(|spec| spec.lease_duration_seconds).unwrap_or(0).max(0);
     match seen {
-        Some(seen) if seen.version == version => seen.since.elapsed() > Duration::from_secs(duration as u64),
+        Some(seen) if seen.version == version => seen.since.elapsed() > seen.duration,
         _ => {
-            *seen = Some(Seen { version, since: Instant::now() });
+            let duration = Duration::from_secs(duration as u64);
+            *seen = Some(Seen { version, since: Instant::now(), duration });
             false
         }
     }

@@ -24,6 +24,7 @@ mod installations;
 pub mod keyless;
 mod kinds;
 pub mod known;
+pub mod leader;
 pub mod lease;
 pub mod ledger;
 pub mod metrics;

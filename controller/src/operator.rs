@@ -1,6 +1,6 @@
 //! The life of the process: start the servers, acquire the Lease, fill the caches, reconcile, shut down.
 
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use std::{future::pending, net::SocketAddr, sync::Arc, time::Duration};
 
 use axum::http::Request;
 use codex_crds::{ReasoningPod, TrainingRun};
@@ -13,8 +13,8 @@ use kube::{
 use tokio::{
     signal::unix::{SignalKind, signal},
     sync::watch::{Sender, channel},
-    task::JoinSet,
-    time::{interval, timeout},
+    task::{JoinError, JoinSet},
+    time::{interval, sleep, timeout},
 };
 use tokio_util::sync::CancellationToken;
 use tower::{BoxError, Layer, retry::RetryLayer, service_fn};
@@ -23,7 +23,8 @@ use tracing::{error, info, warn};
 use crate::{
     BUILD,
     admission::AdmissionWatch,
-    backoff::Backoff,
+    apply::delete_shared,
+    backoff::{Backoff, Waits},
     by_uid::ByUid,
     census::Leader,
     clock::Clock,
@@ -36,15 +37,17 @@ use crate::{
     inbox::Inbox,
     kinds::kinds,
     known::Known,
-    lease::{Candidate, HeldLease, LeaseError},
+    leader,
+    lease::{Candidate, HeldLease, LeaseError, Timing},
     ledger::Ledger,
     metrics::Metrics,
     observe::{Asked, Queues, Requests, watch},
+    ownership::is_shared,
     reconcile::control,
     recorder::Recorder,
     requests::CountRequests,
-    seal::{Seal, SealError},
-    signer::{Signer, SignerError},
+    seal::Seal,
+    signer::Signer,
     tls::{self, TlsError},
     traces::{self, Traces},
     unmended::Unmended,
@@ -78,15 +81,9 @@ pub enum OperatorError {
     /// The metrics cannot be registered.
     #[error("metrics cannot be registered: {0}")]
     Metrics(#[from] prometheus::Error),
-    /// The certificates of the report endpoint cannot be issued.
+    /// `--report-url` is invalid.
     #[error(transparent)]
     Tls(#[from] TlsError),
-    /// The seal key cannot be loaded.
-    #[error(transparent)]
-    Seal(#[from] SealError),
-    /// The signing key cannot be loaded.
-    #[error(transparent)]
-    Signer(#[from] SignerError),
     /// The Lease was lost.
     #[error("leadership lost: {0}")]
     Lease(#[from] LeaseError),
@@ -104,8 +101,6 @@ impl OperatorError {
             Self::Signals(_) => "signals",
             Self::Metrics(_) => "metrics",
             Self::Tls(source) => source.category(),
-            Self::Seal(source) => source.category(),
-            Self::Signer(source) => source.category(),
             Self::Lease(source) => source.category(),
             Self::Task(_) => "task",
         }
@@ -136,11 +131,21 @@ pub async fn run(flags: Flags) -> Result<(), OperatorError> {
     });
     // Only the Lease decides by itself when it tries again.
     let patient = retried(&client);
-    let certificates = tls::certificates(patient.clone(), &flags.namespace, &flags.report_url()).await?;
+    let report_url = flags.report_url();
+    tls::check_url(&report_url)?;
+    let certificates = async || tls::certificates(patient.clone(), &flags.namespace, &report_url).await;
+    let certificates = tokio::select! {
+        certificates = persistently(certificates, |why| tell_keys(&leadership, why)) => certificates,
+        Some(ended) = servers.join_next() => return Err(ended_early(ended)),
+        () = stop.cancelled() => return Ok(()),
+    };
     metrics.certificate_expires(certificates.expires);
+    let candidate = Candidate::new(client.clone(), &flags.namespace, &flags.lease_name, flags.identity())
+        .timed(Timing::lasting(flags.lease_duration))
+        .watching(&flags.watch_namespaces.0);
     servers.spawn({
         let (address, closing) = (flags.listen, closing.clone());
-        let endpoint = Endpoint::new(patient, metrics.clone(), context);
+        let endpoint = Endpoint::new(patient, metrics.clone(), context).behind(candidate.fence());
         let server = certificates.server;
         async move {
             endpoint::serve(address, closing, server, endpoint)
@@ -148,14 +153,10 @@ pub async fn run(flags: Flags) -> Result<(), OperatorError> {
                 .map_err(|source| OperatorError::Listen { address, source })
         }
     });
-    let lead = lead(&flags, client, metrics, certificates.authority, &stop, &leadership, &active);
+    let lead = lead(&flags, candidate, client, metrics, certificates.authority, &stop, &leadership, &active);
     let result = tokio::select! {
         result = lead => result,
-        Some(ended) = servers.join_next() => match ended {
-            Ok(Err(failure)) => Err(failure),
-            Ok(Ok(())) => Err(OperatorError::Task("an HTTP server".to_owned())),
-            Err(panicked) => Err(OperatorError::Task(panicked.to_string())),
-        },
+        Some(ended) = servers.join_next() => Err(ended_early(ended)),
     };
     active.send_replace(None);
     leadership.send_replace(Leadership::Standby(Standby::Stopping));
@@ -164,6 +165,40 @@ pub async fn run(flags: Flags) -> Result<(), OperatorError> {
     let _ = timeout(CONNECTION_GRACE, async { while servers.join_next().await.is_some() {} }).await;
     info!("codex-controller has stopped");
     result
+}
+
+/// Returns why a server ended that runs until the process stops.
+fn ended_early(ended: Result<Result<(), OperatorError>, JoinError>) -> OperatorError {
+    match ended {
+        Ok(Err(failure)) => failure,
+        Ok(Ok(())) => OperatorError::Task("an HTTP server".to_owned()),
+        Err(panicked) => OperatorError::Task(panicked.to_string()),
+    }
+}
+
+/// Tries something until it succeeds. Each failure is logged, and told to `tell`: what administrators repair takes effect without a
+/// restart.
+pub(crate) async fn persistently<T, E: std::error::Error + 'static>(
+    attempt: impl AsyncFn() -> Result<T, E>,
+    tell: impl Fn(&str),
+) -> T {
+    let mut waits = Waits::default();
+    loop {
+        match attempt().await {
+            Ok(made) => return made,
+            Err(failure) => {
+                let (why, wait) = (failure.to_string(), waits.after_failure());
+                error!(again_in_seconds = wait.as_secs(), error = chain(&failure), "the controller is not ready");
+                tell(&why);
+                sleep(wait).await;
+            }
+        }
+    }
+}
+
+/// Says that this process is not ready, because its keys cannot be loaded.
+fn tell_keys(leadership: &Sender<Leadership>, why: &str) {
+    leadership.send_replace(Leadership::Standby(Standby::Keys(why.to_owned())));
 }
 
 /// Returns the client for the API server, which counts its requests.
@@ -196,8 +231,10 @@ pub(crate) fn fenced(client: &Client, fence: &Fence) -> Client {
 }
 
 /// Waits for the Lease and reconciles while it is held.
+#[allow(clippy::too_many_arguments, reason = "everything that a process begins with")]
 async fn lead(
     flags: &Flags,
+    candidate: Candidate,
     client: Client,
     metrics: Metrics,
     authority: String,
@@ -205,14 +242,15 @@ async fn lead(
     leadership: &Sender<Leadership>,
     active: &Sender<Option<Arc<Context>>>,
 ) -> Result<(), OperatorError> {
-    let identity = flags.identity();
-    let candidate = Candidate::new(client.clone(), &flags.namespace, &flags.lease_name, identity.clone())
-        .watching(&flags.watch_namespaces.0);
+    let identity = candidate.identity().to_owned();
     // Writes of this process end when its Lease does, even those of a reconciliation that is not cancelled yet.
     let client = retried(&fenced(&client, &candidate.fence()));
     let mut held = tokio::select! {
         held = candidate.acquire_and_tell(|why| {
-            leadership.send_replace(Leadership::Standby(Standby::Lease(why.to_owned())));
+            leadership.send_replace(Leadership::Standby(match why {
+                LeaseError::Taken { .. } => Standby::Ready(why.to_string()),
+                _ => Standby::Lease(why.to_string()),
+            }));
         }) => held,
         () = stop.cancelled() => return Ok(()),
     };
@@ -227,13 +265,15 @@ async fn lead(
             return Ok(());
         }
     }
-    leadership.send_replace(Leadership::Standby(Standby::Caches));
+    let fill = |why: &str| drop(leadership.send_replace(Leadership::Standby(Standby::Caches(why.to_owned()))));
+    fill("");
     metrics.leads(true);
     let work = async {
         let settings = Arc::new(Settings {
             version: BUILD.to_owned(),
             trainer_image: flags.trainer_image.clone(),
             cuda_image: flags.cuda_image.clone(),
+            run_as: flags.run_as,
             attested_images: flags.attested_images.0.clone(),
             worker_image: flags.worker_image.clone(),
             report_url: flags.report_url(),
@@ -241,8 +281,16 @@ async fn lead(
             controller_namespace: flags.namespace.clone(),
             report_port: i32::from(flags.listen.port()),
         });
-        let seal = Seal::load(client.clone(), &flags.namespace).await?;
-        let signer = Arc::new(Signer::load(client.clone(), &flags.namespace, flags.signing()).await?);
+        let keys = async {
+            let tell = |why: &str| tell_keys(leadership, why);
+            let seal = persistently(async || Seal::load(client.clone(), &flags.namespace).await, tell).await;
+            let signer = async || Signer::load_or_wait(client.clone(), &flags.namespace, flags.signing()).await;
+            (seal, Arc::new(persistently(signer, tell).await))
+        };
+        let (seal, signer) = tokio::select! {
+            keys = keys => keys,
+            () = stop.cancelled() => return Ok(()),
+        };
         metrics.signs(signer.signs_at(Timestamp::now()));
         let (queues, requests) = Queues::new();
         let mut tasks = JoinSet::new();
@@ -252,7 +300,7 @@ async fn lead(
             async move { admission.watch(client).await }
         });
         let stores = tokio::select! {
-            stores = watch(&client, &flags.watch_namespaces.0, &metrics, &queues, &mut tasks) => Arc::new(stores),
+            stores = watch(&client, &flags.watch_namespaces.0, &metrics, &queues, &mut tasks, fill) => Arc::new(stores),
             () = stop.cancelled() => return Ok(()),
         };
         // A verdict that is due at once must not find the policies unread.
@@ -279,12 +327,13 @@ async fn lead(
             written: ByUid::default(),
             obstructions: ByUid::default(),
             settled: ByUid::default(),
+            sharing: tokio::sync::Mutex::default(),
             asked: Asked::default(),
             ledger: Ledger::default(),
         });
         tasks.spawn({
             let (context, signer) = (context.clone(), signer);
-            async move { signer.watch(|| signer_changed(&context)).await }
+            async move { Box::pin(signer.watch(|| signer_changed(&context))).await }
         });
         tasks.spawn({
             let context = context.clone();
@@ -299,11 +348,22 @@ async fn lead(
         );
         active.send_replace(Some(context.clone()));
         let leader = Leader { stores, inbox: context.inbox.clone(), queues: queues.clone(), since: context.now() };
-        leadership.send_replace(Leadership::Active(leader.into()));
-        let controllers = control_all(context, requests);
+        let marked = async {
+            if let Some(pod) = &flags.pod_name {
+                let mark = async || leader::mark(&context.client, &flags.namespace, pod).await;
+                persistently(mark, |why| {
+                    leadership.send_replace(Leadership::Standby(Standby::Label(why.to_owned())));
+                })
+                .await;
+            }
+            leadership.send_replace(Leadership::Active(leader.into()));
+            pending::<()>().await;
+        };
+        let controllers = control_all(context.clone(), requests);
         tokio::pin!(controllers);
         tokio::select! {
             () = &mut controllers => Err(OperatorError::Task("the controllers".to_owned())),
+            () = marked => Err(OperatorError::Task("the label of the leader".to_owned())),
             Some(ended) = tasks.join_next() => {
                 let why = ended.map_or_else(|panicked| panicked.to_string(), |()| "a watch".to_owned());
                 Err(OperatorError::Task(why))
@@ -395,8 +455,18 @@ async fn sweep(context: Arc<Context>) {
     loop {
         rounds.tick().await;
         context.sweep();
+        sweep_shared(&context).await;
         // Keys begin and cease to count by themselves.
         measure_signer(&context);
+    }
+}
+
+/// Deletes what is shared in namespaces without an object that needs it.
+async fn sweep_shared(context: &Context) {
+    for policy in context.stores.network_policies.all().filter(|policy| is_shared(&**policy)) {
+        if let Err(failure) = delete_shared(context, &policy.namespace().unwrap_or_default()).await {
+            warn!(category = failure.category(), error = chain(&failure), "the next sweep tries again");
+        }
     }
 }
 

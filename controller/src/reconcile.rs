@@ -1,6 +1,6 @@
 //! Reconciliation: observe → plan → apply → report, for one object and for all objects of a kind.
 
-use std::{future::ready, panic::resume_unwind, sync::Arc, time::Duration};
+use std::{panic::resume_unwind, sync::Arc, time::Duration};
 
 use codex_crds::Reason;
 use codex_plan::{Obstruction, Plan, Sealable, StatusSeal};
@@ -14,10 +14,10 @@ use kube::{
 };
 use tokio::time::Instant;
 use tokio_util::task::AbortOnDropHandle;
-use tracing::{Instrument, debug, error, info_span};
+use tracing::{Instrument, debug, error, info_span, warn};
 
 use crate::{
-    apply::{ApplyError, apply, apply_cycles},
+    apply::{ApplyError, apply, apply_cycles, delete_shared},
     context::{Context, Settled},
     effects::{EffectError, carry_out},
     error::chain,
@@ -221,7 +221,11 @@ pub async fn control<K: Observe>(context: Arc<Context>, queue: UnboundedReceiver
         let Some(object) = get(K::store(&context), &namespace, &object_name) else {
             // It was deleted while it was queued.
             context.queues.waiting().ended(&K::kind(&()), &namespace, &object_name);
-            return ready(Ok(Action::await_change())).boxed();
+            let gone = async move {
+                delete_shared(&context, &namespace).await?;
+                Ok::<_, ReconcileError>(Action::await_change())
+            };
+            return gone.boxed();
         };
         let generation = object.meta().generation;
         let span = info_span!("reconcile", kind = %K::kind(&()), namespace, name = object_name, generation);
@@ -258,6 +262,9 @@ pub async fn control<K: Observe>(context: Arc<Context>, queue: UnboundedReceiver
                 if let controller::Error::ObjectNotFound(gone) = &failure {
                     let namespace = gone.namespace.as_deref().unwrap_or_default();
                     context.queues.waiting().ended(&K::kind(&()), namespace, &gone.name);
+                    if let Err(failure) = delete_shared(&context, namespace).await {
+                        warn!(category = failure.category(), error = chain(&failure), "the next sweep tries again");
+                    }
                 }
                 debug!(error = chain(&failure), "not reconciled");
             }

@@ -16,7 +16,7 @@ use serde_json::Value;
 
 use crate::{
     drift::canonical,
-    error::client_category,
+    error::{client_category, remedy},
     secrets::{get_or_create, secret, value},
 };
 
@@ -31,12 +31,12 @@ const BYTES: usize = 32;
 #[derive(Debug, thiserror::Error)]
 pub enum SealError {
     /// A request to the API server failed.
-    #[error("the Secret {SECRET} cannot be read or created: {0}")]
+    #[error("the Secret {SECRET} cannot be read or created: {0}{remedy}", remedy = remedy(.0))]
     Client(#[source] kube::Error),
     /// The Secret does not hold a key of the right length.
     #[error(
-        "the Secret {SECRET} must hold exactly {BYTES} bytes under {KEY:?}: delete the Secret and restart the controller; \
-         it then treats existing Jobs as foreign"
+        "the Secret {SECRET} must hold exactly {BYTES} bytes under {KEY:?}, and nothing is reconciled without them: restore it from a \
+         backup, or delete it; the controller then creates another key, treats existing Jobs as foreign and discards recorded results"
     )]
     Secret,
     /// The system's random number generator failed.
@@ -71,7 +71,8 @@ fn bytes(value: &impl Serialize) -> Result<Vec<u8>, SealError> {
 pub struct Seal([u8; BYTES]);
 
 impl Seal {
-    /// Loads the key. Generates it on the first start.
+    /// Loads the key. Generates it on the first start. A damaged key is never replaced: what it sealed could no longer be told from a
+    /// forgery.
     ///
     /// # Errors
     /// See [`SealError`].

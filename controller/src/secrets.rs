@@ -7,6 +7,9 @@ use kube::{Api, api::ObjectMeta};
 
 use crate::{MANAGER, api::create_once};
 
+/// The label that names who made an object.
+pub const MANAGED_BY: &str = "app.kubernetes.io/managed-by";
+
 /// Returns the metadata of an object of the controller's own.
 pub fn metadata(name: &str, component: &str) -> ObjectMeta {
     let label = |key: &str, value: &str| (format!("app.kubernetes.io/{key}"), value.to_owned());

@@ -12,7 +12,10 @@
 
 use std::{
     path::{Path, PathBuf},
-    sync::{Arc, OnceLock, PoisonError, RwLock},
+    sync::{
+        Arc, OnceLock, PoisonError, RwLock,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
@@ -31,11 +34,13 @@ use kube::{
     Api, Client,
     runtime::{WatchStreamExt, watcher},
 };
+use tokio::time::sleep;
 use tracing::{error, info, warn};
 
 use crate::{
     api::create_once,
-    error::{chain, client_category},
+    backoff::Waits,
+    error::{answered, chain, client_category, remedy},
     keyless::{self, Http, KeylessError, KeylessSigner, Rooted, Unfinished, trusted_root},
     secrets::{metadata, secret, value},
 };
@@ -70,7 +75,7 @@ pub enum Signing {
 #[derive(Debug, thiserror::Error)]
 pub enum SignerError {
     /// A request to the API server failed.
-    #[error("the {kind} {name} cannot be read or created: {source}")]
+    #[error("the {kind} {name} cannot be read or created: {source}{}", remedy(.source))]
     Client {
         /// Secret or ConfigMap.
         kind: &'static str,
@@ -174,8 +179,10 @@ pub struct Signer {
     secrets: Api<Secret>,
     config_maps: Api<ConfigMap>,
     /// Why the pin cannot be used. It is read once.
-    bad_pin: Option<String>,
+    bad_pin: OnceLock<String>,
     pinned: OnceLock<PublicKey>,
+    /// Whether everything was read once.
+    is_read: AtomicBool,
     signing: Signing,
     unfinished: Arc<Unfinished>,
     state: RwLock<Arc<State>>,
@@ -188,37 +195,67 @@ impl Signer {
     /// # Errors
     /// When a request fails, or no key can be generated.
     pub async fn load(client: Client, namespace: &str, signing: Signing) -> Result<Self, SignerError> {
-        let secrets: Api<Secret> = Api::namespaced(client.clone(), namespace);
-        let config_maps: Api<ConfigMap> = Api::namespaced(client, namespace);
+        let signer = Self::unread(client, namespace, signing);
+        signer.read().await?;
+        Ok(signer)
+    }
+
+    /// Loads as [`Self::load`] does, but goes on without a right that the controller lacks: the signer is unavailable then, says which
+    /// one it is, and [`Self::watch`] tries again.
+    ///
+    /// # Errors
+    /// As [`Self::load`], but for missing rights.
+    pub async fn load_or_wait(client: Client, namespace: &str, signing: Signing) -> Result<Self, SignerError> {
+        let signer = Self::unread(client, namespace, signing);
+        match signer.read().await {
+            Err(SignerError::Client { kind, name, source }) if answered(&source, 403) => {
+                signer.set(State::unusable(SignerError::Client { kind, name, source }.to_string()));
+                signer.log();
+            }
+            read => {
+                read?;
+            }
+        }
+        Ok(signer)
+    }
+
+    fn unread(client: Client, namespace: &str, signing: Signing) -> Self {
+        Self {
+            secrets: Api::namespaced(client.clone(), namespace),
+            config_maps: Api::namespaced(client, namespace),
+            bad_pin: OnceLock::new(),
+            pinned: OnceLock::new(),
+            is_read: AtomicBool::new(false),
+            signing,
+            unfinished: Arc::default(),
+            state: RwLock::new(State::unusable(String::new()).into()),
+        }
+    }
+
+    /// Reads everything for the first time, and creates key and pin if none of them exists. Returns whether the state differs.
+    async fn read(&self) -> Result<bool, SignerError> {
+        let Self { secrets, config_maps, .. } = self;
         let in_secret = |source| SignerError::Client { kind: "Secret", name: NAME, source };
         let in_map = |name| move |source| SignerError::Client { kind: "ConfigMap", name, source };
         let pin = config_maps.get_opt(NAME).await.map_err(in_map(NAME))?;
         let list = config_maps.get_opt(LIST).await.map_err(in_map(LIST))?;
         let sigstore = config_maps.get_opt(keyless::NAME).await.map_err(in_map(keyless::NAME))?;
         let mut secret = secrets.get_opt(NAME).await.map_err(in_secret)?;
-        if signing == Signing::Key && secret.is_none() && pin.is_none() && list.is_none() {
+        if self.signing == Signing::Key && secret.is_none() && pin.is_none() && list.is_none() {
             let generated = new_secret(&PrivateKey::generate()?)?;
-            secret = Some(create_once(&secrets, &generated).await.map_err(in_secret)?);
+            secret = Some(create_once(secrets, &generated).await.map_err(in_secret)?);
         }
-        let (mut pinned, mut bad_pin) = (OnceLock::new(), None);
         match pin.as_ref().map(read_pin) {
-            Some(Ok(key)) => pinned = key.into(),
-            Some(Err(why)) => bad_pin = Some(why),
+            // Only the first reading of the pin counts.
+            Some(Ok(key)) => drop(self.pinned.set(key)),
+            Some(Err(why)) => drop(self.bad_pin.set(why)),
             None => {}
         }
-        let signer = Self {
-            secrets,
-            config_maps,
-            bad_pin,
-            pinned,
-            signing,
-            unfinished: Arc::default(),
-            state: RwLock::new(State::unusable(String::new()).into()),
-        };
-        let now = signer.judge(&Sources { secret, list, sigstore }).await?;
-        signer.set(now);
-        signer.log();
-        Ok(signer)
+        let now = self.judge(&Sources { secret, list, sigstore }).await?;
+        let differs = self.set(now);
+        self.is_read.store(true, Ordering::Relaxed);
+        self.log();
+        Ok(differs)
     }
 
     /// Returns what is trusted and signed with. Pins the key of the Secret if no key is pinned or listed and a key is to sign.
@@ -262,7 +299,7 @@ impl Signer {
             return Ok(State { trusted, identities, is_listed: false, root, private });
         }
         let unusable = State::unusable;
-        if let Some(why) = &self.bad_pin {
+        if let Some(why) = self.bad_pin.get() {
             return Ok(unusable(why.clone()));
         }
         if self.pinned.get().is_none() {
@@ -326,6 +363,23 @@ impl Signer {
     /// Watches the Secret, the list and the configuration of Sigstore, and calls `changed` whenever what is trusted, or whether the
     /// signer is available and why, changes.
     pub async fn watch(&self, changed: impl Fn()) {
+        let mut waits = Waits::default();
+        while !self.is_read.load(Ordering::Relaxed) {
+            sleep(waits.after_failure()).await;
+            match self.read().await {
+                Ok(differs) => {
+                    if differs {
+                        changed();
+                    }
+                }
+                Err(failure) => {
+                    if self.set(State::unusable(failure.to_string())) {
+                        changed();
+                    }
+                    self.log();
+                }
+            }
+        }
         let only = |name: &str| watcher::Config::default().fields(&format!("metadata.name={name}"));
         let secrets = watcher(self.secrets.clone(), only(NAME)).default_backoff();
         let lists = watcher(self.config_maps.clone(), only(LIST)).default_backoff();

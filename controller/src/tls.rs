@@ -19,9 +19,13 @@ use rustls::{
 
 use x509_cert::{Certificate, der::DecodePem as _};
 
+use tracing::warn;
+
 use crate::{
-    error::client_category,
-    secrets::{get_or_create, secret, value},
+    MANAGER,
+    api::post_params,
+    error::{answered, client_category, remedy},
+    secrets::{MANAGED_BY, get_or_create, secret, value},
 };
 
 /// The name of the Secret with the certificate authority.
@@ -34,13 +38,19 @@ const YEARS: i64 = 20;
 #[derive(Debug, thiserror::Error)]
 pub enum TlsError {
     /// A request to the API server failed.
-    #[error("the Secret {SECRET} cannot be read or created: {0}")]
+    #[error("the Secret {SECRET} cannot be read or created: {0}{remedy}", remedy = remedy(.0))]
     Client(#[source] kube::Error),
-    /// A key of the Secret is missing or invalid.
+    /// An entry of the Secret is missing or invalid.
+    #[error("the Secret {SECRET} is damaged: {0:?} {1}")]
+    Secret(&'static str, &'static str),
+    /// The Secret is damaged, and was made by somebody else.
     #[error(
-        "the Secret {SECRET} has no valid value under {0:?}: delete the Secret and restart the controller to recreate it"
+        "{0}, and it is not the controller's own, because it lacks the label {MANAGED_BY}={MANAGER}: delete it, and it is created anew"
     )]
-    Secret(&'static str),
+    Foreign(Box<TlsError>),
+    /// The Secret is damaged and cannot be replaced.
+    #[error("{0}, and it cannot be replaced: {1}{remedy}; deleting it helps, too", remedy = remedy(.1))]
+    Kept(Box<TlsError>, #[source] kube::Error),
     /// A key or a certificate cannot be generated.
     #[error("the certificate of the report endpoint cannot be generated: {0}")]
     Generate(#[source] rcgen::Error),
@@ -56,8 +66,8 @@ impl TlsError {
     /// Returns the category for metrics and logs.
     pub fn category(&self) -> &'static str {
         match self {
-            Self::Client(source) => client_category(source),
-            Self::Secret(_) => "secret",
+            Self::Client(source) | Self::Kept(_, source) => client_category(source),
+            Self::Secret(..) | Self::Foreign(_) => "secret",
             Self::Generate(_) | Self::Rejected(_) => "certificate",
             Self::Url(_) => "flag",
         }
@@ -80,7 +90,8 @@ struct Authority {
     key: KeyPair,
 }
 
-/// Loads the certificate authority and issues a serving certificate. Creates the authority on the first start.
+/// Loads the certificate authority and issues a serving certificate. Creates the authority on the first start, and again if its Secret
+/// is damaged or it has expired: pods trust the new one as soon as the kubelet has updated the file that they mount.
 ///
 /// # Errors
 /// See [`TlsError`].
@@ -89,7 +100,38 @@ pub async fn certificates(client: Client, namespace: &str, report_url: &str) -> 
     let api: Api<Secret> = Api::namespaced(client, namespace);
     let generate = || Ok(Authority::generate()?.to_secret());
     let secret = get_or_create(&api, SECRET, generate, TlsError::Client).await?;
-    Authority::read(&secret)?.issue(&host, namespace)
+    let authority = match Authority::read(&secret, Timestamp::now()) {
+        Err(damage @ TlsError::Secret(..)) => renew(&api, secret, damage).await?,
+        read => read?,
+    };
+    authority.issue(&host, namespace)
+}
+
+/// Checks the URL of the report endpoint.
+///
+/// # Errors
+/// If it is not an https URL with a host.
+pub fn check_url(report_url: &str) -> Result<(), TlsError> {
+    host(report_url).map(drop)
+}
+
+/// Replaces a damaged authority by a new one. If another process does so first, its authority is returned.
+async fn renew(api: &Api<Secret>, found: Secret, damage: TlsError) -> Result<Authority, TlsError> {
+    let labels = found.metadata.labels.as_ref();
+    if labels.and_then(|labels| labels.get(MANAGED_BY)).is_none_or(|manager| manager != MANAGER) {
+        return Err(TlsError::Foreign(Box::new(damage)));
+    }
+    let mut renewed = found;
+    renewed.data.get_or_insert_default().extend(Authority::generate()?.to_secret().data.unwrap_or_default());
+    let kept = match api.replace(SECRET, &post_params(), &renewed).await {
+        Ok(secret) => {
+            warn!("{damage}; it was replaced by a new certificate authority");
+            secret
+        }
+        Err(failure) if answered(&failure, 409) => api.get(SECRET).await.map_err(TlsError::Client)?,
+        Err(failure) => return Err(TlsError::Kept(Box::new(damage), failure)),
+    };
+    Authority::read(&kept, Timestamp::now())
 }
 
 impl Authority {
@@ -104,13 +146,22 @@ impl Authority {
         secret(SECRET, "report-endpoint", [(CERTIFICATE, self.certificate.as_bytes()), (KEY, key.as_bytes())])
     }
 
-    fn read(secret: &Secret) -> Result<Self, TlsError> {
+    /// Reads the authority. It must be valid at `now`, and its certificate that of its key.
+    fn read(secret: &Secret, now: Timestamp) -> Result<Self, TlsError> {
         let text = |name: &'static str| {
-            let bytes = value(secret, name).ok_or(TlsError::Secret(name))?;
-            String::from_utf8(bytes.to_vec()).map_err(|_| TlsError::Secret(name))
+            let bytes = value(secret, name).ok_or(TlsError::Secret(name, "is missing"))?;
+            String::from_utf8(bytes.to_vec()).map_err(|_| TlsError::Secret(name, "is not UTF-8"))
         };
-        let key = KeyPair::from_pem(&text(KEY)?).map_err(|_| TlsError::Secret(KEY))?;
-        Ok(Self { certificate: text(CERTIFICATE)?, key })
+        let key = KeyPair::from_pem(&text(KEY)?).map_err(|_| TlsError::Secret(KEY, "is no private key in PEM"))?;
+        let certificate = text(CERTIFICATE)?;
+        let read = parsed(&certificate)?;
+        if read.tbs_certificate.subject_public_key_info.subject_public_key.raw_bytes() != key.public_key_raw() {
+            return Err(TlsError::Secret(CERTIFICATE, "is the certificate of another key"));
+        }
+        if expiry(&certificate)? <= now {
+            return Err(TlsError::Secret(CERTIFICATE, "has expired"));
+        }
+        Ok(Self { certificate, key })
     }
 
     /// Returns the parameters of the authority. They are the same in every process, so that certificates issued from the
@@ -166,12 +217,18 @@ fn params(names: Vec<String>, common_name: &str) -> Result<CertificateParams, Tl
     Ok(params)
 }
 
+fn unreadable() -> TlsError {
+    TlsError::Secret(CERTIFICATE, "is no certificate in PEM")
+}
+
+fn parsed(pem: &str) -> Result<Certificate, TlsError> {
+    Certificate::from_pem(pem).map_err(|_| unreadable())
+}
+
 /// Returns when a certificate in PEM expires.
 fn expiry(pem: &str) -> Result<Timestamp, TlsError> {
-    let unreadable = TlsError::Secret(CERTIFICATE);
-    let Ok(certificate) = Certificate::from_pem(pem) else { return Err(unreadable) };
-    let expires = certificate.tbs_certificate.validity.not_after.to_unix_duration();
-    i64::try_from(expires.as_secs()).ok().and_then(|second| Timestamp::from_second(second).ok()).ok_or(unreadable)
+    let expires = parsed(pem)?.tbs_certificate.validity.not_after.to_unix_duration();
+    i64::try_from(expires.as_secs()).ok().and_then(|second| Timestamp::from_second(second).ok()).ok_or_else(unreadable)
 }
 
 /// Returns the host of an https URL.
@@ -194,7 +251,92 @@ mod tests {
         pki_types::{CertificateDer, ServerName, UnixTime, pem::PemObject},
     };
 
-    use super::{Authority, host};
+    use jiff::{SignedDuration, Timestamp};
+    use k8s_openapi::{ByteString, api::core::v1::Secret};
+    use kube::Api as KubeApi;
+    use serde_json::json;
+
+    use super::{Authority, CERTIFICATE, KEY, SECRET, TlsError, certificates, host};
+    use crate::tests::world::Api;
+
+    const PATH: &str = "/api/v1/namespaces/codex-system/secrets/codex-reports-tls";
+    const URL: &str = "https://codex-controller.codex-system.svc:8443/v1/reports";
+
+    /// Returns the ways to damage the Secret of an authority, each with words of the message.
+    fn damaged() -> Vec<(Secret, &'static str)> {
+        let (good, other) = (Authority::generate().unwrap().to_secret(), Authority::generate().unwrap().to_secret());
+        let with = |name: &str, value: Option<ByteString>| {
+            let mut secret = good.clone();
+            let data = secret.data.as_mut().unwrap();
+            match value {
+                Some(value) => drop(data.insert(name.to_owned(), value)),
+                None => drop(data.remove(name)),
+            }
+            secret
+        };
+        let text = |text: &str| Some(ByteString(text.into()));
+        vec![
+            (with(KEY, None), "\"ca.key\" is missing"),
+            (with(KEY, text("")), "\"ca.key\" is no private key"),
+            (with(KEY, Some(ByteString(vec![0xff]))), "\"ca.key\" is not UTF-8"),
+            (with(CERTIFICATE, None), "\"ca.crt\" is missing"),
+            (with(CERTIFICATE, text("no certificate")), "\"ca.crt\" is no certificate"),
+            (with(CERTIFICATE, other.data.unwrap().remove(CERTIFICATE)), "is the certificate of another key"),
+        ]
+    }
+
+    #[test]
+    fn damage_and_expiry_of_the_authority_are_named() {
+        let now = Timestamp::now();
+        for (secret, told) in damaged() {
+            let failure = Authority::read(&secret, now).err().unwrap().to_string();
+            assert!(
+                failure.starts_with("the Secret codex-reports-tls is damaged") && failure.contains(told),
+                "{failure}"
+            );
+        }
+        let good = Authority::generate().unwrap().to_secret();
+        let later = now + SignedDuration::from_hours(24 * 365 * 21);
+        assert!(Authority::read(&good, later).err().unwrap().to_string().contains("has expired"));
+    }
+
+    #[tokio::test]
+    async fn a_damaged_authority_of_the_controller_is_replaced() {
+        for (secret, told) in damaged() {
+            let api = Api::default();
+            let mut object = serde_json::to_value(secret).unwrap();
+            object["data"]["note"] = json!("eA==");
+            api.put(PATH, object);
+            let first = certificates(api.client(), "codex-system", URL).await.unwrap();
+            let writes = api.requests().into_iter().filter(|line| !line.starts_with("GET")).collect::<Vec<_>>();
+            assert_eq!(writes, [format!("PUT {PATH} as codex-controller")], "{told}");
+            assert_eq!(api.object(PATH).unwrap()["data"]["note"], "eA==", "what else it holds stays");
+            let second = certificates(api.client(), "codex-system", URL).await.unwrap();
+            assert_eq!(second.authority, first.authority, "it is stored");
+            assert_eq!(api.requests(), [format!("GET {PATH}")]);
+        }
+    }
+
+    #[tokio::test]
+    async fn a_damaged_secret_of_somebody_else_or_without_the_right_to_replace_it_stays() {
+        let api = Api::default();
+        let (mut secret, _) = damaged().remove(0);
+        api.put(PATH, serde_json::to_value(&secret).unwrap());
+        api.fail(&format!("PUT {PATH}"), Some(403));
+        let failure = certificates(api.client(), "codex-system", URL).await.err().unwrap();
+        let told = failure.to_string();
+        assert!(
+            matches!(failure, TlsError::Kept(..)) && told.contains("rbac.yaml") && told.contains("is missing"),
+            "{told}"
+        );
+        api.fail(&format!("PUT {PATH}"), None);
+        secret.metadata.labels = None;
+        api.put(PATH, serde_json::to_value(&secret).unwrap());
+        let told = certificates(api.client(), "codex-system", URL).await.err().unwrap().to_string();
+        assert!(told.contains("is not the controller's own") && told.contains("delete it"), "{told}");
+        let kept: Secret = KubeApi::namespaced(api.client(), "codex-system").get(SECRET).await.unwrap();
+        assert_eq!(kept.data, secret.data);
+    }
 
     /// Returns the serving certificate that a client receives.
     fn shown(config: &rustls::ServerConfig) -> CertificateDer<'static> {
@@ -266,7 +408,7 @@ mod tests {
         let made = Authority::generate().unwrap();
         let secret = made.to_secret();
         for url_host in ["10.213.0.1", "fd00::1", "reports.example"] {
-            let issued = Authority::read(&secret).unwrap().issue(url_host, "codex-system").unwrap();
+            let issued = Authority::read(&secret, Timestamp::now()).unwrap().issue(url_host, "codex-system").unwrap();
             assert_eq!(issued.authority, made.certificate);
             let mut roots = RootCertStore::empty();
             roots.add(CertificateDer::from_pem_slice(issued.authority.as_bytes()).unwrap()).unwrap();

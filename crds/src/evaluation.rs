@@ -10,7 +10,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    DataItem, Output, Schedule, ScheduleStatus, VolumeClaimFolder, WorkStatus, WorkerPod,
+    DataItem, Device, Output, Schedule, ScheduleStatus, VolumeClaimFolder, WorkStatus, WorkerPod,
     training_run::{DataStatus, default_progress_deadline, default_retries, default_seed},
 };
 
@@ -51,6 +51,7 @@ use crate::{
     validation = ("self.overrides == oldSelf.overrides", "spec.overrides is immutable, because it defines the result: create another Evaluation"),
     validation = ("self.data == oldSelf.data", "spec.data is immutable, because it defines the result: create another Evaluation"),
     validation = ("self.seed == oldSelf.seed", "spec.seed is immutable, because it defines the result: create another Evaluation"),
+    validation = ("has(self.device) == has(oldSelf.device) && (!has(self.device) || self.device == oldSelf.device)", "spec.device is immutable, because it defines the result: create another Evaluation"),
     validation = ("self.gates == oldSelf.gates", "spec.gates is immutable, because the verdict depends on it: create another Evaluation"),
     validation = ("has(self.schedule) == has(oldSelf.schedule)", "spec.schedule cannot be added or removed: create another Evaluation; its fields can be changed"),
     validation = ("self.terminationGracePeriodSeconds == oldSelf.terminationGracePeriodSeconds", "spec.terminationGracePeriodSeconds is immutable, because the Job has it already: create another Evaluation"),
@@ -89,6 +90,10 @@ pub struct EvaluationSpec {
     #[serde(default = "default_seed")]
     #[schemars(with = "i64", range(min = 0, max = 9_007_199_254_740_991_i64))]
     pub seed: u64,
+    /// Device that generates and scores: auto, cpu or cuda. auto takes a GPU if spec.pod gives the evaluator one and it can use it,
+    /// else the processor; with cuda an evaluator without a usable GPU fails. Defaults to auto.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub device: Option<Device>,
     /// Bounds on metrics, also relative to other Evaluations of the same problems, of which at most 4 may be named. The model
     /// passes if every gate passes.
     #[schemars(length(min = 1, max = MAX_GATES))]
@@ -320,8 +325,11 @@ pub struct MetricStatus {
     /// Name of the metric, followed by @ and the name of the Evaluation if it is a comparison.
     #[schemars(length(max = MAX_METRIC_NAME))]
     pub name: String,
-    /// Number of scored items.
+    /// Number of scored items, or of their clusters.
     pub n: i64,
+    /// Number of items in all clusters. Set if the problems name clusters.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub items: Option<i64>,
     /// Number of items that count as a success. Set for a share.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub successes: Option<i64>,
@@ -334,7 +342,7 @@ pub struct MetricStatus {
     /// Number of comparisons lost. Set for a duel, and for the comparison of a share.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub losses: Option<i64>,
-    /// Sum of the values. Set for a mean or a difference; absent if it is not a finite number.
+    /// Sum of the values, of clusters the means of their items. Set for a mean or a difference; absent if it is not a finite number.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 40))]
     pub sum: Option<String>,
@@ -362,7 +370,8 @@ pub struct MetricStatus {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 16))]
     pub method: Option<String>,
-    /// Kind of the measurement: share, duel, mean, difference or estimate.
-    #[schemars(length(max = 16))]
+    /// Kind of the measurement: share, duel, mean, difference or estimate; clusterMean, clusterDifference or clusterEstimate if the
+    /// problems name clusters.
+    #[schemars(length(max = 24))]
     pub kind: String,
 }

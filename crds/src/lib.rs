@@ -10,6 +10,7 @@ mod autoscaling;
 mod base;
 mod conditions;
 mod data;
+mod device;
 mod evaluation;
 pub mod manifests;
 mod names;
@@ -30,12 +31,13 @@ pub use autoscaling::{Autoscaling, AutoscalingMetrics};
 pub use base::{Base, BaseRun, BaseSigner, BaseStatus, HuggingFace, SecretKey};
 pub use conditions::{ConditionType, Reason};
 pub use data::{ConfigMapKey, DataItem, DataSource, Synthetic, VolumeClaimFolder, VolumeClaimPath};
+pub use device::Device;
 pub use evaluation::{
     Evaluation, EvaluationPhase, EvaluationSpec, EvaluationStatus, GivenModel, JudgedModel, MetricStatus,
     OutcomesStatus, ReadStatus, ReferenceStatus,
 };
 pub use names::{annotation, bundle, child, is_subdomain, label};
-pub use pod::{TrainerPod, WorkerPod};
+pub use pod::{PodIds, TrainerPod, WorkerPod};
 pub use promotion_policy::{ClusterPromotionPolicy, ClusterPromotionPolicySpec, PromotionPolicy, PromotionPolicySpec};
 pub use reasoning_pod::{
     ApiKeys, ManifestStatus, PromotionStatus, ReasoningPod, ReasoningPodPhase, ReasoningPodSpec, ReasoningPodStatus,
@@ -47,18 +49,18 @@ pub use redeploy::{
 };
 pub use reproduction::{ComputationStatus, Reproduces, ReproductionStatus};
 pub use rollout::{
-    Analysis, MAX_HISTORY, ParentRef, Rollout, RolloutGateway, RolloutPhase, RolloutRecord, RolloutResult,
-    RolloutStatus, TrafficStatus,
+    Analysis, MAX_HISTORY, ParentRef, RejectedStatus, Rollout, RolloutGateway, RolloutPhase, RolloutRecord,
+    RolloutResult, RolloutStatus, TimesStatus, TrafficStatus,
 };
 pub use schedule::{ActiveRun, ConcurrencyPolicy, FinishedRun, MAX_FINISHED, MissedRuns, Schedule, ScheduleStatus};
 pub use shadow::{DifferenceStatus, MAX_SHADOW_SOURCES, Parity, Shadow, ShadowSource, ShadowStatus};
 pub use sign_off::{SignOff, SignOffSpec};
 pub use training_run::{
     CheckpointStatus, ClaimOutput, CurriculumPhaseState, CurriculumPhaseStatus, CurriculumStatus, DataStatus,
-    FileStatus, LostCheckpointStatus, MAX_CURRICULUM_PHASES, MAX_MODEL_FILES, ModelStatus, Output, ProgressStatus,
-    TrainingRun, TrainingRunPhase, TrainingRunSpec, TrainingRunStatus,
+    DeviceStatus, FileStatus, LostCheckpointStatus, MAX_CURRICULUM_PHASES, MAX_MODEL_FILES, ModelStatus, Output,
+    ProgressStatus, TrainingRun, TrainingRunPhase, TrainingRunSpec, TrainingRunStatus,
 };
-pub use work::WorkStatus;
+pub use work::{AttemptStatus, MAX_ATTEMPTS, WorkStatus};
 
 /// The API group.
 pub const GROUP: &str = "codex-ml.dev";

@@ -10,6 +10,8 @@ pub mod label {
     pub const REASONING_POD: &str = "codex-ml.dev/reasoning-pod";
     /// The part of a rollout that a server belongs to: `canary`. Other servers do not have it.
     pub const TRACK: &str = "codex-ml.dev/track";
+    /// Whether a pod of the controller is that of the leader: `true`. Other pods do not have it.
+    pub const LEADER: &str = "codex-ml.dev/leader";
     /// The ring, in its label form.
     pub const RING: &str = "codex-ml.dev/ring";
     /// Name of the LocalQueue of Kueue that admits a Job. Kueue's own label.
@@ -48,6 +50,9 @@ pub mod annotation {
 
 /// Names of child objects. Custom resources have names of at most 52 characters, so these names are valid label values.
 pub mod child {
+    /// Name of the NetworkPolicy that the pods of all TrainingRuns and Evaluations of a namespace share.
+    pub const WORKERS: &str = "codex-workers";
+
     /// Returns the name of the Job and of the ConfigMap of a TrainingRun.
     pub fn trainer(run: &str) -> String {
         format!("codex-t-{run}")
@@ -128,6 +133,11 @@ pub mod bundle {
     /// statement.
     pub fn reproduction(payload: &str) -> String {
         format!("codex-repro-{payload}")
+    }
+
+    /// Returns whether a ConfigMap of this name holds a bundle that servers mount.
+    pub fn is_mounted(name: &str) -> bool {
+        name.starts_with("codex-oms-") || name.starts_with("codex-promo-")
     }
 
     /// Returns the name of the ConfigMap in which the statement of the ConfigMap `first` is signed again. `key` is the first twelve

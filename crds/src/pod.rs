@@ -73,11 +73,37 @@ pub struct WorkerPod {
         validation = ("isQuantity(self) && quantity(self).isGreaterThan(quantity('0'))", "pod.sharedMemory must be a quantity above 0: write 1Gi or 512Mi")
     )]
     pub shared_memory: Option<Quantity>,
+    /// Ids that the processes of the pod run with. Those that are left out are the ones that the controller is configured with, or
+    /// that the cluster fills in.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub security_context: Option<Box<PodIds>>,
     /// Secrets of this namespace with credentials for pulling the image.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 8))]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["name".into()]))]
     pub image_pull_secrets: Vec<LocalObjectReference>,
+}
+
+/// Ids of a pod, under their names in a PodSecurityContext. The user is never root.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct PodIds {
+    /// User of the processes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 2_147_483_647))]
+    pub run_as_user: Option<i64>,
+    /// Group of the processes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0, max = 2_147_483_647))]
+    pub run_as_group: Option<i64>,
+    /// Group that owns the files of volumes which support ownership.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0, max = 2_147_483_647))]
+    pub fs_group: Option<i64>,
+    /// Further groups of the processes, such as those that may read a shared volume.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 32), inner(range(min = 0, max = 2_147_483_647)))]
+    pub supplemental_groups: Vec<i64>,
 }
 
 impl WorkerPod {

@@ -8,8 +8,8 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    Autoscaling, MAX_HISTORY, Redeploy, RedeployStatus, Rollout, RolloutRecord, RolloutStatus, ServedStatus, Shadow,
-    ShadowStatus, WorkerPod,
+    Autoscaling, Device, MAX_HISTORY, Redeploy, RedeployStatus, Rollout, RolloutRecord, RolloutStatus, ServedStatus,
+    Shadow, ShadowStatus, WorkerPod,
 };
 
 /// The most SignOffs in a status.
@@ -89,7 +89,7 @@ pub struct ReasoningPodSpec {
     pub rollout: Option<Rollout>,
     /// Regular redeployment: a cycle trains, evaluates and promotes another model at each time of a schedule.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub redeploy: Option<Redeploy>,
+    pub redeploy: Option<Box<Redeploy>>,
     /// Makes this ReasoningPod a shadow of another one: it answers copies of requests, is compared, and answers nobody. Without it,
     /// the servers answer requests.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -100,12 +100,13 @@ pub struct ReasoningPodSpec {
         validation = ("!has(self.resources) || !has(self.resources.claims) || self.resources.claims.all(claim, has(self.resourceClaims) && self.resourceClaims.exists(given, given.name == claim.name))", "pod.resources.claims must name entries of pod.resourceClaims: add the claim there, or remove it")
     )]
     pub pod: WorkerPod,
-    /// Who may send requests to the servers, and which texts they refuse.
+    /// Who may send requests to the servers, which texts they refuse, and how many requests they run at once.
     #[serde(default, skip_serializing_if = "Serving::is_default")]
+    #[x_kube(validation = crate::rules::batched_tokens())]
     pub serving: Serving,
 }
 
-/// What the servers of a ReasoningPod grant their clients. A change replaces the server pods.
+/// What the servers of a ReasoningPod grant their clients, and how they generate. A change replaces the server pods.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Serving {
@@ -144,9 +145,59 @@ pub struct Serving {
     /// ConfigMap with the safety rules of prompts and answers. Without it, texts are not checked.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub safety: Option<SafetyRules>,
+    /// Device that generates: auto, cpu or cuda. auto takes a GPU if spec.pod gives the servers one and they can use it, else the
+    /// processor; cuda refuses to serve without a usable GPU. Defaults to auto.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub device: Option<Device>,
+    /// Most requests that are generated at the same time. Defaults to 8.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 65_535))]
+    pub max_num_seqs: Option<i32>,
+    /// Most requests that wait; further ones are refused with 429. Defaults to 64.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0, max = 65_535))]
+    pub max_queued_requests: Option<i32>,
+    /// Most tokens that one step computes: one for each response, and chunks of prompts. At least maxNumSeqs. Defaults to 256, to
+    /// 2048 on a GPU, or to maxNumSeqs if that is more.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 1_048_576))]
+    pub max_num_batched_tokens: Option<i32>,
+    /// Most tokens whose keys and values running requests have together. At least a whole context of the model, or the servers
+    /// refuse to start. When they are full, the request that came last waits and is computed again. Defaults to a whole context for
+    /// each of maxNumSeqs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 1_099_511_627_776_i64))]
+    pub kv_cache_tokens: Option<i64>,
+    /// Most tokens whose keys and values are kept for later prompts that begin alike; 0 keeps none. Defaults to 16384.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0, max = 1_099_511_627_776_i64))]
+    pub prefix_cache_tokens: Option<i64>,
 }
 
 impl Serving {
+    /// Returns the settings of how servers generate, without what clients are granted.
+    #[must_use]
+    pub fn of_engine(&self) -> Self {
+        let Self {
+            device,
+            max_num_seqs,
+            max_queued_requests,
+            max_num_batched_tokens,
+            kv_cache_tokens,
+            prefix_cache_tokens,
+            ..
+        } = *self;
+        Self {
+            device,
+            max_num_seqs,
+            max_queued_requests,
+            max_num_batched_tokens,
+            kv_cache_tokens,
+            prefix_cache_tokens,
+            ..Self::default()
+        }
+    }
+
     fn is_default(&self) -> bool {
         *self == Self::default()
     }

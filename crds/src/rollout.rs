@@ -98,6 +98,27 @@ pub struct Analysis {
     #[schemars(length(max = 16))]
     #[x_kube(validation = crate::rules::seconds("spec.rollout.analysis.maxP95Seconds", "0.7"))]
     pub max_p95_seconds: Option<String>,
+    /// Greatest share of requests that are refused, such as 0.05: by a limit or a full queue (429), for their API key (401 or 403), or
+    /// because a safety rule refuses their prompt or their answer. The canary fails once its lower confidence bound is above it.
+    /// Without it, refusals are not analysed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 16))]
+    #[x_kube(validation = crate::rules::share("spec.rollout.analysis.maxRefusalRate", "0.05"))]
+    pub max_refusal_rate: Option<String>,
+    /// Seconds within which 95 of 100 responses must have their first token, waiting included, such as 0.5, rounded up to the next
+    /// edge of the latency histogram; at most 30. The canary fails once the lower confidence bound of its 95th percentile is above
+    /// it. Without it, the time to the first token is not analysed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 16))]
+    #[x_kube(validation = crate::rules::first_token_seconds())]
+    pub max_first_token_seconds: Option<String>,
+    /// Seconds that 95 of 100 responses may take for each token after the first one, on average over the response, such as 0.05,
+    /// rounded up to the next edge of the histogram of inter-token times; at most 2.5. The canary fails once the lower confidence
+    /// bound of its 95th percentile is above it. Without it, the time between tokens is not analysed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 16))]
+    #[x_kube(validation = crate::rules::inter_token_seconds())]
+    pub max_inter_token_seconds: Option<String>,
 }
 
 impl Default for Analysis {
@@ -107,6 +128,9 @@ impl Default for Analysis {
             min_requests: default_requests(),
             max_error_rate: default_errors(),
             max_p95_seconds: None,
+            max_refusal_rate: None,
+            max_first_token_seconds: None,
+            max_inter_token_seconds: None,
         }
     }
 }
@@ -206,6 +230,38 @@ pub struct TrafficStatus {
     /// Requests that were completed, whose latency is known.
     pub completed: i64,
     /// Completed requests that took longer than maxP95Seconds.
+    pub slow: i64,
+    /// Requests that were refused for another reason than a limit or a full queue. Absent if servers of an earlier version do not
+    /// report them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rejected: Option<RejectedStatus>,
+    /// Responses by the time to their first token. Present only with maxFirstTokenSeconds, if all servers report it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub first_token: Option<TimesStatus>,
+    /// Responses of two tokens or more by the average time between their tokens. Present only with maxInterTokenSeconds, if all
+    /// servers report it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub inter_token: Option<TimesStatus>,
+}
+
+/// Numbers of refused requests.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct RejectedStatus {
+    /// Requests that were refused before a response began: for their API key (401 or 403), or because a safety rule refused their
+    /// prompt. They are not among the answered requests.
+    pub before: i64,
+    /// Requests whose answer a safety rule refused. They are among the answered requests.
+    pub answers: i64,
+}
+
+/// Numbers of responses by a time.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct TimesStatus {
+    /// Responses whose time is known.
+    pub responses: i64,
+    /// Those of them that took longer than the limit.
     pub slow: i64,
 }
 

@@ -47,6 +47,24 @@ pub(crate) fn seconds(field: &str, example: &str) -> Rule {
     )
 }
 
+/// Returns the rule on the limit of the time to the first token, which is within the edges of its histogram.
+pub(crate) fn first_token_seconds() -> Rule {
+    text(
+        "spec.rollout.analysis.maxFirstTokenSeconds",
+        "self.matches('^(([0-9]|[12][0-9])([.][0-9]{1,3})?|30([.]0{1,3})?)$') && self.matches('[1-9]')",
+        "seconds above 0 and at most 30, with at most three decimals, such as 0.5",
+    )
+}
+
+/// Returns the rule on the limit of the time between tokens, which is within the edges of its histogram.
+pub(crate) fn inter_token_seconds() -> Rule {
+    text(
+        "spec.rollout.analysis.maxInterTokenSeconds",
+        "self.matches('^([01]([.][0-9]{1,3})?|2([.]([0-4][0-9]{0,2}|50{0,2}))?)$') && self.matches('[1-9]')",
+        "seconds above 0 and at most 2.5, with at most three decimals, such as 0.05",
+    )
+}
+
 /// Returns the rule on a `field` that holds a share as a decimal.
 pub(crate) fn share(field: &str, example: &str) -> Rule {
     let form = format!("a decimal from 0 to 1 with at most six decimals, such as {example}");
@@ -101,11 +119,41 @@ pub(crate) fn own_shadow() -> Rule {
         .message("spec.shadow.of is the ReasoningPod itself: name another ReasoningPod, whose requests are copied")
 }
 
+/// What `spec.serving` grants clients.
+const OF_CLIENTS: [&str; 8] = [
+    "apiKeys",
+    "tls",
+    "rateLimit",
+    "tokenBudget",
+    "requestTimeoutSeconds",
+    "thinkingBudget",
+    "answerReserve",
+    "safety",
+];
+
 /// Returns the rule that a shadow has nothing that is only of use to servers with clients.
 pub(crate) fn shadow() -> Rule {
-    Rule::new("!has(self.shadow) || !(has(self.autoscaling) || has(self.rollout) || has(self.serving))").message(
-        "spec.shadow excludes spec.autoscaling, spec.rollout and spec.serving, because a shadow has no clients: remove them, or \
+    let has = |field: &&str| format!("has(self.serving.{field})");
+    let granted = OF_CLIENTS.iter().map(has).collect::<Vec<_>>().join(" || ");
+    let rule = format!(
+        "!has(self.shadow) || !(has(self.autoscaling) || has(self.rollout) || (has(self.serving) && ({granted})))"
+    );
+    let message = format!(
+        "spec.shadow excludes spec.autoscaling, spec.rollout and spec.serving.{}, because a shadow has no clients: remove them, or \
          remove spec.shadow",
+        OF_CLIENTS.join(", spec.serving.")
+    );
+    Rule::new(rule).message(message.as_str())
+}
+
+/// Returns the rule that a step of the engine has a token for each running request.
+pub(crate) fn batched_tokens() -> Rule {
+    Rule::new(
+        "!has(self.maxNumBatchedTokens) || self.maxNumBatchedTokens >= (has(self.maxNumSeqs) ? self.maxNumSeqs : 8)",
+    )
+    .message(
+        "spec.serving.maxNumBatchedTokens must be at least spec.serving.maxNumSeqs, which is 8 by default, because each running request \
+         has one token in a step: raise maxNumBatchedTokens or lower maxNumSeqs",
     )
 }
 

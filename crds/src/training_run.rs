@@ -208,6 +208,9 @@ pub struct TrainingRunStatus {
     /// What computed the model. Absent until the trainer has reported it, and for a run on a GPU.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub computation: Option<ComputationStatus>,
+    /// Device that computed the model, as the trainer reported it. Absent until then.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub device: Option<DeviceStatus>,
     /// The run that this one reproduces, as it was recorded when this run began. Absent without spec.reproduces.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reproduction: Option<ReproductionStatus>,
@@ -232,6 +235,29 @@ pub struct TrainingRunStatus {
     pub conditions: Vec<Condition>,
 }
 
+/// The device that computed a model.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct DeviceStatus {
+    /// Product name of the GPU, or model name of the processor.
+    #[schemars(length(max = 128))]
+    pub name: String,
+    /// Code path of the engine, such as cpu-f32 or candle-cuda-bf16.
+    #[schemars(length(max = 63))]
+    pub engine: String,
+    /// Version of the GPU's driver. Absent for a processor.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 63))]
+    pub driver: Option<String>,
+    /// Memory of the GPU in bytes. Absent for a processor.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub memory_bytes: Option<i64>,
+    /// Why a processor computed although training.device is auto. Absent if the device is the configured one, or a GPU.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 512))]
+    pub fallback: Option<String>,
+}
+
 /// The phase of a run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[schemars(inline)]
@@ -242,6 +268,8 @@ pub enum TrainingRunPhase {
     Running,
     /// Suspended by `spec.suspend`.
     Suspended,
+    /// The run cannot proceed until a user changes something.
+    Stalled,
     /// The model is complete.
     Succeeded,
     /// The run has failed and is not retried.

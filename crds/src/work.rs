@@ -4,6 +4,34 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+/// The most attempts that a status lists.
+pub const MAX_ATTEMPTS: usize = 5;
+
+/// Attempt of a pod.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct AttemptStatus {
+    /// Name of the pod.
+    #[schemars(length(max = 253))]
+    pub pod: String,
+    /// Node that ran the pod.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 253))]
+    pub node: Option<String>,
+    /// Time at which the container started.
+    pub started_at: Time,
+    /// Time at which the container ended. Absent until then, and if the end was not observed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ended_at: Option<Time>,
+    /// Exit code of the container.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub exit_code: Option<i32>,
+    /// Why the attempt failed, such as OOMKilled or BadInput. Absent if the pod exited 0.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 63))]
+    pub reason: Option<String>,
+}
+
 /// Work of all pods of a Job together.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
@@ -24,4 +52,8 @@ pub struct WorkStatus {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 1024))]
     pub image_id: Option<String>,
+    /// Latest attempts, the newest last. Updated together with other changes of the status.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = MAX_ATTEMPTS))]
+    pub recent_attempts: Vec<AttemptStatus>,
 }

@@ -8,14 +8,14 @@ use crate::{
     Gauge, Metric, Type, Unit,
     controller::{
         CERTIFICATE, CONDITION_OLDEST, CONDITIONS, KEY_EXPIRY, LEADER, PROGRESS_OLDEST, QUEUE_AGE, RECONCILIATIONS,
-        REPORTS, SIGNER, UNVERIFIED,
+        REPORTS, REVOKED, SIGNER, UNVERIFIED,
     },
     label::{
         CONDITION, KIND, PURPOSE, REASON, RESULT, STATUS,
         target::{JOB, NAMESPACE, POD},
     },
     query::{Expr, Matcher},
-    scrape::CONTROLLER,
+    scrape::{CONTROLLER, NAMESPACE as CONTROLLERS},
     server::{LATENCY, LATENCY_BUDGET, LATENCY_TARGET, WAITING},
     trainer::DAMAGED,
 };
@@ -143,30 +143,33 @@ fn availability() -> Vec<Alert> {
 }
 
 fn leadership() -> Vec<Alert> {
-    let of = |pod: &str| LEADER.value(&[POD.is(pod)]).to_string();
+    // An installation has a namespace of its own, where its controllers share a Lease. Every scrape configuration sets the label.
+    let of = |namespace: &str, pod: &str| LEADER.value(&[NAMESPACE.is(namespace), POD.is(pod)]).to_string();
+    let ours = |pod: &str| of(CONTROLLERS, pod);
     vec![
         Alert {
             name: "CodexNoLeader",
             severity: Severity::Critical,
-            query: LEADER.value(&[]).max(&[]).equal(0.0),
+            query: LEADER.value(&[]).max(&[NAMESPACE]).equal(0.0),
             lasting: "5m",
             summary: "Controllers run, but none holds the Lease: nothing is reconciled.",
             at: "10m",
-            fires: vec![(of("a"), "0x20"), (of("b"), "0x20")],
-            labels: &[],
-            quiet: vec![(of("a"), "0x20"), (of("b"), "1x20")],
+            // The leader of another installation does not help.
+            fires: vec![(ours("a"), "0x20"), (ours("b"), "0x20"), (of("other", "c"), "1x20")],
+            labels: &[("namespace", CONTROLLERS)],
+            quiet: vec![(ours("a"), "0x20"), (ours("b"), "1x20")],
         },
         Alert {
             name: "CodexTwoLeaders",
             severity: Severity::Critical,
-            query: LEADER.value(&[]).sum(&[]).above(1.0),
+            query: LEADER.value(&[]).sum(&[NAMESPACE]).above(1.0),
             lasting: "2m",
-            summary: "More than one controller believes that it holds the Lease.",
+            summary: "More than one controller of an installation believes that it holds the Lease.",
             at: "10m",
-            fires: vec![(of("a"), "1x20"), (of("b"), "1x20")],
-            labels: &[],
-            // One minute in which the old leader was not scraped again is no alert.
-            quiet: vec![(of("a"), "1 1 1 1 1 1 0x20"), (of("b"), "0 0 0 0 0 1x20")],
+            fires: vec![(ours("a"), "1x20"), (ours("b"), "1x20")],
+            labels: &[("namespace", CONTROLLERS)],
+            // One minute in which the old leader was not scraped again is no alert, nor is another installation with its own Lease.
+            quiet: vec![(ours("a"), "1 1 1 1 1 1 0x20"), (ours("b"), "0 0 0 0 0 1x20"), (of("other", "c"), "1x20")],
         },
     ]
 }
@@ -338,11 +341,15 @@ fn promotion() -> Vec<Alert> {
             severity: Severity::Critical,
             query: UNVERIFIED.value(&[]).max(&[]).above(0.0),
             lasting: "10m",
-            summary: "A ReasoningPod has ready servers, but its status proves no signed and verified model.",
+            summary: "A ReasoningPod has ready servers, but its status proves no signed and verified model, or a policy denies it.",
             at: "20m",
             fires: vec![(UNVERIFIED.value(&[]).to_string(), "1x30")],
             labels: &[],
-            quiet: vec![(UNVERIFIED.value(&[]).to_string(), "0x5 1x3 0x30")],
+            // Servers of a model that was just denied need up to a minute to stop, and the model stays denied.
+            quiet: vec![
+                (UNVERIFIED.value(&[]).to_string(), "0x5 1x3 0x30"),
+                (REVOKED.value(&[]).to_string(), "0x5 1x40"),
+            ],
         },
     ]
 }

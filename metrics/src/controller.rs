@@ -38,7 +38,7 @@ metrics! {
         .more("At most 1,024 are open on `reports`, and 128 on `health`.");
     OBJECTS = Gauge("codex_controller_objects", Count, [KIND, PHASE, RING],
         "Existing objects by kind, phase and ring.")
-        .more("TrainingRuns: Pending, Running, Suspended, Succeeded, Failed, Unreproducible. Evaluations: the verdict (Passed, Failed, \
+        .more("TrainingRuns: Pending, Running, Suspended, Stalled, Succeeded, Failed, Unreproducible. Evaluations: the verdict (Passed, Failed, \
             Inconclusive), before it Pending, Running or Suspended; an Evaluation that stalls without a verdict is Failed. \
             ReasoningPods: Pending, DryRun, Blocked, RollingOut, Serving, Idle. Policies and SignOffs: Present.");
     CONDITIONS = Gauge("codex_controller_conditions", Count, [KIND, CONDITION, STATUS, REASON],
@@ -67,8 +67,8 @@ metrics! {
     SERVING = Gauge("codex_controller_serving_replicas", Count, [RING],
         "Ready server pods by ring.");
     UNVERIFIED = Gauge("codex_controller_serving_unverified_objects", Count, [],
-        "ReasoningPods with ready servers and without a signed, promoted and verified model in their status.")
-        .more("Above 0 for moments while servers are replaced, otherwise always 0.");
+        "ReasoningPods with ready servers and without a signed, promoted and verified model in their status, or with one that a policy denies.")
+        .more("Above 0 for moments while servers are replaced or stopped, otherwise always 0.");
     REVOKED = Gauge("codex_controller_revoked_objects", Count, [],
         "ReasoningPods whose model, or what they serve, is on the deny-list of a promotion policy.")
         .more("Their servers are scaled to zero.");

@@ -46,9 +46,14 @@ fn operator() -> Dashboard {
             (
                 "Health",
                 vec![
-                    Panel::new(Number, Plain, "Leaders", "Controllers that hold the Lease; exactly 1 is normal.")
-                        .named(&LEADER.value(&[]).sum(&[]), "leaders")
-                        .when_empty("no controller"),
+                    Panel::new(
+                        Number,
+                        Plain,
+                        "Leaders",
+                        "Controllers that hold a Lease; exactly 1 for each installation is normal.",
+                    )
+                    .named(&LEADER.value(&[]).sum(&[]), "leaders")
+                    .when_empty("no controller"),
                     Panel::new(
                         Number,
                         Plain,
@@ -344,7 +349,7 @@ fn rings() -> Dashboard {
             (
                 "Safety",
                 vec![
-                    Panel::new(Zero, Plain, "Serving unverified", "ReasoningPods that serve without a signed, promoted and verified model; always 0.")
+                    Panel::new(Zero, Plain, "Serving unverified", "ReasoningPods that serve without a signed, promoted and verified model, or a denied one; always 0.")
                         .named(&UNVERIFIED.value(&[]).max(&[]), "objects")
                         .when_empty("no controller"),
                     Panel::new(Number, Plain, "Revoked", "ReasoningPods whose model, or what they serve, is on a deny-list.")

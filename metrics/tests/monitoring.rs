@@ -427,6 +427,8 @@ fn monitors_select_what_exists() {
     for line in ["app.kubernetes.io/component: controller", "app.kubernetes.io/part-of: codex", "name: metrics"] {
         assert!(service.contains(line), "the Service of the controller has no {line}");
     }
+    // The monitor selects both Services, by their labels, and must scrape no pod twice.
+    assert_eq!(service.matches("name: metrics\n").count(), 1);
     assert!(read("manifests/controller/deployment.yaml").contains("name: health"));
     assert_eq!(scrape::PODS.map(|(component, ..)| component), ["trainer", "server", "activator"]);
     assert_eq!(scrape::PART_OF, ("app.kubernetes.io/part-of", "codex"));

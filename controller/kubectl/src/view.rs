@@ -117,6 +117,7 @@ impl View {
         facts.add("base", status.base.as_ref().map(|base| format!("{} from {}", base.short, base.source)));
         facts.add("reproduces", run.spec.reproduces.as_ref().map(|reproduces| reproduces.name.clone()));
         facts.add("kernels", status.computation.as_ref().map(|computation| computation.kernels.clone()));
+        facts.add("device", status.device.as_ref().map(|device| device.name.clone()));
         facts.add("node", status.computation.as_ref().and_then(|computation| computation.node.clone()));
         facts.add("verdict", status.reproduction.as_ref().and_then(|reproduction| reproduction.bundle.clone()));
         facts.add("steps", status.progress.as_ref().map(|progress| progress.steps.clone()));

@@ -1,6 +1,6 @@
 //! The plan of one object. Pure.
 
-use std::time::Duration;
+use std::{collections::BTreeSet, time::Duration};
 
 use codex_crds::{Evaluation, ReasoningPod, TrainingRun};
 use codex_provenance::{
@@ -39,7 +39,7 @@ pub struct Plan<S> {
 
 /// The children of an object. Apply destructures it without `..`, so that no kind of child is forgotten.
 ///
-/// Every child has the object as its controller. Children that a plan leaves out are deleted.
+/// Every child but a shared policy has the object as its controller. Children that a plan leaves out are deleted.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub struct Desired {
     /// `ConfigMaps`. They are applied before the pods that mount them.
@@ -67,6 +67,10 @@ pub struct Desired {
     pub pod_disruption_budgets: Vec<PodDisruptionBudget>,
     /// Network policies.
     pub network_policies: Vec<NetworkPolicy>,
+    /// Network policies that the objects of a namespace share. They have no owner, and stay when a plan leaves them out: they are
+    /// deleted once the namespace has no object that needs them.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub shared_policies: Vec<NetworkPolicy>,
     /// The TrainingRuns and Evaluations of cycles to create or change. Those that are left out stay as they are.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub training_runs: Vec<TrainingRun>,
@@ -82,6 +86,13 @@ pub struct Desired {
     pub expired: Vec<Expired>,
     /// Children that exist and stay as they are: neither applied nor deleted.
     pub kept: Vec<Kept>,
+    /// The bundles that servers mount. The object is an owner of them beside their run, so that they outlive it. A bundle that does
+    /// not exist is left out.
+    #[serde(skip_serializing_if = "BTreeSet::is_empty")]
+    pub mounted_bundles: BTreeSet<String>,
+    /// The bundles that the object owns beside their run and no longer needs. Those without another owner are deleted.
+    #[serde(skip_serializing_if = "BTreeSet::is_empty")]
+    pub released_bundles: BTreeSet<String>,
 }
 
 /// An object of a cycle that is deleted.

@@ -7,9 +7,9 @@ use codex_crds::WorkerPod;
 use codex_reports::AUDIENCE;
 use k8s_openapi::api::core::v1::{
     Capabilities, ConfigMapVolumeSource, Container, ContainerPort, EmptyDirVolumeSource, EnvVar, EnvVarSource,
-    KeyToPath, ObjectFieldSelector, PersistentVolumeClaimVolumeSource, PodSecurityContext, PodSpec, Probe,
-    ProjectedVolumeSource, SeccompProfile, SecretVolumeSource, SecurityContext, ServiceAccountTokenProjection,
-    Toleration, Volume, VolumeMount, VolumeProjection,
+    KeyToPath, ObjectFieldSelector, PersistentVolumeClaimVolumeSource, PodSpec, Probe, ProjectedVolumeSource,
+    SecretVolumeSource, SecurityContext, ServiceAccountTokenProjection, Toleration, Volume, VolumeMount,
+    VolumeProjection,
 };
 
 use crate::{
@@ -17,8 +17,6 @@ use crate::{
     settings::Settings,
 };
 
-/// The user and group of all pods.
-const USER: i64 = 65_532;
 /// The lifetime of a token in seconds; the kubelet renews it earlier.
 const TOKEN_SECONDS: i64 = 3_600;
 /// The mount path of the object's own ConfigMap.
@@ -192,6 +190,7 @@ impl Mounts {
 impl Template<'_> {
     pub(crate) fn spec(self) -> PodSpec {
         let env = self.variables();
+        let run_as = self.settings.run_as;
         let Self { component, image, args, worker, config_map, mut mounts, restart_policy, .. } = self;
         mounts.config_map(&config_map, None, CONFIG);
         mounts.volumes.push(token());
@@ -241,18 +240,7 @@ impl Template<'_> {
             termination_grace_period_seconds: Some(self.grace_seconds),
             automount_service_account_token: Some(false),
             enable_service_links: Some(false),
-            security_context: Some(PodSecurityContext {
-                run_as_non_root: Some(true),
-                run_as_user: Some(USER),
-                run_as_group: Some(USER),
-                fs_group: Some(USER),
-                fs_group_change_policy: Some("OnRootMismatch".to_owned()),
-                seccomp_profile: Some(SeccompProfile {
-                    type_: "RuntimeDefault".to_owned(),
-                    ..SeccompProfile::default()
-                }),
-                ..PodSecurityContext::default()
-            }),
+            security_context: Some(run_as.security_context(worker.security_context.as_deref())),
             node_selector: Some(worker.node_selector.clone()).filter(|labels| !labels.is_empty()),
             tolerations: Some(tolerations(worker)).filter(|items| !items.is_empty()),
             affinity: worker.affinity.clone(),

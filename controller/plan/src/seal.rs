@@ -80,6 +80,7 @@ impl Sealable for TrainingRunStatus {
         "model",
         "attested",
         "computation",
+        "device",
         "reproduction",
         "imageId",
         "startedAt",

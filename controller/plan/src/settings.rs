@@ -6,7 +6,7 @@ use codex_crds::WorkerPod;
 use codex_provenance::Sha256;
 use serde::{Deserialize, Serialize};
 
-use crate::metadata::Component;
+use crate::{metadata::Component, run_as::RunAs};
 
 /// The settings of the controller that plans depend on.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -21,6 +21,9 @@ pub struct Settings {
     /// The image for pods with a GPU, built with CUDA.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cuda_image: Option<String>,
+    /// The ids of pods whose object names none.
+    #[serde(default, skip_serializing_if = "RunAs::is_default")]
+    pub run_as: RunAs,
     /// The images whose word about a training a statement calls attested.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub attested_images: Vec<ImagePattern>,

@@ -1,7 +1,8 @@
 //! Limits how often a status is written, and how long a plan waits. Pure.
 
-use std::time::Duration;
+use std::{mem, time::Duration};
 
+use codex_crds::WorkStatus;
 use jiff::{SignedDuration, Timestamp};
 
 /// The time between two writes that change only numbers.
@@ -50,6 +51,21 @@ pub(crate) fn hold<S: PartialEq + Clone>(
         return (next, again);
     }
     (present.clone(), Some(again.map_or(rest, |again| again.min(rest))))
+}
+
+/// Keeps the recorded attempts in `next` if nothing else differs from `present`: an attempt that ended is followed by another
+/// change, and does not need a write of its own.
+pub(crate) fn hold_attempts<S: PartialEq>(
+    present: Option<&S>,
+    next: &mut S,
+    recorded: &WorkStatus,
+    work: impl Fn(&mut S) -> &mut WorkStatus,
+) {
+    let Some(present) = present else { return };
+    let newer = mem::replace(&mut work(next).recent_attempts, recorded.recent_attempts.clone());
+    if next != present {
+        work(next).recent_attempts = newer;
+    }
 }
 
 #[cfg(test)]

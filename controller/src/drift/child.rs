@@ -4,6 +4,7 @@ use serde_json::Value;
 
 use super::{
     compare::{Difference, differs, equal, holds, is_zero, join},
+    ids::tolerate_ids,
     pod_spec::canonical,
 };
 
@@ -61,6 +62,7 @@ pub fn pod_difference(template: &Value, pod: &Value, role: Role) -> Option<Diffe
         tolerate_additions(template, &mut pod);
     }
     tolerate_mirror(template, &mut pod);
+    tolerate_ids(template, &mut pod);
     equal(&canonical(template), &canonical(&pod), "spec")
 }
 

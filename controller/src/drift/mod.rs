@@ -8,6 +8,7 @@
 mod child;
 mod compare;
 mod correction;
+mod ids;
 mod pod_spec;
 mod quantity;
 

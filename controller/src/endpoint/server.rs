@@ -27,6 +27,7 @@ use crate::{
     by_uid::ByUid,
     context::Context,
     error::chain,
+    fence::Fence,
     inbox::Offer,
     metrics::{Metrics, Port},
     observe::Name,
@@ -43,6 +44,8 @@ pub struct Endpoint {
     metrics: Metrics,
     /// The context while this process is the active leader.
     active: watch::Receiver<Option<Arc<Context>>>,
+    /// The fence of its writes, if there is one.
+    fence: Option<Fence>,
     tokens: Arc<TokenReviewer>,
     permits: Arc<Semaphore>,
     /// The request of each pod, by its uid, that waits for the status. Dropping the sender ends the request.
@@ -56,11 +59,28 @@ impl Endpoint {
         Self {
             metrics,
             active,
+            fence: None,
             tokens: Arc::new(TokenReviewer::new(client)),
             permits: Arc::new(Semaphore::new(MAX_CONCURRENT)),
             waiting: Arc::default(),
             status_timeout: STATUS_TIMEOUT,
         }
+    }
+
+    /// Sets the fence: while it is closed, reports are refused. A process that stood still may have lost the Lease without knowing it.
+    #[must_use]
+    pub fn behind(self, fence: Fence) -> Self {
+        Self { fence: Some(fence), ..self }
+    }
+
+    /// Returns the context if this process is the active leader and may write.
+    fn leads(&self) -> Result<Arc<Context>, Rejection> {
+        let may_write = self.fence.as_ref().is_none_or(Fence::is_open);
+        self.active
+            .borrow()
+            .clone()
+            .filter(|_| may_write)
+            .ok_or_else(|| Rejection::Unavailable("this controller is not the active leader".to_owned()))
     }
 }
 
@@ -163,13 +183,13 @@ impl Endpoint {
         body: Result<Bytes, BytesRejection>,
         known: &mut Known,
     ) -> Result<Offer, Rejection> {
-        let Some(context) = self.active.borrow().clone() else {
-            return Err(Rejection::Unavailable("this controller is not the active leader".to_owned()));
-        };
+        let context = self.leads()?;
         let Ok(permit) = self.permits.try_acquire() else {
             return Err(Rejection::Unavailable("too many concurrent reports".to_owned()));
         };
         let pod = self.tokens.review(bearer(headers)?).await?;
+        // The review may have taken long.
+        self.leads()?;
         let body = body.map_err(|why| match why.status() {
             StatusCode::PAYLOAD_TOO_LARGE => Rejection::TooLarge,
             _ => Rejection::Invalid(format!("the report cannot be read: {why}")),

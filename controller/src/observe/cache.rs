@@ -166,9 +166,10 @@ impl Names for ConfigMap {
     }
 
     fn names(&self) -> Vec<Name> {
-        let owner = controller(self).map(|owner| Name::Owner(owner.uid.clone()));
+        // Those who own a bundle beside its run, too.
+        let owners = self.owner_references().iter().map(|owner| Name::Owner(owner.uid.clone()));
         let model = self.annotations().get(annotation::MODEL_DIGEST).cloned().map(Name::Model);
-        owner.into_iter().chain(model).collect()
+        owners.chain(model).collect()
     }
 }
 
@@ -347,6 +348,11 @@ impl<K: Names> Cache<K> {
     /// Whether there are no objects.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
+    }
+
+    /// Whether a namespace has an object. None is unpacked for it.
+    pub(super) fn is_in(&self, namespace: &str) -> bool {
+        self.0.read().is_in(namespace)
     }
 
     /// Returns references to all objects.

@@ -5,7 +5,7 @@ use std::{
     sync::Arc,
 };
 
-use codex_crds::{Evaluation, ReasoningPod, ReasoningPodStatus, SignOff, TrainingRun, annotation, child};
+use codex_crds::{Evaluation, ReasoningPod, ReasoningPodStatus, SignOff, TrainingRun, annotation, bundle, child};
 use codex_plan::{
     Obstruction, Plan, Received,
     reasoning_pod::{self, Aims, Compared, Named, ObservedCycle, ObservedReasoningPod, RecordedPromotion},
@@ -20,7 +20,7 @@ use kube::{Api, ResourceExt};
 
 use super::{
     bundles,
-    cache::Cache,
+    cache::{Cache, Name},
     cycles, endpoints,
     error::ObserveError,
     kind::{Kind, Observe},
@@ -177,6 +177,7 @@ impl Observe for ReasoningPod {
                 behind.refused.into_iter().chain(tries.refused).chain(holds.refused).collect(),
             ),
             missing_bundles: missing_bundles(context, &namespace, self.status.as_ref()),
+            held_bundles: held_bundles(context, &namespace, &uid),
             canary,
             canary_pods: tries.current,
             activator,
@@ -318,6 +319,13 @@ fn missing_bundles(context: &Context, namespace: &str, status: Option<&Reasoning
     let manifest = status.manifest.as_ref().map(|manifest| &manifest.bundle);
     let recorded = manifest.into_iter().chain(status.promotion.as_ref().map(|promotion| &promotion.bundle));
     recorded.filter(|name| get(&context.stores.config_maps, namespace, name).is_none()).cloned().collect()
+}
+
+/// Returns the names of the bundles that the object with this uid owns beside their run.
+fn held_bundles(context: &Context, namespace: &str, uid: &str) -> BTreeSet<String> {
+    let owned = context.stores.config_maps.naming(namespace, &Name::Owner(uid.to_owned())).into_iter();
+    let beside = owned.filter(|found| !is_controlled_by(&**found, uid));
+    beside.map(|found| found.name_any()).filter(|name| bundle::is_mounted(name)).collect()
 }
 
 /// Returns the Deployment of that name. The cache selects by label. If a Deployment was rolled out and the cache does not

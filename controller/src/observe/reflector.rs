@@ -5,9 +5,11 @@
 //! one cache: listing a namespace again adds and removes only the differences.
 
 use std::{
-    collections::{BTreeSet, HashMap, HashSet},
+    collections::{BTreeMap, HashMap, HashSet},
+    convert::Infallible,
     fmt::Debug,
     pin::Pin,
+    sync::Arc,
     time::Duration,
 };
 
@@ -24,7 +26,10 @@ use kube::{
         watcher::{self, Event, watcher},
     },
 };
-use tokio::sync::oneshot;
+use tokio::{
+    sync::{oneshot, watch::Sender},
+    time::Instant,
+};
 use tower::service_fn;
 use tracing::{debug, error, info, warn};
 
@@ -38,6 +43,37 @@ use crate::{error::chain, metrics::Metrics};
 pub(super) type Parse<K> = fn(&RawObject) -> Result<K, Unparsed>;
 /// Events, each with the index of its watch.
 type Events = Pin<Box<dyn Stream<Item = (usize, watcher::Result<Event<RawObject>>)> + Send>>;
+
+/// How long after a failure was logged the same one is logged again.
+const REMIND: Duration = Duration::from_mins(5);
+
+/// Why watches fail now, by kind and by the index of the watch.
+#[derive(Clone, Default)]
+pub(super) struct Failures(Arc<Sender<BTreeMap<(String, usize), String>>>);
+
+impl Failures {
+    /// Calls `tell` with all sentences whenever they change.
+    pub(super) async fn each(&self, tell: impl Fn(&str)) -> Infallible {
+        let mut failures = self.0.subscribe();
+        loop {
+            let told: Vec<_> = failures.borrow_and_update().values().cloned().collect();
+            tell(&told.join("; "));
+            if failures.changed().await.is_err() {
+                std::future::pending::<()>().await;
+            }
+        }
+    }
+
+    fn set(&self, kind: &str, index: usize, why: Option<String>) {
+        self.0.send_if_modified(|failures| {
+            let key = (kind.to_owned(), index);
+            match why {
+                Some(why) => failures.insert(key, why.clone()) != Some(why),
+                None => failures.remove(&key).is_some(),
+            }
+        });
+    }
+}
 
 /// The watches of one kind.
 pub(super) struct Watch {
@@ -136,6 +172,30 @@ fn answer(failure: &watcher::Error) -> Option<u16> {
     }
 }
 
+/// Returns a sentence about a failure of the watch of the kind `K` in a namespace, or in all if there is none. If the API server refuses
+/// for want of a right, or does not know the kind, it says what to apply.
+fn explained<K: Resource<DynamicType = ()>>(failure: &watcher::Error, namespace: Option<&str>) -> String {
+    let (said, group) = (chain(failure), K::group(&()));
+    let resource = if group.is_empty() { K::plural(&()) } else { format!("{}.{group}", K::plural(&())).into() };
+    let place = namespace.map_or_else(|| "all namespaces".to_owned(), |namespace| format!("the namespace {namespace}"));
+    let verb = if matches!(failure, watcher::Error::InitialListFailed(_)) { "list" } else { "watch" };
+    let role = match namespace {
+        None => "the ClusterRole codex-controller (manifests/controller/rbac.yaml, or the chart)".to_owned(),
+        Some(namespace) => format!(
+            "the Role codex-controller in the namespace {namespace} (manifests/overlays/namespaced/tenant, or watchNamespaces of the chart)"
+        ),
+    };
+    match answer(failure) {
+        Some(403) => {
+            format!("the right to {verb} {resource} in {place} is missing; apply {role} of this release: {said}")
+        }
+        Some(404) if group == codex_crds::GROUP => {
+            format!("the cluster does not have {resource}; apply the CRDs (manifests/crd) of this release: {said}")
+        }
+        _ => format!("{resource} in {place}: {said}"),
+    }
+}
+
 /// Returns the client that asks for the metadata of objects only.
 pub(super) fn of_metadata(client: &Client) -> Client {
     const METADATA: &str = "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1";
@@ -166,8 +226,9 @@ where
     listings: HashMap<usize, Listing<K>>,
     /// The namespace of each watch; `None` for the whole cluster.
     namespaces: Vec<Option<String>>,
-    /// The failures of the watches that were logged since they last worked.
-    logged: BTreeSet<String>,
+    /// The failures of the watches since they last worked, and when each was logged.
+    logged: BTreeMap<String, Instant>,
+    failures: Failures,
 }
 
 /// The state of one watch.
@@ -209,8 +270,14 @@ where
             metrics,
             listings: HashMap::new(),
             namespaces: Vec::new(),
-            logged: BTreeSet::new(),
+            logged: BTreeMap::new(),
+            failures: Failures::default(),
         }
+    }
+
+    /// Sets who is told why watches fail.
+    pub(super) fn telling(self, failures: &Failures) -> Self {
+        Self { failures: failures.clone(), ..self }
     }
 
     /// Runs until the watches end, which they never do. Sends `listed` once every watch has listed its objects.
@@ -227,10 +294,13 @@ where
                 Err(failure) if watch.optional && answer(&failure) == Some(404) => self.missing(index),
                 Err(failure) => {
                     self.metrics.watch_failed(&self.kind);
-                    self.log_once(chain(&failure));
+                    let why = explained::<K>(&failure, self.namespaces.get(index).and_then(Option::as_deref));
                     if watch.optional && answer(&failure) == Some(403) {
                         self.missing(index);
+                    } else {
+                        self.failures.set(&self.kind, index, Some(why.clone()));
                     }
+                    self.log(why);
                 }
             }
             let complete = self.listings.values().filter(|listing| listing.complete).count();
@@ -257,13 +327,14 @@ where
         }
     }
 
-    /// Logs a failure of a watch, unless it was logged since the watches last worked: a missing permission fails every retry.
-    fn log_once(&mut self, failure: String) {
-        if self.logged.contains(&failure) {
+    /// Logs a failure of a watch, unless it was logged not long ago and the watches did not work since: a missing permission fails
+    /// every retry.
+    fn log(&mut self, failure: String) {
+        if self.logged.get(&failure).is_some_and(|logged| logged.elapsed() < REMIND) {
             debug!(kind = self.kind, error = failure, "a watch failed again and is retried");
         } else {
             warn!(kind = self.kind, error = failure, "a watch failed; it is retried until it works");
-            self.logged.insert(failure);
+            self.logged.insert(failure, Instant::now());
         }
     }
 
@@ -282,6 +353,7 @@ where
             Event::InitDone => {
                 listing.complete = true;
                 self.writer.set_exists(true);
+                self.failures.set(&self.kind, index, None);
                 if !std::mem::take(&mut self.logged).is_empty() {
                     info!(kind = self.kind, "the watch works again");
                 }

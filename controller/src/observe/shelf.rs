@@ -67,6 +67,11 @@ impl<K> Shelf<K> {
         self.objects.keys().cloned().collect()
     }
 
+    /// Whether an object is in this namespace.
+    pub(super) fn is_in(&self, namespace: &str) -> bool {
+        self.objects.keys().any(|place| place.0.as_deref() == Some(namespace))
+    }
+
     /// Returns an object, and whether it is whole.
     pub(super) fn get(&self, place: &Place, pack: Option<Pack<K>>) -> Option<(bool, Arc<K>)> {
         let held = self.objects.get(place)?;

@@ -94,7 +94,7 @@ declare_reflectors! {
     endpoint_slices: EndpointSlice, |all| take(&mut all.endpoint_slices), "EndpointSlice", OURS, slice, Triggers::slice;
     http_routes: HttpRoute, |all| take(&mut all.http_routes), "HTTPRoute", OURS, RawObject::parse, Triggers::child;
     pod_disruption_budgets: PodDisruptionBudget, |all| take(&mut all.pod_disruption_budgets), "PodDisruptionBudget", OURS, RawObject::parse, Triggers::child;
-    network_policies: NetworkPolicy, |all| take(&mut all.network_policies), "NetworkPolicy", OURS, RawObject::parse, Triggers::child;
+    network_policies: NetworkPolicy, |all| take(&mut all.network_policies), "NetworkPolicy", OURS, RawObject::parse, Triggers::network_policy;
     claims: PartialObjectMeta<PersistentVolumeClaim>, |all| take(&mut all.claims), "PersistentVolumeClaim", "", existing, Triggers::claim;
     users: PartialObjectMeta<ConfigMap>, |_| CacheWriter::default(), "ConfigMap", NOT_OURS, existing, Triggers::config_map;
 }

@@ -123,6 +123,13 @@ macro_rules! declare_stores {
 
 kinds!(declare_stores);
 
+impl Stores {
+    /// Whether a namespace has a TrainingRun or an Evaluation.
+    pub fn has_workers(&self, namespace: &str) -> bool {
+        self.training_runs.is_in(namespace) || self.evaluations.is_in(namespace)
+    }
+}
+
 /// Returns the object `name` of `namespace` from a cache.
 pub fn get<K: Names>(cache: &Cache<K>, namespace: &str, name: &str) -> Option<Arc<K>> {
     cache.get(&ObjectRef::new(name).within(namespace))

@@ -4,20 +4,22 @@
 
 use std::sync::Arc;
 
-use codex_crds::{PromotionPolicy, ReasoningPod, TrainingRun};
+use codex_crds::{PromotionPolicy, ReasoningPod, TrainingRun, child};
+use codex_plan::network_policy::of_workers;
 use codex_verdict::{Ring, policy::PolicyRule};
 use k8s_openapi::api::{
     core::v1::{ConfigMap, PersistentVolumeClaim, Pod},
     discovery::v1::EndpointSlice,
+    networking::v1::NetworkPolicy,
 };
 use kube::{Resource, ResourceExt, core::PartialObjectMeta};
 
 use super::{
-    cache::Name,
+    cache::{Cache, Name, Names},
     queues::{Queued, Queues},
-    stores::Stores,
+    stores::{Stores, get},
 };
-use crate::ownership::controller;
+use crate::ownership::{controller, is_shared};
 
 /// Queues the objects that a watch event concerns.
 #[derive(Clone)]
@@ -103,6 +105,34 @@ impl Triggers {
         }
     }
 
+    /// Queues the owner of a NetworkPolicy. One that the TrainingRuns and Evaluations of a namespace share concerns all of them once it
+    /// is gone or changed.
+    pub(super) fn network_policy(&self, policy: &NetworkPolicy) {
+        if policy.name_any() != child::WORKERS || !is_shared(policy) {
+            return self.child(policy);
+        }
+        let namespace = policy.namespace().unwrap_or_default();
+        let live = get(&self.stores.network_policies, &namespace, child::WORKERS);
+        if live.is_some() && !self.stores.has_workers(&namespace) {
+            // It was written for an object that is gone. No object has this name, and the controller answers as if one was deleted.
+            return self.named::<TrainingRun>(&namespace, child::WORKERS);
+        }
+        if live.is_some_and(|live| live.spec == of_workers(&namespace).spec) {
+            return;
+        }
+        self.all_of(&self.stores.training_runs, &namespace);
+        self.all_of(&self.stores.evaluations, &namespace);
+    }
+
+    /// Queues all objects of a kind in a namespace.
+    fn all_of<K: Queued + Names>(&self, cache: &Cache<K>, namespace: &str) {
+        for reference in cache.references() {
+            if reference.namespace.as_deref() == Some(namespace) {
+                self.named::<K>(namespace, &reference.name);
+            }
+        }
+    }
+
     /// Queues the object that a pod works for. Its labels may be forged, but a needless reconciliation does no harm.
     pub(super) fn pod(&self, pod: &Pod) {
         self.queues.add_labelled(&pod.namespace().unwrap_or_default(), pod.labels());
@@ -145,6 +175,7 @@ impl Triggers {
 #[cfg(test)]
 mod tests {
     use codex_crds::{Evaluation, ReasoningPod, TrainingRun};
+    use codex_plan::network_policy::of_workers;
     use k8s_openapi::api::core::v1::PersistentVolumeClaim;
     use kube::{core::PartialObjectMeta, runtime::watcher::Event};
     use serde_json::{Value, json};
@@ -201,6 +232,39 @@ mod tests {
         // What it shadowed before its spec changed must forget it.
         assert_eq!(queued(&next), ["former", "live", "next"]);
         assert_eq!(queued(&pod("alone", &Value::Null, &Value::Null)), ["alone"]);
+    }
+
+    #[test]
+    fn a_changed_or_deleted_shared_policy_queues_the_objects_of_its_namespace() {
+        let mut writers = Writers::ready();
+        let stores = Stores::of(&mut writers);
+        let (queues, mut requests) = Queues::new();
+        let triggers = Triggers::new(queues, stores);
+        let policy = of_workers("team");
+        writers.network_policies.apply_watcher_event(&Event::Apply(policy.clone()));
+        triggers.network_policy(&policy);
+        assert_eq!(queued(&mut requests), ["codex-workers"], "no object needs it: it is deleted as after the last one");
+        let output = json!({"persistentVolumeClaim": {"claimName": "runs"}});
+        let spec = json!({"rolloutRing": "main", "template": "cot-starter", "data": [], "output": output});
+        for (name, namespace) in [("here", "team"), ("elsewhere", "other")] {
+            let mut run = object("TrainingRun", name, &spec);
+            run["metadata"]["namespace"] = json!(namespace);
+            let run: TrainingRun = serde_json::from_value(run).unwrap();
+            writers.training_runs.apply_watcher_event(&Event::Apply(run));
+        }
+        let spec = json!({"trainingRun": "here", "preset": "cot-lite", "gates": []});
+        let evaluation: Evaluation = serde_json::from_value(object("Evaluation", "of-here", &spec)).unwrap();
+        writers.evaluations.apply_watcher_event(&Event::Apply(evaluation));
+        triggers.network_policy(&policy);
+        assert!(queued(&mut requests).is_empty(), "it is as planned");
+        let mut open = policy.clone();
+        open.spec.as_mut().unwrap().ingress = None;
+        writers.network_policies.apply_watcher_event(&Event::Apply(open.clone()));
+        triggers.network_policy(&open);
+        assert_eq!(queued(&mut requests), ["here", "of-here"]);
+        writers.network_policies.apply_watcher_event(&Event::Delete(policy.clone()));
+        triggers.network_policy(&policy);
+        assert_eq!(queued(&mut requests), ["here", "of-here"]);
     }
 
     #[test]

@@ -18,7 +18,7 @@ use super::{
     kind::Kind,
     queues::Queues,
     raw::{RawObject, Unparsed},
-    reflector::{Parse, Reflector, Selection, Watch, WatchScope, of_metadata},
+    reflector::{Failures, Parse, Reflector, Selection, Watch, WatchScope, of_metadata},
     stores::{NOT_OURS, OURS, Stores, Writers},
     triggers::Triggers,
 };
@@ -30,6 +30,7 @@ struct Watches<'a> {
     metrics: &'a Metrics,
     tasks: &'a mut JoinSet<()>,
     listed: Vec<oneshot::Receiver<()>>,
+    failures: Failures,
 }
 
 impl Watches<'_> {
@@ -55,18 +56,20 @@ impl Watches<'_> {
         let triggers = self.triggers.clone();
         let reflector = Reflector::new(writer, self.metrics.clone(), parse, move |object| trigger(&triggers, object));
         let (listed, receiver) = oneshot::channel();
-        self.tasks.spawn(reflector.run(watch, listed));
+        self.tasks.spawn(reflector.telling(&self.failures).run(watch, listed));
         self.listed.push(receiver);
     }
 }
 
-/// Watches every kind in `namespaces`, or in all namespaces if the list is empty. Returns the caches once they are filled.
+/// Watches every kind in `namespaces`, or in all namespaces if the list is empty. Returns the caches once they are filled. Meanwhile
+/// `tell` is called with a sentence about the watches that fail whenever it changes; it is empty if none does.
 pub async fn watch(
     client: &Client,
     namespaces: &[String],
     metrics: &Metrics,
     queues: &Queues,
     tasks: &mut JoinSet<()>,
+    tell: impl Fn(&str),
 ) -> Stores {
     let all = Selection { client: client.clone(), namespaces: namespaces.to_vec(), labels: "" };
     let ours = Selection { labels: OURS, ..all.clone() };
@@ -76,7 +79,8 @@ pub async fn watch(
     let mut writers = Writers::default();
     let stores = Stores::of(&mut writers);
     let triggers = Triggers::new(queues.clone(), stores.clone());
-    let mut watches = Watches { triggers, metrics, tasks, listed: Vec::new() };
+    let failures = Failures::default();
+    let mut watches = Watches { triggers, metrics, tasks, listed: Vec::new(), failures: failures.clone() };
     macro_rules! watch_kinds {
         (
             reconciled { $($field:ident: $kind:ty, $label:expr;)* }
@@ -99,12 +103,14 @@ pub async fn watch(
     watches.start_optional(writers.http_routes, &ours, RawObject::parse, Triggers::child);
     watches.start(writers.endpoint_slices, &ours, slice, Triggers::slice);
     watches.start(writers.pod_disruption_budgets, &ours, RawObject::parse, Triggers::child);
-    watches.start(writers.network_policies, &ours, RawObject::parse, Triggers::child);
+    watches.start(writers.network_policies, &ours, RawObject::parse, Triggers::network_policy);
     watches.start(writers.claims, &metadata, existing, Triggers::claim);
     // The ConfigMaps of users: their keys are read when a plan needs them, so nothing reads this cache.
     watches.start(CacheWriter::<PartialObjectMeta<ConfigMap>>::default(), &of_users, existing, Triggers::config_map);
-    join_all(watches.listed).await;
-    stores
+    tokio::select! {
+        _ = join_all(watches.listed) => stores,
+        never = failures.each(tell) => match never {},
+    }
 }
 
 /// Reads a Job without the parts of its status that nothing depends on. They change often.

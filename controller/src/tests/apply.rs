@@ -1,5 +1,7 @@
 //! Pruning, and the correction of drift.
 
+use std::collections::BTreeSet;
+
 use codex_crds::TrainingRun;
 use codex_plan::Desired;
 use serde_json::json;
@@ -45,4 +47,53 @@ async fn drift_in_a_config_map_is_corrected() {
     result.unwrap();
     assert_eq!(requests, [format!("PATCH {config} as codex-controller force")]);
     assert_eq!(world.api.object(config).unwrap()["data"], before);
+}
+
+#[tokio::test]
+async fn bundles_are_owned_by_who_serves_them_and_outlive_their_run() {
+    let world = World::new().await;
+    world.api.put(&path("trainingruns", "a"), run("a"));
+    let bundle = "/api/v1/namespaces/team/configmaps/codex-oms-b-uid";
+    let owner = json!({
+        "apiVersion": "codex-ml.dev/v1alpha1", "kind": "TrainingRun", "name": "b", "uid": "b-uid", "controller": true,
+    });
+    world.api.put(
+        bundle,
+        json!({
+            "apiVersion": "v1", "kind": "ConfigMap",
+            "metadata": {"name": "codex-oms-b-uid", "ownerReferences": [owner]},
+        }),
+    );
+    let object = get(&world.context.stores.training_runs, "team", "a").unwrap();
+    let name = BTreeSet::from(["codex-oms-b-uid".to_owned()]);
+    let mounted = Desired { mounted_bundles: name.clone(), ..Desired::default() };
+    let released = Desired { released_bundles: name, ..Desired::default() };
+    let owners = || {
+        let owners = world.api.object(bundle).unwrap()["metadata"]["ownerReferences"].clone();
+        let owners = owners.as_array().unwrap().iter().map(|owner| (owner["uid"].clone(), owner["controller"].clone()));
+        owners.collect::<Vec<_>>()
+    };
+    let (run, server) = ((json!("b-uid"), json!(true)), (json!("a-uid"), json!(null)));
+    let patched = [format!("PATCH {bundle} as codex-controller")];
+    // Who serves becomes an owner, once, and controls nothing.
+    apply(&world.context, &*object, &mounted).await.unwrap();
+    assert_eq!((world.api.requests(), owners()), (patched.to_vec(), vec![run.clone(), server]));
+    apply(&world.context, &*object, &mounted).await.unwrap();
+    assert!(world.api.requests().is_empty());
+    // It is one no longer, and the run stays one.
+    apply(&world.context, &*object, &released).await.unwrap();
+    assert_eq!((world.api.requests(), owners()), (patched.to_vec(), vec![run]));
+    // The run was deleted, and the garbage collector removed it from the owners: the bundle goes with the last one.
+    apply(&world.context, &*object, &mounted).await.unwrap();
+    let mut alone = world.api.object(bundle).unwrap();
+    alone["metadata"]["ownerReferences"].as_array_mut().unwrap().remove(0);
+    world.api.put(bundle, alone);
+    world.api.requests();
+    apply(&world.context, &*object, &mounted).await.unwrap();
+    assert!(world.api.requests().is_empty());
+    apply(&world.context, &*object, &released).await.unwrap();
+    assert_eq!(world.api.requests(), [format!("DELETE {bundle}")]);
+    // What does not exist is left out.
+    apply(&world.context, &*object, &mounted).await.unwrap();
+    assert!(world.api.requests().is_empty());
 }

@@ -22,6 +22,7 @@ use crate::{
     context::Context,
     drift::Role,
     endpoint::{Endpoint, LIMITS, router, serve_on},
+    fence::Fence,
 };
 
 const JOB: &str = "/apis/batch/v1/namespaces/team/jobs/codex-t-a";
@@ -141,6 +142,23 @@ async fn a_replayed_report_is_dropped() {
     assert_eq!(code, StatusCode::OK);
     assert!(text.contains("dropped"), "{text}");
     assert_eq!(scene.world.context.inbox.of("a-uid")[0].report.seq, 5);
+}
+
+#[tokio::test]
+async fn a_leader_that_may_have_lost_the_lease_accepts_no_report() {
+    let mut scene = Scene::new().await;
+    let fence = Fence::default();
+    scene.endpoint = scene.endpoint.behind(fence.clone());
+    let refused = (StatusCode::SERVICE_UNAVAILABLE, "this controller is not the active leader");
+    for seq in [1, 2] {
+        let (code, text) = scene.report(&scene.good(seq)).await;
+        assert!(code == refused.0 && text.contains(refused.1), "{code} {text}");
+        assert!(scene.world.context.inbox.of("a-uid").is_empty() && scene.world.api.requests().is_empty());
+        // It was paused: its Lease has expired, and nothing has told it so.
+        fence.open_until(tokio::time::Instant::now());
+    }
+    fence.open_until(tokio::time::Instant::now() + Duration::from_mins(1));
+    assert_eq!(scene.report(&scene.good(3)).await.0, StatusCode::OK);
 }
 
 #[tokio::test]

@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 
 use super::world::{World, path, run};
 
-fn evaluation() -> Value {
+pub(super) fn evaluation() -> Value {
     json!({
         "apiVersion": "codex-ml.dev/v1alpha1", "kind": "Evaluation",
         "metadata": {"name": "e", "uid": "e-uid"},
@@ -50,6 +50,9 @@ async fn an_evaluation_waits_for_its_run_and_then_writes_a_config_map_a_job_and_
         [
             "GET /api/v1/namespaces/team/configmaps/codex-e-e".to_owned(),
             "PATCH /api/v1/namespaces/team/configmaps/codex-e-e as codex-controller".to_owned(),
+            "GET /apis/networking.k8s.io/v1/namespaces/team/networkpolicies/codex-workers".to_owned(),
+            "PATCH /apis/networking.k8s.io/v1/namespaces/team/networkpolicies/codex-workers as codex-controller"
+                .to_owned(),
             "GET /apis/batch/v1/namespaces/team/jobs/codex-e-e".to_owned(),
             "PATCH /apis/batch/v1/namespaces/team/jobs/codex-e-e as codex-controller".to_owned(),
             format!("PATCH {}/status as codex-controller/status force", path("evaluations", "e")),

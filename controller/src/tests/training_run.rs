@@ -30,6 +30,8 @@ async fn a_run_writes_a_config_map_a_job_and_a_status_and_then_nothing() {
         [
             format!("GET /api/v1{CHILDREN}/configmaps/codex-t-a"),
             format!("PATCH /api/v1{CHILDREN}/configmaps/codex-t-a as codex-controller"),
+            format!("GET /apis/networking.k8s.io/v1{CHILDREN}/networkpolicies/codex-workers"),
+            format!("PATCH /apis/networking.k8s.io/v1{CHILDREN}/networkpolicies/codex-workers as codex-controller"),
             format!("GET /apis/batch/v1{CHILDREN}/jobs/codex-t-a"),
             format!("PATCH /apis/batch/v1{CHILDREN}/jobs/codex-t-a as codex-controller"),
             format!("PATCH {}/status as codex-controller/status force", path("trainingruns", "a")),
@@ -194,7 +196,7 @@ async fn a_job_that_the_api_server_rejects_stalls_with_its_message_and_is_retrie
     let sentence = format!("the Job codex-t-a cannot be applied: {job}: Injected");
     assert_eq!(said("Stalled"), (json!("True"), json!("Refused"), sentence.clone()));
     assert_eq!(said("Ready"), (json!("False"), json!("Refused"), sentence));
-    assert_eq!(live["status"]["phase"], json!("Pending"));
+    assert_eq!(live["status"]["phase"], json!("Stalled"));
     // During the backoff a change still triggers an attempt, but the status stays as it is, whatever the rejection.
     world.context.backoff.failed("a-uid");
     world.api.fail(job, Some(403));

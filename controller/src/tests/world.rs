@@ -7,7 +7,7 @@ use std::{
 };
 
 use codex_crds::{ClusterPromotionPolicy, Evaluation, PromotionPolicy, ReasoningPod, SignOff, TrainingRun};
-use codex_plan::{Admission, Settings, http_route::HttpRoute};
+use codex_plan::{Admission, RunAs, Settings, http_route::HttpRoute};
 use http::{Method, Request, Response, StatusCode};
 use http_body_util::BodyExt;
 use k8s_openapi::api::{
@@ -129,6 +129,14 @@ impl Api {
                     });
                     (StatusCode::OK, list)
                 }
+                None if object_path.ends_with("/pods") => {
+                    let label = query.split('&').find_map(|pair| pair.strip_prefix("labelSelector="));
+                    let label = label.unwrap_or_default().replace("%2F", "/");
+                    let borne = |object: &Value| object["metadata"]["labels"].get(&label).is_some();
+                    let pods = held.objects.iter().filter(|(path, _)| path.starts_with(&format!("{object_path}/")));
+                    let items: Vec<_> = pods.map(|(_, pod)| pod.clone()).filter(|pod| borne(pod)).collect();
+                    (StatusCode::OK, json!({"apiVersion": "v1", "kind": "PodList", "metadata": {}, "items": items}))
+                }
                 None if object_path.ends_with("/leases") => {
                     let leases = held.objects.iter().filter(|(path, _)| path.contains("/leases/"));
                     let items: Vec<_> = leases.map(|(_, object)| object.clone()).collect();
@@ -181,13 +189,20 @@ impl Api {
     }
 
     /// Creates or replaces an object, as another client would.
-    pub(super) fn put(&self, path: &str, object: Value) -> Value {
+    pub(crate) fn put(&self, path: &str, object: Value) -> Value {
         self.0.lock().unwrap().store(path, object)
     }
 
     /// Returns an object.
-    pub(super) fn object(&self, path: &str) -> Option<Value> {
+    pub(crate) fn object(&self, path: &str) -> Option<Value> {
         self.0.lock().unwrap().objects.get(path).cloned()
+    }
+
+    /// Removes an object, as another client would.
+    pub(super) fn remove(&self, path: &str) {
+        let mut held = self.0.lock().unwrap();
+        let object = held.objects.remove(path).unwrap();
+        held.feed(&object, true);
     }
 
     /// Removes an object from the caches only.
@@ -208,7 +223,7 @@ impl Api {
     }
 
     /// Sets or clears the failure of a request, `VERB path`.
-    pub(super) fn fail(&self, request: &str, code: Option<u16>) {
+    pub(crate) fn fail(&self, request: &str, code: Option<u16>) {
         let mut held = self.0.lock().unwrap();
         match code {
             Some(code) => held.failures.insert(request.to_owned(), code),
@@ -333,6 +348,7 @@ impl World {
                 version: "1.2.3".to_owned(),
                 trainer_image: "codex:1".to_owned(),
                 cuda_image: None,
+                run_as: RunAs::default(),
                 attested_images: Vec::new(),
                 worker_image: "codex:1".to_owned(),
                 report_url: "https://reports/v1/reports".to_owned(),
@@ -356,6 +372,7 @@ impl World {
             traces: None,
             obstructions: ByUid::default(),
             settled: ByUid::default(),
+            sharing: tokio::sync::Mutex::default(),
             asked: Asked::default(),
             ledger: Ledger::default(),
         });

@@ -1,7 +1,7 @@
 //! The configuration that the controller would compose from an object: it refuses unknown templates, presets and settings.
 
 use codex_configs::{Data, compose_evaluation, compose_training};
-use codex_verdict::{Gate, GateSpec, powerless};
+use codex_verdict::{Gate, GateSpec};
 use serde_json::{Value, json};
 
 use crate::document::Path;
@@ -45,9 +45,10 @@ fn of_spec(kind: &str, spec: &Value, path: &Path, found: &mut Vec<(Path, String)
                     for (index, gate) in &gates {
                         if let Some((field, why)) = resolved.spec().undecidable(gate) {
                             found.push((path.field("gates").index(*index).field(field), why));
-                        } else if let Some(why) = powerless(gate, resolved.spec().most_problems()) {
-                            notices.push((path.field("gates").index(*index), why.message().to_owned()));
+                            continue;
                         }
+                        let told = codex_verdict::notices(gate, resolved.spec().most_problems());
+                        notices.extend(told.into_iter().map(|why| (path.field("gates").index(*index), why)));
                     }
                 },
             )

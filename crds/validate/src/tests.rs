@@ -34,6 +34,17 @@ spec:
     - { metric: exact_match, min: \"0.95\", minSamples: 500, confidence: \"0.95\" }
 ";
 
+const POD: &str = "\
+apiVersion: codex-ml.dev/v1alpha1
+kind: ReasoningPod
+metadata:
+  name: rc
+spec:
+  rolloutRing: 0D_base_
+  trainingRun: cot
+  evaluations: [lite]
+";
+
 fn findings(text: &str) -> Vec<String> {
     Validator::new().unwrap().check(text).findings.iter().map(ToString::to_string).collect()
 }
@@ -171,6 +182,60 @@ fn rules_of_the_crds_are_evaluated() {
     for quantity in ["1GB", "1GiG", "2 Gi", "half"] {
         let found = findings(&format!("{RUN}{pod}{quantity} }}\n"));
         assert!(found.len() == 1 && found[0].contains("spec.pod.resources"), "{quantity}: {found:?}");
+    }
+}
+
+#[test]
+fn settings_of_servers_are_checked() {
+    let pod = |more: &str| format!("{POD}  {more}\n");
+    for right in [
+        "serving: { device: cuda, maxNumSeqs: 16, maxNumBatchedTokens: 16, kvCacheTokens: 8589934592, prefixCacheTokens: 0 }",
+        "serving: { maxNumBatchedTokens: 8, maxQueuedRequests: 0 }",
+        "shadow: { of: live, samplePercent: 10, maxDivergence: \"0.01\" }\n  serving: { device: cpu, maxNumSeqs: 2 }",
+        "rollout: { analysis: { maxFirstTokenSeconds: \"30\", maxInterTokenSeconds: \"2.5\", maxRefusalRate: \"0.05\" } }",
+        "rollout: { analysis: { maxFirstTokenSeconds: \"0.001\", maxInterTokenSeconds: \"0.05\" } }",
+    ] {
+        assert_eq!(findings(&pod(right)), [""; 0], "{right}");
+    }
+    for (wrong, told) in [
+        ("serving: { maxNumSeqs: 16, maxNumBatchedTokens: 15 }", "spec.serving.maxNumBatchedTokens must be at least"),
+        ("serving: { maxNumBatchedTokens: 7 }", "spec.serving.maxNumSeqs, which is 8 by default"),
+        ("serving: { maxNumSeqs: 0 }", "spec.serving.maxNumSeqs"),
+        ("serving: { kvCacheTokens: 0 }", "spec.serving.kvCacheTokens"),
+        ("serving: { device: gpu }", "use one of auto, cpu, cuda"),
+        (
+            "shadow: { of: live, samplePercent: 10, maxDivergence: \"0.01\" }\n  serving: { rateLimit: 5/60s }",
+            "spec.shadow excludes spec.autoscaling, spec.rollout and spec.serving.apiKeys",
+        ),
+        ("rollout: { analysis: { maxFirstTokenSeconds: \"30.1\" } }", "seconds above 0 and at most 30"),
+        ("rollout: { analysis: { maxFirstTokenSeconds: \"0.0\" } }", "seconds above 0 and at most 30"),
+        ("rollout: { analysis: { maxInterTokenSeconds: \"2.51\" } }", "seconds above 0 and at most 2.5"),
+        ("rollout: { analysis: { maxRefusalRate: \"5\" } }", "a decimal from 0 to 1"),
+    ] {
+        let found = findings(&pod(wrong));
+        assert!(found.len() == 1 && found[0].contains(told), "{wrong}: {found:?}");
+    }
+    assert!(one(EVALUATION, "  preset:", "  device: gpu\n  preset:").contains("use one of auto, cpu, cuda"));
+    let given = EVALUATION.replacen("  preset:", "  device: cpu\n  preset:", 1);
+    assert_eq!(findings(&given), [""; 0]);
+}
+
+#[test]
+fn ids_of_pods_are_checked() {
+    for manifest in [RUN, EVALUATION, POD] {
+        let with = |ids: &str| findings(&format!("{manifest}  pod: {{ securityContext: {{ {ids} }} }}\n"));
+        let right = "runAsUser: 1000, runAsGroup: 0, fsGroup: 2147483647, supplementalGroups: [0, 5]";
+        assert_eq!(with(right), [""; 0]);
+        for (wrong, field) in [
+            ("runAsUser: 0", "spec.pod.securityContext.runAsUser"),
+            ("runAsGroup: -1", "spec.pod.securityContext.runAsGroup"),
+            ("fsGroup: 2147483648", "spec.pod.securityContext.fsGroup"),
+            ("supplementalGroups: [-1]", "spec.pod.securityContext.supplementalGroups[0]"),
+            ("runAsNonRoot: false", "spec.pod.securityContext.runAsNonRoot"),
+        ] {
+            let found = with(wrong);
+            assert!(found.len() == 1 && found[0].contains(field), "{wrong}: {found:?}");
+        }
     }
 }
 

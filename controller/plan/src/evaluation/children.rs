@@ -32,6 +32,7 @@ fn template<'a>(view: &'a View<'_>, config_map: String) -> Option<Template<'a>> 
     let mut mounts = Mounts::default();
     let config_file = format!("{CONFIG}/{CONFIG_FILE}");
     let mut args = ["evaluate", "--config", &config_file].map(str::to_owned).to_vec();
+    args.extend(spec.device.into_iter().flat_map(|device| ["--device".to_owned(), device.to_string()]));
     view.model()?.mount(&view.folder(), &mut mounts, &mut args);
     mount_data(&spec.data, &mut mounts, &mut args);
     reference::mount(view.observed, view.references.as_ref().ok()?, &mut mounts, &mut args)?;

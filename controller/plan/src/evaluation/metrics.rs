@@ -10,13 +10,8 @@ use crate::numbers::count;
 /// Returns a metric as the status records it. Floats become text that parses to the same float.
 pub(super) fn written(name: &str, measurement: &Measurement) -> MetricStatus {
     let text = |number: Option<f64>| number.filter(|number| number.is_finite()).map(|number| format!("{number:e}"));
-    let metric = |n: u64| MetricStatus {
-        name: name.to_owned(),
-        kind: measurement.kind().name().to_owned(),
-        n: count(n),
-        ..MetricStatus::default()
-    };
-    match *measurement {
+    let metric = |n: u64| MetricStatus { name: name.to_owned(), n: count(n), ..MetricStatus::default() };
+    let written = match *measurement {
         Measurement::Share { successes, n } => MetricStatus { successes: Some(count(successes)), ..metric(n) },
         Measurement::Duel { wins, ties, losses } => MetricStatus {
             wins: Some(count(wins)),
@@ -35,7 +30,16 @@ pub(super) fn written(name: &str, measurement: &Measurement) -> MetricStatus {
             method: Some(method.name().to_owned()),
             ..metric(n)
         },
-    }
+        Measurement::ClusterMean { n, items, sum, sum_of_squares }
+        | Measurement::ClusterDifference { n, items, sum, sum_of_squares } => {
+            MetricStatus { items: Some(count(items)), ..written(name, &Measurement::Mean { n, sum, sum_of_squares }) }
+        }
+        Measurement::ClusterEstimate { value, lower, upper, n, items, confidence, method } => MetricStatus {
+            items: Some(count(items)),
+            ..written(name, &Measurement::Estimate { value, lower, upper, n, confidence, method })
+        },
+    };
+    MetricStatus { kind: measurement.kind().name().to_owned(), ..written }
 }
 
 /// Returns the measurements in a status; `None` if any of them is malformed.
@@ -50,6 +54,7 @@ fn read(metric: &MetricStatus) -> Option<Measurement> {
         Some(text) => text.parse().ok().map(Some),
     };
     let n = number(Some(metric.n))?;
+    let method = || Method::ALL.into_iter().find(|method| Some(method.name()) == metric.method.as_deref());
     Some(match Kind::ALL.into_iter().find(|kind| kind.name() == metric.kind)? {
         Kind::Share => Measurement::Share { successes: number(metric.successes)?, n },
         Kind::Duel => {
@@ -65,7 +70,28 @@ fn read(metric: &MetricStatus) -> Option<Measurement> {
             upper: float(&metric.upper)?,
             n,
             confidence: float(&metric.confidence)?,
-            method: Method::ALL.into_iter().find(|method| Some(method.name()) == metric.method.as_deref())?,
+            method: method()?,
+        },
+        Kind::ClusterMean => Measurement::ClusterMean {
+            n,
+            items: number(metric.items)?,
+            sum: float(&metric.sum)?,
+            sum_of_squares: float(&metric.sum_of_squares)?,
+        },
+        Kind::ClusterDifference => Measurement::ClusterDifference {
+            n,
+            items: number(metric.items)?,
+            sum: float(&metric.sum)?,
+            sum_of_squares: float(&metric.sum_of_squares)?,
+        },
+        Kind::ClusterEstimate => Measurement::ClusterEstimate {
+            value: float(&metric.value)?,
+            lower: float(&metric.lower)?,
+            upper: float(&metric.upper)?,
+            n,
+            items: number(metric.items)?,
+            confidence: float(&metric.confidence)?,
+            method: method()?,
         },
     })
 }
@@ -94,6 +120,16 @@ mod tests {
             }),
             (count(), number(), number(), number(), number()).prop_map(|(n, value, lower, upper, confidence)| {
                 Measurement::Estimate { value, lower, upper, n, confidence, method: Method::Bootstrap }
+            }),
+            (count(), count(), number(), number()).prop_map(|(n, items, sum, sum_of_squares)| {
+                Measurement::ClusterMean { n, items, sum, sum_of_squares }
+            }),
+            (count(), count(), number(), number()).prop_map(|(n, items, sum, sum_of_squares)| {
+                Measurement::ClusterDifference { n, items, sum, sum_of_squares }
+            }),
+            (count(), count(), number(), number(), number()).prop_map(|(n, items, value, lower, upper)| {
+                let (confidence, method) = (Some(0.95), Method::Bootstrap);
+                Measurement::ClusterEstimate { value, lower, upper, n, items, confidence, method }
             }),
         ]
     }

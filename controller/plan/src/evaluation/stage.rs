@@ -119,12 +119,7 @@ impl Stage {
         let Some(run) = &view.observed.run else {
             return waits(WaitingForModel::Missing);
         };
-        let uid = run.uid().unwrap_or_default();
-        if let Some(pinned) = view.status.training_run_uid.as_ref().filter(|pinned| **pinned != uid) {
-            let why = format!(
-                "TrainingRun {name} was recreated (uid {uid}, formerly {pinned}), and this Evaluation belongs to the former \
-                 one: create another Evaluation"
-            );
+        if let Some(why) = view.replaced() {
             return Err(Self::Failed(WorkFailure::new(Reason::Replaced, why)));
         }
         if run.metadata.deletion_timestamp.is_some() {
@@ -133,6 +128,7 @@ impl Stage {
         match subject.model(view.observed) {
             Some(model) => match view.work.job.and_then(|job| model.former(job)) {
                 Some(folder) => {
+                    let uid = run.uid().unwrap_or_default();
                     let why = format!(
                         "TrainingRun {name} was recreated (uid {uid}), and the evaluator of this Evaluation reads {folder}, the \
                          model of the former one: create another Evaluation"

@@ -50,5 +50,6 @@ fn reference(reference: &ReferenceStatus) -> Option<promotion::Reference> {
 }
 
 fn read(read: &ReadStatus) -> Option<promotion::Read> {
-    Some(promotion::Read { problems: read.data_digest, number: u64::try_from(read.number).ok()? })
+    let number = u64::try_from(read.number).ok()?;
+    Some(promotion::Read { problems: read.data_digest, number, divided: Vec::new() })
 }

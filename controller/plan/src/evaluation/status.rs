@@ -78,6 +78,7 @@ pub(crate) fn status(view: &View<'_>, outcome: &Outcome, stage: &Stage) -> (Eval
         | Stage::WithoutReference(_)
         | Stage::Discarded(_) => None,
     };
+    throttle::hold_attempts(present, &mut next, &view.status.work, |status| &mut status.work);
     throttle::hold(present, next, observed.status_written_at, view.work.now(), again, with_throttled_of)
 }
 
@@ -133,6 +134,7 @@ fn with_throttled_of(next: &EvaluationStatus, present: &EvaluationStatus) -> Eva
 fn phase(view: &View<'_>, stage: &Stage) -> EvaluationPhase {
     match stage {
         Stage::Judged(_) if is_held(view, stage) => EvaluationPhase::Stalled,
+        Stage::Done(_) if view.replaced().is_some() => EvaluationPhase::Stalled,
         Stage::Done(_) | Stage::Judged(_) => EvaluationPhase::Judged,
         Stage::Failed(_) => EvaluationPhase::Failed,
         _ if view.obstruction.is_some() => EvaluationPhase::Stalled,
@@ -168,8 +170,15 @@ fn conditions(view: &View<'_>, stage: &Stage) -> Vec<Condition> {
     let (reason, message) = message(view, stage);
     if let Some(judged) = judged(stage).filter(|_| !is_held(view, stage)) {
         let (reason, message) = sentence(judged.verdict, &judged.passed, &judged.gates);
-        conditions.set(Ready, true, Reason::Succeeded, &message);
         conditions.set(GatesPassed, judged.verdict == Verdict::Passed, reason, &message);
+        match (view.replaced(), view.gone()) {
+            (Some(why), _) => {
+                conditions.set(Ready, false, Reason::Replaced, &why);
+                conditions.set(Stalled, true, Reason::Replaced, &why);
+            }
+            (None, Some(gone)) => conditions.set(Ready, true, Reason::Succeeded, &format!("{message}; {gone}")),
+            (None, None) => conditions.set(Ready, true, Reason::Succeeded, &message),
+        }
         match &judged.evidence {
             Ok(()) => conditions.set(EvidenceStrong, true, Reason::PoliciesIntact, PROTECTED),
             Err(why) => conditions.set(EvidenceStrong, false, Reason::PoliciesNotIntact, why),

@@ -148,17 +148,37 @@ impl<'a> View<'a> {
         })
     }
 
+    /// Returns a sentence if the run that the Evaluation belongs to was deleted and another one has its name.
+    pub(crate) fn replaced(&self) -> Option<String> {
+        let (name, former) = (self.spec().training_run.as_ref()?, self.status.training_run_uid.as_ref()?);
+        let uid = self.observed.run.as_ref()?.uid().unwrap_or_default();
+        let scored = self.status.model.as_ref().filter(|_| self.status.completed_at.is_some());
+        let belongs = scored.map_or_else(
+            || "this Evaluation belongs to the former one".to_owned(),
+            |model| format!("the verdict is of the model {} of the former one", model.short),
+        );
+        (uid != *former).then(|| {
+            format!("TrainingRun {name} was recreated (uid {uid}, formerly {former}), and {belongs}: create another Evaluation")
+        })
+    }
+
+    /// Returns a sentence if the run that the Evaluation belongs to was deleted and no run has its name.
+    pub(crate) fn gone(&self) -> Option<String> {
+        let name = self.spec().training_run.as_ref().filter(|_| self.observed.run.is_none())?;
+        Some(format!("TrainingRun {name} no longer exists, so nothing new is promoted with this verdict"))
+    }
+
     /// Returns the model that is scored, if its files exist as far as the controller knows.
     pub(crate) fn model(&self) -> Option<Model<'a>> {
         self.subject.as_ref().ok()?.model(self.observed)
     }
 }
 
-/// Says which gates cannot pass, as far as the configuration tells it.
+/// Says which gates cannot pass, cannot decide at their margin, or are left to chance, as far as the configuration tells it.
 fn notices(composed: &Outcome<Configured>, gates: &[codex_verdict::Gate]) -> Vec<String> {
     let Ok(composed) = composed else { return Vec::new() };
     let most = composed.resolved.spec().most_problems();
-    gates.iter().filter_map(|gate| Some(codex_verdict::powerless(gate, most)?.message().to_owned())).collect()
+    gates.iter().flat_map(|gate| codex_verdict::notices(gate, most)).collect()
 }
 
 /// Returns the configuration of an Evaluation. `compared` are the outcomes that its gates compare with.

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use codex_crds::{annotation, child, label};
+use codex_crds::{annotation, bundle, child, label};
 use codex_provenance::Sha256;
 use k8s_openapi::{
     api::{
@@ -12,8 +12,7 @@ use k8s_openapi::{
             TopologySpreadConstraint,
         },
         networking::v1::{
-            NetworkPolicy, NetworkPolicyEgressRule, NetworkPolicyIngressRule, NetworkPolicyPeer, NetworkPolicyPort,
-            NetworkPolicySpec,
+            NetworkPolicy, NetworkPolicyEgressRule, NetworkPolicyIngressRule, NetworkPolicyPeer, NetworkPolicySpec,
         },
         policy::v1::{PodDisruptionBudget, PodDisruptionBudgetSpec},
     },
@@ -37,6 +36,7 @@ use super::{
 };
 use crate::{
     metadata::{Component, label_value, our_annotations, ring_label},
+    network_policy::{in_cluster, port},
     plan::{Desired, Kept, KeptKind},
     pod_template::{ADMIN, Access, CA, Mounts, Port, Probes, Template},
     settings::Settings,
@@ -62,9 +62,11 @@ const STARTUP_SECONDS: i32 = 600;
 pub(crate) fn children(view: &View<'_>, stage: &Stage) -> Desired {
     let mut desired = Desired::default();
     let former = if let Stage::Canary(_) = stage { &view.restorable } else { &view.former };
+    // A dry run creates nothing, and turning it on stops the servers.
+    if view.spec().dry_run {
+        return desired;
+    }
     match stage {
-        // A dry run creates nothing, and turning it on stops the servers.
-        _ if view.spec().dry_run => return desired,
         Stage::DryRun => return desired,
         // Conditions gate new rollouts; they do not stop running servers.
         // A denied model drains: the same servers, scaled to zero.
@@ -90,6 +92,7 @@ pub(crate) fn children(view: &View<'_>, stage: &Stage) -> Desired {
     desired.horizontal_pod_autoscalers.extend(autoscaling::autoscaler(view));
     desired.deployments.extend(canary::planned(view, stage).map(|planned| of_canary(view, planned)));
     desired.kept.extend(endpoints::kept(view));
+    let mounted_bundles: BTreeSet<String> = desired.deployments.iter().flat_map(mounted_bundles).collect();
     let (roots, kept) = roots(view, &desired.deployments);
     desired.deployments.extend(idle::deployment(view));
     desired.kept.extend(kept);
@@ -101,8 +104,26 @@ pub(crate) fn children(view: &View<'_>, stage: &Stage) -> Desired {
         http_routes: route::planned(view, stage).into_iter().collect(),
         pod_disruption_budgets: vec![budget(view)],
         network_policies: std::iter::once(policy(view)).chain(idle::policy(view)).collect(),
+        released_bundles: released_bundles(view, stage, &mounted_bundles),
+        mounted_bundles,
         ..desired
     }
+}
+
+/// Returns the names of the bundles that the pods of a Deployment mount.
+fn mounted_bundles(deployment: &Deployment) -> BTreeSet<String> {
+    let pod = deployment.spec.as_ref().and_then(|spec| spec.template.spec.as_ref());
+    let volumes = pod.and_then(|pod| pod.volumes.as_deref()).unwrap_or_default();
+    let names = volumes.iter().filter_map(|volume| volume.config_map.as_ref());
+    names.map(|source| source.name.clone()).filter(|name| bundle::is_mounted(name)).collect()
+}
+
+/// Returns the bundles that no server mounts any more. While a rollout is in progress, former servers may.
+fn released_bundles(view: &View<'_>, stage: &Stage, mounted: &BTreeSet<String>) -> BTreeSet<String> {
+    if !matches!(stage, Stage::Serving(_)) || view.candidate.is_some() || view.trial.is_some() {
+        return BTreeSet::new();
+    }
+    view.observed.held_bundles.difference(mounted).cloned().collect()
 }
 
 fn metadata(view: &View<'_>, name: String) -> ObjectMeta {
@@ -254,9 +275,10 @@ fn spread(view: &View<'_>) -> Vec<TopologySpreadConstraint> {
 
 /// Returns the digest of the settings that are part of the template.
 pub(super) fn settings_digest(settings: &Settings) -> String {
-    let Settings { version, worker_image, cuda_image, report_url, .. } = settings;
+    let Settings { version, worker_image, cuda_image, report_url, run_as, .. } = settings;
     let cuda = cuda_image.as_ref().map(|image| format!("\n{image}")).unwrap_or_default();
-    Sha256::of(format!("{version}\n{worker_image}\n{report_url}{cuda}")).short()
+    let run_as = if run_as.is_default() { String::new() } else { format!("\n{run_as}") };
+    Sha256::of(format!("{version}\n{worker_image}\n{report_url}{cuda}{run_as}")).short()
 }
 
 fn template<'a>(view: &'a View<'_>, target: &Target, track: Track) -> Template<'a> {
@@ -355,7 +377,7 @@ fn roots(view: &View<'_>, deployments: &[Deployment]) -> (Option<ConfigMap>, Vec
 /// Mounts what `spec.serving` names, and returns its arguments.
 fn granted(view: &View<'_>, mounts: &mut Mounts) -> Vec<(&'static str, String)> {
     let serving = &view.spec().serving;
-    let mut arguments = Vec::new();
+    let mut arguments: Vec<_> = serving.device.map(|device| ("--device", device.to_string())).into_iter().collect();
     if let Some(keys) = &serving.api_keys {
         mounts.secret(&keys.secret, None, "/keys");
         arguments.push(("--api-keys", "/keys".to_owned()));
@@ -378,8 +400,13 @@ fn granted(view: &View<'_>, mounts: &mut Mounts) -> Vec<(&'static str, String)> 
         ("--request-timeout", serving.request_timeout_seconds),
         ("--thinking-budget", serving.thinking_budget),
         ("--answer-reserve", serving.answer_reserve),
+        ("--slots", serving.max_num_seqs),
+        ("--queue", serving.max_queued_requests),
+        ("--max-num-batched-tokens", serving.max_num_batched_tokens),
     ];
     arguments.extend(numbers.into_iter().filter_map(|(flag, number)| Some((flag, number?.to_string()))));
+    let tokens = [("--kv-cache", serving.kv_cache_tokens), ("--prefix-cache", serving.prefix_cache_tokens)];
+    arguments.extend(tokens.into_iter().filter_map(|(flag, number)| Some((flag, number?.to_string()))));
     arguments
 }
 
@@ -473,16 +500,6 @@ fn budget(view: &View<'_>) -> PodDisruptionBudget {
         }),
         status: None,
     }
-}
-
-/// Returns a port in a network policy.
-pub(super) fn port(protocol: &str, port: i32) -> NetworkPolicyPort {
-    NetworkPolicyPort { protocol: Some(protocol.to_owned()), port: Some(IntOrString::Int(port)), end_port: None }
-}
-
-/// Returns everybody in the cluster: Prometheus may run in any namespace. A node always reaches its own pods with probes.
-pub(super) fn in_cluster() -> NetworkPolicyPeer {
-    NetworkPolicyPeer { namespace_selector: Some(LabelSelector::default()), ..NetworkPolicyPeer::default() }
 }
 
 /// Returns what reports need: names, and the controller.

@@ -9,7 +9,7 @@ use codex_provenance::{
     promotion::{self, Attested, Object, Promotion, Reasons, Reported, Training},
 };
 use k8s_openapi::api::core::v1::ConfigMap;
-use kube::ResourceExt;
+use kube::{Resource, ResourceExt};
 use serde_json::{Map, Value};
 
 use super::{bundles::manifest, signing::Signing, stage::Stage, trust::Chosen, view::View};
@@ -35,6 +35,8 @@ pub(crate) fn effects(view: &View<'_>, stage: &Stage) -> Vec<Effect> {
 fn config_map(view: &View<'_>, run: &TrainingRun, name: String, model: ModelDigest) -> ConfigMap {
     let mut metadata = Owner::run(run).child(name, Component::Bundle, &view.observed.settings.version);
     metadata.annotations = Some(BTreeMap::from([(annotation::MODEL_DIGEST.to_owned(), model.to_string())]));
+    // The servers that will mount it must be able to start after the run was deleted.
+    metadata.owner_references.get_or_insert_default().extend(view.observed.object.owner_ref(&()));
     ConfigMap { metadata, immutable: Some(true), ..ConfigMap::default() }
 }
 
@@ -60,7 +62,10 @@ fn sign_promotion(
         .spec
         .evaluations
         .iter()
-        .map(|name| statement(view.observed.evaluations.get(name)?, view.evidence.proofs.get(name.as_str())?))
+        .map(|name| {
+            let stated = statement(view.observed.evaluations.get(name)?, view.evidence.proofs.get(name.as_str())?)?;
+            Some(view.evidence.policies.with_divided(stated))
+        })
         .collect::<Option<_>>()?;
     evaluations.sort_by(|a, b| (&a.name, &a.uid).cmp(&(&b.name, &b.uid)));
     let reasons = Reasons {
@@ -115,6 +120,12 @@ fn training(run: &TrainingRun) -> Option<Training> {
             model: base.digest,
             source: Some(base.source.clone()),
             signer: base.signer,
+        }),
+        device: status.device.as_ref().map(|device| promotion::Device {
+            name: device.name.clone(),
+            engine: device.engine.clone(),
+            driver: device.driver.clone(),
+            memory_bytes: device.memory_bytes.and_then(|bytes| u64::try_from(bytes).ok()),
         }),
     })
 }

@@ -78,7 +78,10 @@ pub(super) fn conditions(view: &View<'_>, conditions: &mut Conditions<'_>) {
                 format!("the rules for {ring} are judged once every evaluation has passed: {}", names.join(", "));
             (Truth::Unknown, Reason::WaitingForVerdict, said)
         }
-        None => (Truth::True, Reason::PoliciesMet, format!("the rules for {ring} hold: {}", names.join(", "))),
+        None => {
+            let said = format!("the rules for {ring} hold: {}{}", names.join(", "), policies.applied());
+            (Truth::True, Reason::PoliciesMet, said)
+        }
     };
     conditions.set(ConditionType::PolicyMet, holds, reason, &message);
     signed_off(view, conditions);
@@ -88,7 +91,10 @@ pub(super) fn conditions(view: &View<'_>, conditions: &mut Conditions<'_>) {
         sentences(&policies.denied).into_iter().filter(|said| !policies.revoked.iter().any(|it| it.sentence == *said)),
     );
     if !denied.is_empty() {
-        conditions.set(ConditionType::Revoked, true, Reason::Revoked, &denied.join("; "));
+        // Servers of another model than the denied one stay. Metrics tell by the reason whether something denied is served.
+        let stay = policies.revoked.is_empty() && view.serves();
+        let reason = if stay { Reason::Blocked } else { Reason::Revoked };
+        conditions.set(ConditionType::Revoked, true, reason, &denied.join("; "));
     } else if find(&view.status.conditions, ConditionType::Revoked).is_some() {
         let message = "no promotion policy denies the model, its base, its data or its key any more";
         conditions.set(ConditionType::Revoked, false, Reason::RevocationLifted, message);

@@ -24,7 +24,7 @@ use k8s_openapi::{
 };
 
 use super::{
-    children::{ADMIN_PORT, PORT, in_cluster, port, probe, reports, server},
+    children::{ADMIN_PORT, PORT, probe, reports, server},
     servers::Servers,
     status::distrusted,
     view::View,
@@ -32,6 +32,7 @@ use super::{
 use crate::{
     conditions::Conditions,
     metadata::Component,
+    network_policy::{in_cluster, port},
     pod_template::{Mounts, Port, Probes, Template},
     throttle,
 };
@@ -154,6 +155,7 @@ pub(super) fn deployment(view: &View<'_>) -> Option<Deployment> {
         }),
         image_pull_secrets: view.spec().pod.image_pull_secrets.clone(),
         priority_class_name: view.spec().pod.priority_class_name.clone(),
+        security_context: view.spec().pod.security_context.clone(),
         ..WorkerPod::default()
     };
     let arguments = [

@@ -151,6 +151,9 @@ pub struct ObservedReasoningPod {
     /// The names of the ConfigMaps in the status that no longer exist.
     #[serde(default)]
     pub missing_bundles: BTreeSet<String>,
+    /// The names of the bundles that the object owns beside their run.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub held_bundles: BTreeSet<String>,
     /// What the cluster says about pods that do not start.
     #[serde(default)]
     pub warnings: Vec<ClusterWarning>,

@@ -8,7 +8,7 @@ use std::{
 use codex_crds::{ModelStatus, ReasoningPod, SignOff, SignOffStatus, annotation};
 use codex_provenance::{ModelDigest, PromotionDigest, Sha256, attestation::AttestationKind, promotion};
 use codex_verdict::policy::{
-    Breach, Candidate, Demand, Earlier, Facts, Lineage, Policy, SignedOff, breaches, denials, stated,
+    Breach, Candidate, Demand, Earlier, Facts, Lineage, Policy, SignedOff, breaches, denials, divided, stated, told,
 };
 use jiff::Timestamp;
 use k8s_openapi::api::{
@@ -50,6 +50,8 @@ pub(crate) struct Policies {
     pub(crate) earlier: Vec<promotion::Earlier>,
     /// The parity that the rules demand, as a statement names it.
     pub(crate) parity: Vec<promotion::Parity>,
+    /// The gates that budgets of reads made stricter, as Evaluations passed them, by the name of the Evaluation.
+    pub(crate) divided: BTreeMap<String, Vec<promotion::Divided>>,
     /// The sign-offs that count, as a statement names them.
     pub(crate) signed: Vec<promotion::SignOff>,
     /// Every SignOff that concerns the object.
@@ -105,7 +107,10 @@ impl Policies {
             Demand::SignOff => judged,
         });
         let policies = &observed.policies;
+        let strict = |it: &Candidate| (it.name.clone(), divided(policies, ring, it));
+        let divided: BTreeMap<_, _> = facts.evaluations.iter().filter(|_| judged).map(strict).collect();
         Self {
+            divided,
             held: stated(policies, ring),
             unmet,
             denied: denials(policies, &target(observed, model, signer)),
@@ -118,6 +123,22 @@ impl Policies {
             sign_offs,
             report,
         }
+    }
+
+    /// Adds to what a statement says about an evaluation which gates budgets of reads made stricter.
+    pub(crate) fn with_divided(&self, mut evaluation: promotion::Evaluation) -> promotion::Evaluation {
+        let divided = self.divided.get(&evaluation.name).cloned().unwrap_or_default();
+        if let Some(read) = &mut evaluation.reads {
+            read.divided = divided;
+        }
+        evaluation
+    }
+
+    /// Describes the confidence that budgets of reads made of that of gates; empty without a budget.
+    pub(crate) fn applied(&self) -> String {
+        let of = |divided: &promotion::Divided| format!("{} by {}", told(divided), divided.policy);
+        let all: Vec<_> = self.divided.values().flatten().map(of).collect();
+        if all.is_empty() { String::new() } else { format!("; reads.budget applied {}", all.join(", ")) }
     }
 
     /// Returns when a demand is met without a change.

@@ -78,7 +78,7 @@ pub(super) struct Turn {
 impl Turn {
     /// Returns `None` without `spec.redeploy`.
     pub(super) fn of(view: &View<'_>, stage: &Stage, canary: &Next) -> Option<Self> {
-        let redeploy = view.spec().redeploy.as_ref()?;
+        let redeploy = view.spec().redeploy.as_deref()?;
         let observed = view.observed;
         let (status, current) = recorded(&view.status, &observed.cycles, observed.deployment.as_ref());
         // Times from before the controller saw the schedule do not count.

@@ -2,9 +2,12 @@
 
 use std::{collections::BTreeSet, time::Duration};
 
-use codex_crds::{Reason, TrafficStatus, VerifiedStatus, annotation};
+use codex_crds::{Analysis, Reason, RejectedStatus, TimesStatus, TrafficStatus, VerifiedStatus, annotation};
 use codex_provenance::{ModelDigest, PromotionDigest, Sha256};
-use codex_reports::{Comparison, Report, ServingState, Stage as PodStage, State};
+use codex_reports::{
+    Comparison, INTER_TOKEN_EDGES, LATENCY_EDGES, Rejected, Report, ServingState, Stage as PodStage, State, Times,
+    Traffic,
+};
 use jiff::Timestamp;
 use k8s_openapi::{
     api::{
@@ -38,6 +41,11 @@ pub(crate) fn digests<'a>(template: Option<&'a PodSpec>, names: &'a [&str]) -> i
     let arguments = template.into_iter().flat_map(|spec| &spec.containers).filter_map(|it| it.args.as_ref());
     let pairs = arguments.flat_map(|arguments| arguments.windows(2));
     pairs.filter(|pair| names.contains(&pair[0].as_str())).filter_map(|pair| pair[1].parse().ok())
+}
+
+/// Adds a reported number to that of a status.
+fn add(sum: &mut i64, more: u64) {
+    *sum = sum.saturating_add(i64::try_from(more).unwrap_or(i64::MAX));
 }
 
 /// The servers of a Deployment.
@@ -237,18 +245,42 @@ impl<'a> Servers<'a> {
     }
 
     /// Returns the requests that the ready servers of the current template have answered since they started; `None` until all have
-    /// reported them. `limit` is the number of seconds beyond which a request is slow.
-    pub(crate) fn traffic(&self, limit: Option<f64>) -> Option<TrafficStatus> {
-        let add = |sum: &mut i64, more: u64| *sum = sum.saturating_add(i64::try_from(more).unwrap_or(i64::MAX));
-        let mut sum = TrafficStatus::default();
-        for facts in self.current().filter(|facts| facts.is_ready()) {
-            let (_, state) = self.state(facts)?;
-            let traffic = state.traffic.as_ref()?;
+    /// reported them. The limits say which requests and responses are slow.
+    pub(crate) fn traffic(&self, limits: &Analysis) -> Option<TrafficStatus> {
+        let ready = self.current().filter(|facts| facts.is_ready());
+        let reported: Option<Vec<_>> = ready.map(|facts| self.state(facts)?.1.traffic.as_ref()).collect();
+        let reported = reported?;
+        let seconds = |limit: &Option<String>| limit.as_ref().and_then(|seconds| seconds.parse::<f64>().ok());
+        let limit = seconds(&limits.max_p95_seconds);
+        let times = |limit: &Option<String>, edges: &[f64], of: fn(&Traffic) -> Option<&Times>| {
+            let (limit, mut sum) = (seconds(limit)?, TimesStatus::default());
+            for traffic in &reported {
+                let times = of(traffic)?;
+                add(&mut sum.responses, times.responses);
+                add(&mut sum.slow, times.slower_than(limit, edges));
+            }
+            // Without servers nothing is known.
+            (!reported.is_empty()).then_some(sum)
+        };
+        let mut sum = TrafficStatus {
+            rejected: (!reported.is_empty()).then(RejectedStatus::default),
+            first_token: times(&limits.max_first_token_seconds, &LATENCY_EDGES, |traffic| traffic.first_token.as_ref()),
+            inter_token: times(&limits.max_inter_token_seconds, &INTER_TOKEN_EDGES, |traffic| {
+                traffic.inter_token.as_ref()
+            }),
+            ..TrafficStatus::default()
+        };
+        for traffic in &reported {
             add(&mut sum.requests, traffic.requests);
             add(&mut sum.errors, traffic.errors);
             add(&mut sum.refused, traffic.refused);
             add(&mut sum.completed, traffic.completed);
             add(&mut sum.slow, limit.map_or(0, |limit| traffic.slower_than(limit)));
+            sum.rejected = sum.rejected.zip(traffic.rejected).map(|(mut sum, Rejected { keys, prompts, answers })| {
+                add(&mut sum.before, keys.saturating_add(prompts));
+                add(&mut sum.answers, answers);
+                sum
+            });
         }
         Some(sum)
     }

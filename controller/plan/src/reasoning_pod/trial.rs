@@ -5,8 +5,8 @@
 //! which has no earlier ring, the shadow runs on a promotion into that ring itself, like every ReasoningPod there.
 
 use codex_crds::{
-    CyclePhase, CycleStatus, Parity, ReasoningPod, ReasoningPodSpec, Redeploy, RedeployShadow, RedeployStatus, Serving,
-    Shadow, ShadowStatus, child,
+    CyclePhase, CycleStatus, Parity, ReasoningPod, ReasoningPodSpec, Redeploy, RedeployShadow, RedeployStatus, Shadow,
+    ShadowStatus, child,
 };
 use codex_verdict::policy::Demand;
 use jiff::{SignedDuration, Timestamp};
@@ -167,7 +167,7 @@ pub(super) fn create(view: &View<'_>, desired: &mut Desired) {
             min_requests: wanted.min_requests,
         }),
         pod: view.spec().pod.clone(),
-        serving: Serving::default(),
+        serving: view.spec().serving.of_engine(),
     };
     let digest = shadow_digest(&name, &spec);
     let metadata = metadata(view, &name, scheduled, digest, &[]);

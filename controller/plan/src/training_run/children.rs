@@ -11,7 +11,7 @@ use crate::{
 };
 
 /// The port of a trainer's metrics.
-const METRICS_PORT: i32 = 9464;
+pub(crate) const METRICS_PORT: i32 = 9464;
 
 /// Returns the desired children.
 pub(crate) fn children(view: &View<'_>, stage: &Stage) -> Desired {

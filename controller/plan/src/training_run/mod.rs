@@ -14,6 +14,7 @@ use codex_crds::TrainingRunStatus;
 use jiff::Timestamp;
 
 pub use base::base_cycle;
+pub(crate) use children::METRICS_PORT;
 pub use observed::ObservedTrainingRun;
 pub use reproduction::statement;
 pub(crate) use view::configuration;

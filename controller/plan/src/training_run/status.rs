@@ -25,7 +25,7 @@ use crate::{
 /// Returns the status, and when to plan again.
 pub(crate) fn status(view: &View<'_>, outcome: &Outcome, stage: &Stage) -> (TrainingRunStatus, Option<Duration>) {
     let observed = view.observed;
-    let next = TrainingRunStatus {
+    let mut next = TrainingRunStatus {
         observed_generation: observed.object.metadata.generation,
         phase: Some(phase(view, stage)),
         base: view.base_status(),
@@ -33,6 +33,7 @@ pub(crate) fn status(view: &View<'_>, outcome: &Outcome, stage: &Stage) -> (Trai
         attested: attested(view, outcome, stage),
         config_digest: config_digest(view, stage),
         computation: view.computation(),
+        device: view.device(),
         reproduction: reproduction(view, stage),
         completed_at: completed_at(view, stage),
         conditions: conditions(view, stage),
@@ -45,6 +46,7 @@ pub(crate) fn status(view: &View<'_>, outcome: &Outcome, stage: &Stage) -> (Trai
         Stage::Invalid(_) | Stage::Waiting { .. } | Stage::Discarded(_) => None,
     };
     let present = observed.object.status.as_ref().filter(|_| observed.seal == StatusSeal::Valid);
+    throttle::hold_attempts(present, &mut next, &view.status.work, |status| &mut status.work);
     let written = observed.status_written_at;
     throttle::hold(present, next, written, view.work.now(), again, with_numbers_of)
 }
@@ -59,6 +61,7 @@ fn with_numbers_of(next: &TrainingRunStatus, present: &TrainingRunStatus) -> Tra
         attested: next.attested,
         config_digest: next.config_digest,
         computation: next.computation.clone(),
+        device: next.device.clone(),
         reproduction: next.reproduction.clone(),
         completed_at: next.completed_at.clone(),
         lost_checkpoint: next.lost_checkpoint.clone(),
@@ -198,6 +201,8 @@ fn phase(view: &View<'_>, stage: &Stage) -> TrainingRunPhase {
         Stage::Done(_) | Stage::Succeeded(_) => TrainingRunPhase::Succeeded,
         Stage::Failed(_) | Stage::Invalid(_) | Stage::Discarded(_) => TrainingRunPhase::Failed,
         Stage::Unreproducible(_) => TrainingRunPhase::Unreproducible,
+        _ if view.obstruction.is_some_and(|obstruction| !obstruction.waits) => TrainingRunPhase::Stalled,
+        Stage::Waiting { waiting, .. } if waiting.is_stalled() => TrainingRunPhase::Stalled,
         Stage::Waiting { .. } => TrainingRunPhase::Pending,
         Stage::Active(active) => match active {
             Active::Suspended => TrainingRunPhase::Suspended,

@@ -3,7 +3,9 @@
 use std::sync::LazyLock;
 
 use codex_configs::{Training, compose_training};
-use codex_crds::{BaseStatus, ComputationStatus, LostCheckpointStatus, Reason, TrainingRunSpec, TrainingRunStatus};
+use codex_crds::{
+    BaseStatus, ComputationStatus, DeviceStatus, LostCheckpointStatus, Reason, TrainingRunSpec, TrainingRunStatus,
+};
 use codex_provenance::ConfigDigest;
 use codex_reports::{Report, Stage as PodStage, State, TrainingState};
 use jiff::Timestamp;
@@ -205,6 +207,22 @@ impl<'a> View<'a> {
         };
         let node = held.and_then(|held| held.node.clone()).filter(|_| now.node.is_none());
         Some(ComputationStatus { node: node.or(now.node), ..now })
+    }
+
+    /// Returns the device that computes or has computed the model: as the newest report that names one has it, else as it is recorded.
+    /// What a pod sends is cut to what the status may hold.
+    pub(crate) fn device(&self) -> Option<DeviceStatus> {
+        let held = self.status.device.as_ref();
+        let reported = self.states().find_map(|(_, state)| state.device.as_ref());
+        let Some(it) = reported.filter(|_| self.status.completed_at.is_none()) else { return held.cloned() };
+        let cut = |text: &str, most: usize| text.chars().take(most).collect::<String>();
+        Some(DeviceStatus {
+            name: cut(&it.name, 128),
+            engine: cut(&it.engine, 63),
+            driver: it.driver.as_deref().map(|driver| cut(driver, 63)),
+            memory_bytes: it.memory_bytes.map(count),
+            fallback: it.fallback.as_deref().map(|why| cut(why, 512)),
+        })
     }
 
     /// Returns the reason if the trainer of a reproduction read or computes something else than that of the other run.

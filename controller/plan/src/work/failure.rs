@@ -42,33 +42,33 @@ impl WorkFailure {
 
     /// Returns how the newest failed pod ended.
     pub(crate) fn of_pods(facts: &[Facts<'_>], reports: &[Report]) -> Option<Self> {
-        facts.iter().rev().find_map(|facts| {
-            let ended = facts.ended()?;
-            if ended.exit_code == exit::FINISHED {
-                return None;
-            }
-            let (pod, code) = (facts.name(), ended.exit_code);
-            if ended.reason.as_deref() == Some(Reason::OOMKilled.name()) {
-                return Some(Self::new(Reason::OOMKilled, format!("pod {pod} was OOMKilled (exit code {code})")));
-            }
-            if code == exit::INTERRUPTED {
-                let message = format!("pod {pod} was interrupted after a checkpoint (exit code {code})");
-                return Some(Self::new(Reason::PodFailed, message));
-            }
-            let own = reports
-                .iter()
-                .rev()
-                .find(|report| report.pod_uid == facts.uid())
-                .and_then(|report| report.state.failure());
-            if let Some(failure) = own {
-                return Some(Self::new(pods::reason(failure), format!("pod {pod} reported: {}", failure.message)));
-            }
-            let reason = ended.reason.as_deref().filter(|reason| *reason != "Error");
-            let word = reason.map_or_else(String::new, |reason| format!("{reason}, "));
-            Some(Self::new(
-                Reason::PodFailed,
-                format!("pod {pod} exited without reporting a reason ({word}exit code {code})"),
-            ))
-        })
+        facts.iter().rev().find_map(|facts| Self::of_pod(facts, reports))
+    }
+
+    /// Returns how a pod failed, if it did.
+    pub(crate) fn of_pod(facts: &Facts<'_>, reports: &[Report]) -> Option<Self> {
+        let ended = facts.ended()?;
+        if ended.exit_code == exit::FINISHED {
+            return None;
+        }
+        let (pod, code) = (facts.name(), ended.exit_code);
+        if ended.reason.as_deref() == Some(Reason::OOMKilled.name()) {
+            return Some(Self::new(Reason::OOMKilled, format!("pod {pod} was OOMKilled (exit code {code})")));
+        }
+        if code == exit::INTERRUPTED {
+            let message = format!("pod {pod} was interrupted after a checkpoint (exit code {code})");
+            return Some(Self::new(Reason::PodFailed, message));
+        }
+        let own =
+            reports.iter().rev().find(|report| report.pod_uid == facts.uid()).and_then(|report| report.state.failure());
+        if let Some(failure) = own {
+            return Some(Self::new(pods::reason(failure), format!("pod {pod} reported: {}", failure.message)));
+        }
+        let reason = ended.reason.as_deref().filter(|reason| *reason != "Error");
+        let word = reason.map_or_else(String::new, |reason| format!("{reason}, "));
+        Some(Self::new(
+            Reason::PodFailed,
+            format!("pod {pod} exited without reporting a reason ({word}exit code {code})"),
+        ))
     }
 }

@@ -22,6 +22,7 @@ use super::{
 };
 use crate::{
     metadata::{Component, our_annotations},
+    network_policy,
     plan::{Desired, Kept, KeptKind},
     pod_template::{CA, CONFIG_FILE, Template},
     settings::Settings,
@@ -199,8 +200,20 @@ impl JobChildren<'_> {
         }
     }
 
-    /// Returns the Job and its ConfigMap as desired children. `template` is called only if the Job has to be created.
+    /// Returns the Job, its ConfigMap and the policy of its pods as desired children. `template` is called only if the Job has to be
+    /// created.
     pub(crate) fn desired<'b>(self, job: DesiredJob, template: impl FnOnce(String) -> Option<Template<'b>>) -> Desired {
+        let namespace = self.worker.owner.namespace.clone();
+        let goes_on = self.live.is_some_and(|live| JobStatus::of(live).ended.is_none());
+        let mut desired = self.job_and_config(job, template);
+        let kept = desired.kept.iter().any(|kept| kept.kind == KeptKind::Job);
+        if !desired.jobs.is_empty() || (kept && goes_on) {
+            desired.shared_policies.push(network_policy::of_workers(&namespace));
+        }
+        desired
+    }
+
+    fn job_and_config<'b>(self, job: DesiredJob, template: impl FnOnce(String) -> Option<Template<'b>>) -> Desired {
         let mut desired = Desired::default();
         let DesiredJob::Present { suspended, settled } = self.in_queue(job) else {
             let job = self.in_queue(job);

@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
-use codex_crds::WorkStatus;
+use codex_crds::{AttemptStatus, MAX_ATTEMPTS, WorkStatus};
 use codex_reports::{Report, Stage as PodStage};
 use jiff::Timestamp;
 use k8s_openapi::api::{batch::v1::Job, core::v1::Pod};
@@ -288,6 +288,30 @@ impl<'a> Worker<'a> {
                 .clone()
                 .or_else(|| self.facts.iter().filter_map(Facts::started).min().map(Time)),
             image_id: image_id.or_else(|| recorded.image_id.clone()),
+            recent_attempts: self.recent_attempts(),
         }
+    }
+
+    /// Returns the latest attempts: those of the pods that exist, and the recorded ones of pods that do not.
+    fn recent_attempts(&self) -> Vec<AttemptStatus> {
+        let observed: Vec<_> = self.facts.iter().filter_map(|facts| self.attempt(facts)).collect();
+        let gone = |recorded: &&AttemptStatus| !observed.iter().any(|attempt| attempt.pod == recorded.pod);
+        let mut attempts: Vec<_> = self.recorded.recent_attempts.iter().filter(gone).cloned().collect();
+        attempts.extend(observed);
+        attempts.sort_by_key(|attempt| attempt.started_at.0);
+        attempts.split_off(attempts.len().saturating_sub(MAX_ATTEMPTS))
+    }
+
+    /// Returns the attempt of a pod that has started.
+    fn attempt(&self, facts: &Facts<'_>) -> Option<AttemptStatus> {
+        let ended = facts.ended();
+        Some(AttemptStatus {
+            pod: facts.name(),
+            node: facts.node().map(str::to_owned),
+            started_at: Time(facts.started()?),
+            ended_at: ended.and_then(|ended| ended.finished_at.clone()),
+            exit_code: ended.map(|ended| ended.exit_code),
+            reason: WorkFailure::of_pod(facts, &self.reports).map(|failure| failure.reason.name().to_owned()),
+        })
     }
 }

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use codex_crds::TrainingRunStatus;
 use codex_plan::{Effect, ImagePattern, Settings, reasoning_pod, training_run};
+use codex_reports::{Device, TrainingState};
 use k8s_openapi::api::core::v1::{EphemeralContainer, Pod};
 use serde_json::json;
 
@@ -16,6 +17,11 @@ fn settings(images: &[&str]) -> Arc<Settings> {
 
 /// Returns the status of a run whose trainer reported its model, with this list and after this change of its pod.
 fn recorded(images: &[&str], change: impl FnOnce(&mut Pod)) -> TrainingRunStatus {
+    recorded_from(images, make::trained("a"), change)
+}
+
+/// As [`recorded`], with the state that the trainer reported.
+fn recorded_from(images: &[&str], state: TrainingState, change: impl FnOnce(&mut Pod)) -> TrainingRunStatus {
     let mut observed = World::new().observed_run();
     let mut plan = training_run::plan(&observed, make::at(1));
     let job = plan.desired.jobs.remove(0);
@@ -29,7 +35,7 @@ fn recorded(images: &[&str], change: impl FnOnce(&mut Pod)) -> TrainingRunStatus
     pod.spec.clone_from(&job.spec.as_ref().unwrap().template.spec);
     change(&mut pod);
     let digest = job.metadata.annotations.as_ref().unwrap()[codex_crds::annotation::CONFIG_DIGEST].parse().ok();
-    let state = codex_reports::State::Training(make::trained("a"));
+    let state = codex_reports::State::Training(state);
     let report = make::report(codex_reports::Kind::TrainingRun, "run-1", "pod", 1, digest, state);
     observed.job = Some(job);
     observed.pods.push(pod);
@@ -68,6 +74,30 @@ fn a_trainer_is_attested_only_by_the_list_and_with_nothing_added_to_its_pod() {
         containers.push(other);
     };
     assert_eq!(recorded(&[&image("1")], beside).attested, None);
+}
+
+#[test]
+fn the_device_that_ran_is_recorded_and_stated() {
+    let device = Device {
+        name: "NVIDIA H100 80GB HBM3".repeat(20),
+        engine: "candle-cuda-bf16".to_owned(),
+        driver: Some("580.65.06".to_owned()),
+        memory_bytes: Some(85_520_809_984),
+        fallback: None,
+    };
+    let state = TrainingState { device: Some(device), ..make::trained("a") };
+    let recorded = recorded_from(&[], state, |_| ()).device.unwrap();
+    assert_eq!((recorded.name.len(), recorded.memory_bytes), (128, Some(85_520_809_984)), "cut to what a status holds");
+    for device in [None, Some(recorded)] {
+        let mut observed = ready_to_sign("run-1");
+        observed.run.as_mut().unwrap().status.as_mut().unwrap().device.clone_from(&device);
+        let plan = reasoning_pod::plan(&observed, make::at(9));
+        let [Effect::SignPromotion { promotion, .. }] = &plan.effects[..] else { panic!("{plan:?}") };
+        let stated = promotion.reasons.training.device.as_ref();
+        assert_eq!(stated.and_then(|stated| stated.driver.clone()), device.and_then(|device| device.driver));
+        let text = serde_json::to_string(&promotion.reasons.training).unwrap();
+        assert_eq!(text.contains("device"), stated.is_some(), "statements without one have the bytes that they had");
+    }
 }
 
 #[test]

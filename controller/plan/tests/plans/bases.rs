@@ -304,6 +304,10 @@ fn the_results_about_a_given_model_are_stored_in_its_output() {
     let mounts: Vec<_> = mounts.iter().map(|it| (&*it.mount_path, it.sub_path.as_deref(), it.read_only)).collect();
     assert_eq!(mounts, [("/model", None, Some(true)), ("/output", Some("evaluations/evaluation-1"), None)]);
     assert_eq!(args[3..], ["--model", "/model/llama", "--output", "/output"]);
+    let mut on_a_processor = observed.clone();
+    on_a_processor.object.spec.device = Some(codex_crds::Device::Cpu);
+    let (_, args) = pods(&evaluation::plan(&on_a_processor, make::at(0)));
+    assert_eq!(args[3..], ["--device", "cpu", "--model", "/model/llama", "--output", "/output"]);
     assert!(!plan.desired.jobs[0].labels().contains_key(codex_crds::label::TRAINING_RUN));
 }
 

@@ -7,7 +7,7 @@ use codex_plan::{
     reasoning_pod::{self, Bundle, ObservedReasoningPod},
 };
 use codex_provenance::{ModelDigest, PromotionDigest, Sha256};
-use codex_reports::{Kind, LATENCY_EDGES, ServingState, Stage, State, Traffic};
+use codex_reports::{Kind, LATENCY_EDGES, Rejected, ServingState, Stage, State, Times, Traffic};
 use codex_verdict::policy::Denied;
 use k8s_openapi::api::{apps::v1::Deployment, core::v1::Pod, discovery::v1::EndpointSlice};
 use kube::ResourceExt;
@@ -47,15 +47,25 @@ pub(crate) fn trying() -> ObservedReasoningPod {
     observed
 }
 
-/// Lets the two servers of the canary be ready and report so many requests and errors, all of the first one.
+/// Lets the two servers of the canary be ready and report so many requests and errors, all of the first one. They do not know what servers
+/// of later versions report.
 pub(crate) fn answer(observed: &mut ObservedReasoningPod, requests: u64, errors: u64, second: i64) {
+    let completed = requests - errors;
+    let latency = vec![completed; LATENCY_EDGES.len()];
+    let traffic = Traffic { requests, errors, completed, latency, ..Traffic::default() };
+    let idle = Traffic { latency: vec![0; LATENCY_EDGES.len()], ..Traffic::default() };
+    report(observed, [("x", traffic), ("y", idle)], second);
+}
+
+/// Lets the two servers of the canary be ready and report their traffic.
+fn report(observed: &mut ObservedReasoningPod, traffic: [(&str, Traffic); 2], second: i64) {
     let canary = observed.canary.as_mut().unwrap();
     canary.metadata.generation = Some(1);
     canary.status = Some(make::from(json!({
         "observedGeneration": 1, "replicas": 2, "updatedReplicas": 2, "readyReplicas": 2,
     })));
     let annotations = canary.annotations().clone();
-    for (name, requests, errors) in [("x", requests, errors), ("y", 0, 0)] {
+    for (name, traffic) in traffic {
         let state = json!({"running": {"startedAt": make::at(1_002)}});
         let status = json!({"containerStatuses": [{
             "name": "server", "image": "codex:dev", "imageID": "", "ready": true, "restartCount": 0, "state": state,
@@ -65,9 +75,6 @@ pub(crate) fn answer(observed: &mut ObservedReasoningPod, requests: u64, errors:
         }));
         observed.canary_pods.retain(|known| known.name_any() != name);
         observed.canary_pods.push(pod);
-        let completed = requests - errors;
-        let traffic =
-            Traffic { requests, errors, refused: 0, completed, latency: vec![completed; LATENCY_EDGES.len()] };
         let state = State::Serving(ServingState {
             stage: Stage::Running,
             verified: annotations[annotation::MODEL_DIGEST].parse().ok(),
@@ -90,8 +97,10 @@ fn a_rollout_that_is_added_together_with_other_settings_begins_with_a_canary() {
     live.metadata.annotations.get_or_insert_default().extend(made);
     observed.object.spec.rollout = Some(make::from(json!({})));
     assert_eq!(phase(&plan(&observed, 1_001)), None, "the servers are already what the spec asks for");
-    observed.object.spec.serving = make::from(json!({"rateLimit": "5/60s"}));
-    assert_eq!(phase(&plan(&observed, 1_002)), Some(RolloutPhase::Running));
+    for settings in [json!({"rateLimit": "5/60s"}), json!({"maxNumSeqs": 16}), json!({"device": "cpu"})] {
+        observed.object.spec.serving = make::from(settings);
+        assert_eq!(phase(&plan(&observed, 1_002)), Some(RolloutPhase::Running));
+    }
 }
 
 #[test]
@@ -150,6 +159,101 @@ fn servers_are_replaced_once_the_promotion_is_recorded() {
     assert_ne!(promotion(named(&replaces, "codex-s-rc").unwrap()), former);
     assert!(named(&replaces, "codex-c-rc").is_some(), "the canary answers until the servers are replaced");
     assert_eq!(selector(&replaces)["codex-ml.dev/track"], "canary");
+}
+
+/// What a server of a canary reports after so many answered requests, of which each criterion of [`limited`] holds so many against it.
+fn analysed(requests: u64, refused: u64, late: u64, sluggish: u64) -> Traffic {
+    let times = |slow: u64| Some(Times { responses: requests, within: vec![requests - slow; 13] });
+    Traffic {
+        requests,
+        completed: requests,
+        latency: vec![requests; LATENCY_EDGES.len()],
+        rejected: Some(Rejected { keys: 0, prompts: refused, answers: 0 }),
+        first_token: times(late),
+        inter_token: times(sluggish),
+        ..Traffic::default()
+    }
+}
+
+/// Returns a ReasoningPod whose canary has every criterion, once its step has begun.
+fn limited() -> ObservedReasoningPod {
+    let mut observed = trying();
+    let analysis = json!({
+        "intervalSeconds": 10, "minRequests": 20,
+        "maxRefusalRate": "0.1", "maxFirstTokenSeconds": "0.5", "maxInterTokenSeconds": "0.05",
+    });
+    observed.object.spec.rollout.as_mut().unwrap().analysis = make::from(analysis);
+    observed.object.status = Some(plan(&observed, 1_003).status);
+    report(&mut observed, ["x", "y"].map(|name| (name, analysed(0, 0, 0, 0))), 1_010);
+    let begun = plan(&observed, 1_010).status;
+    assert!(begun.rollout.as_ref().unwrap().step_started.is_some(), "{:?}", begun.rollout);
+    observed.object.status = Some(begun);
+    observed
+}
+
+#[test]
+fn each_criterion_fails_a_canary_and_says_so() {
+    for (traffic, told) in [
+        (analysed(30, 15, 0, 0), "15 of 60 requests were refused"),
+        (
+            analysed(30, 0, 15, 0),
+            "15 of 45 responses had their first token later than spec.rollout.analysis.maxFirstTokenSeconds",
+        ),
+        (
+            analysed(30, 0, 0, 15),
+            "15 of 45 responses took longer between tokens than spec.rollout.analysis.maxInterTokenSeconds",
+        ),
+    ] {
+        let mut observed = limited();
+        report(&mut observed, [("x", traffic), ("y", analysed(15, 0, 0, 0))], 1_015);
+        let failed = plan(&observed, 1_015).status;
+        let rollout = failed.rollout.unwrap();
+        assert_eq!(rollout.phase, RolloutPhase::RolledBack, "{rollout:?}");
+        assert!(rollout.reason.starts_with(told), "{}: {told}", rollout.reason);
+        assert_eq!(failed.history[0].result, RolloutResult::RolledBack);
+        assert_eq!(failed.history[0].reason, rollout.reason);
+    }
+}
+
+#[test]
+fn a_canary_within_every_criterion_is_promoted() {
+    let mut observed = limited();
+    // A twentieth of them may be slow, and a tenth may be refused.
+    report(&mut observed, [("x", analysed(50, 5, 3, 3)), ("y", analysed(50, 5, 2, 2))], 1_030);
+    let passed = plan(&observed, 1_030).status.rollout.unwrap();
+    assert_eq!(passed.phase, RolloutPhase::Promoting, "{}", passed.reason);
+    let traffic = passed.traffic;
+    assert_eq!((traffic.requests, traffic.rejected.map(|it| it.before)), (100, Some(10)));
+    assert_eq!(traffic.first_token.map(|it| (it.responses, it.slow)), Some((100, 5)));
+}
+
+#[test]
+fn a_criterion_that_is_not_decided_keeps_a_canary_at_its_step() {
+    let undecided = |change: &dyn Fn(&mut Traffic)| {
+        let mut observed = limited();
+        let mut traffic = analysed(50, 0, 0, 0);
+        change(&mut traffic);
+        report(&mut observed, [("x", traffic), ("y", analysed(0, 0, 0, 0))], 2_000);
+        let waits = plan(&observed, 2_000).status.rollout.unwrap();
+        assert_eq!(waits.phase, RolloutPhase::Running, "{}", waits.reason);
+        waits.reason
+    };
+    // Servers of an earlier version do not report the numbers.
+    for (field, change) in [
+        ("maxRefusalRate", (|it: &mut Traffic| it.rejected = None) as fn(&mut Traffic)),
+        ("maxFirstTokenSeconds", |it| it.first_token = None),
+        ("maxInterTokenSeconds", |it| it.inter_token = None),
+    ] {
+        let why = undecided(&change);
+        let told = format!("spec.rollout.analysis.{field} is not decided: servers of the canary do not report ");
+        assert!(why.starts_with(&told), "{why}");
+    }
+    // Fewer responses than minRequests say little.
+    let few = Some(Times { responses: 7, within: vec![7; 13] });
+    let why = undecided(&|it| it.inter_token.clone_from(&few));
+    assert!(why.ends_with("waiting for responses of two tokens or more: 7 of 20"), "{why}");
+    let why = undecided(&|it| it.first_token.clone_from(&few));
+    assert!(why.ends_with("waiting for responses with a first token: 7 of 20"), "{why}");
 }
 
 #[test]

@@ -1,7 +1,10 @@
 //! Objects that are being deleted or do not exist: no work starts for them, and running servers stay.
 
+use std::collections::BTreeSet;
+
 use codex_crds::{ConditionType, ReasoningPodPhase};
 use codex_plan::{
+    Effect,
     conditions::find,
     evaluation::{self, ObservedEvaluation},
     reasoning_pod::{self, Bundle, ObservedReasoningPod},
@@ -77,4 +80,49 @@ fn a_suspended_evaluation_says_so_whatever_it_waits_for() {
     (observed.run, observed.object.spec.suspend) = (None, true);
     let plan = evaluation::plan(&observed, make::at(1_001));
     assert_eq!(plan.desired.jobs[0].spec.as_ref().unwrap().suspend, Some(true));
+}
+
+#[test]
+fn the_bundles_of_servers_stay_while_they_are_mounted() {
+    let observed = busy().observed_pod();
+    let serving = reasoning_pod::plan(&observed, make::at(1_000));
+    assert_eq!(serving.status.phase, Some(ReasoningPodPhase::Serving));
+    let status = serving.status.clone();
+    let (manifest, promotion) = (status.manifest.unwrap().bundle, status.promotion.unwrap().bundle);
+    let mounted: BTreeSet<String> = [manifest.clone(), promotion].into();
+    assert_eq!((&serving.desired.mounted_bundles, serving.desired.released_bundles.len()), (&mounted, 0));
+    // The run is deleted: its servers stay, and so does what they mount.
+    let gone = ObservedReasoningPod {
+        run: None,
+        oms: Bundle::Absent,
+        promotion: Bundle::Absent,
+        held_bundles: mounted.clone(),
+        ..observed.clone()
+    };
+    let plan = reasoning_pod::plan(&gone, make::at(1_000));
+    assert_eq!(plan.status.phase, Some(ReasoningPodPhase::Blocked));
+    assert_eq!((&plan.desired.mounted_bundles, plan.desired.released_bundles.len()), (&mounted, 0));
+    assert_eq!(plan.desired.deployments[0].spec, observed.deployment.as_ref().unwrap().spec);
+    // What was served before is released once its servers have gone.
+    let former = BTreeSet::from(["codex-oms-run-0".to_owned()]);
+    let mut rolling = ObservedReasoningPod { held_bundles: &mounted | &former, ..observed.clone() };
+    assert_eq!(reasoning_pod::plan(&rolling, make::at(1_000)).desired.released_bundles, former);
+    rolling.pods.clear();
+    rolling.deployment.as_mut().unwrap().status = None;
+    let plan = reasoning_pod::plan(&rolling, make::at(1_000));
+    assert_eq!((plan.status.phase, plan.desired.released_bundles.len()), (Some(ReasoningPodPhase::RollingOut), 0));
+    // A dry run can be taken back, even if the run is gone.
+    rolling.object.spec.dry_run = true;
+    assert!(reasoning_pod::plan(&rolling, make::at(1_000)).desired.released_bundles.is_empty());
+}
+
+#[test]
+fn what_is_signed_is_owned_by_its_run_and_by_who_serves_it() {
+    let mut observed = busy().observed_pod();
+    (observed.oms, observed.promotion) = (Bundle::Absent, Bundle::Absent);
+    let effects = reasoning_pod::plan(&observed, make::at(1_000)).effects;
+    let [Effect::SignModel { config_map, .. }] = &*effects else { panic!("{effects:?}") };
+    let owners = config_map.metadata.owner_references.iter().flatten();
+    let owners: Vec<_> = owners.map(|owner| (&*owner.kind, &*owner.uid, owner.controller)).collect();
+    assert_eq!(owners, [("TrainingRun", "run-1", Some(true)), ("ReasoningPod", "pod-1", None)]);
 }

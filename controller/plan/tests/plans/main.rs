@@ -1,6 +1,7 @@
 //! Plans, tested without a cluster: stories (snapshots), properties, convergence.
 #![allow(clippy::unwrap_used, clippy::panic, clippy::struct_excessive_bools, reason = "these are tests")]
 
+mod attempts;
 mod attested;
 mod bases;
 mod canaries;
@@ -19,10 +20,12 @@ mod queued;
 mod redeployed;
 mod reproduced;
 mod rotation;
+mod run_as;
 mod samples;
 mod scheduled;
 mod servers;
 mod shadows;
 mod stories;
 mod traced;
+mod workers;
 mod world;

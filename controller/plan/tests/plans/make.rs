@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, sync::Arc};
 
 use codex_crds::{Evaluation, ReasoningPod, TrainingRun};
-use codex_plan::{Settings, evaluation::LedgerRead};
+use codex_plan::{RunAs, Settings, evaluation::LedgerRead};
 use codex_provenance::{
     ConfigDigest, DataDigest, Sha256,
     manifest::{File, Manifest},
@@ -21,6 +21,7 @@ pub(crate) fn settings() -> Arc<Settings> {
         version: "0.1.0".to_owned(),
         trainer_image: "codex:dev".to_owned(),
         cuda_image: None,
+        run_as: RunAs::default(),
         attested_images: Vec::new(),
         worker_image: "codex:dev".to_owned(),
         report_url: "https://codex-controller.codex-system.svc:8443/v1/reports".to_owned(),

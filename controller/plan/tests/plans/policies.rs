@@ -245,6 +245,22 @@ fn another_model_follows_once_nothing_serves_the_denied_one() {
 }
 
 #[test]
+fn servers_stay_if_only_the_model_that_follows_is_denied() {
+    let mut observed = serving();
+    // The run now has another model than the servers, from a base that is denied.
+    let base = ModelDigest(Sha256::of("base"));
+    let run = observed.run.as_mut().unwrap().status.as_mut().unwrap();
+    run.model.as_mut().unwrap().digest = ModelDigest(Sha256::of("next"));
+    run.base = make::from(json!({"digest": base, "short": base.short(), "source": "models/base"}));
+    observed.policies = denying(Denied { bases: vec![base], ..Denied::default() });
+    let planned = plan(&observed);
+    assert_eq!(replicas(&planned), Some(2));
+    assert!(planned.effects.is_empty());
+    // The metric of served models that are denied counts the reason Revoked.
+    assert_eq!(reason(&planned, ConditionType::Revoked).as_deref(), Some("Blocked"));
+}
+
+#[test]
 fn a_modified_template_of_a_denied_model_drains() {
     let mut observed = serving();
     let model = observed.object.status.as_ref().unwrap().manifest.as_ref().unwrap().digest;
@@ -309,6 +325,33 @@ fn a_statement_names_the_rules_that_held_and_a_changed_rule_is_signed_again() {
     assert_eq!(under(&observed).key().digest(), guarded.key().digest());
     observed.policies[0].spec = requiring(Ring::Base0B);
     assert_ne!(under(&observed).key().digest(), guarded.key().digest());
+}
+
+#[test]
+fn a_statement_names_the_confidence_that_a_budget_of_reads_applied() {
+    let mut observed = ready_to_sign("run-1");
+    let template = json!({
+        "name": "held-out", "reads": {"budget": 5},
+        "gates": [{"metric": "exact_match", "min": "0.9", "confidence": "0.95"}],
+    });
+    let rule = make::from(json!({"ring": "0D_base_", "requiredEvaluations": [template]}));
+    let spec = PolicySpec { rules: vec![rule], denied: Denied::default() };
+    observed.policies = vec![policy(PolicyKind::ClusterPromotionPolicy, spec)];
+    let plan = plan(&observed);
+    let [Effect::SignPromotion { promotion, .. }] = &plan.effects[..] else { panic!("{plan:?}") };
+    let [evaluation] = &promotion.reasons.evaluations[..] else { panic!("{promotion:?}") };
+    let read = evaluation.reads.as_ref().unwrap();
+    let [divided] = &read.divided[..] else { panic!("{read:?}") };
+    assert_eq!((divided.policy.as_str(), divided.budget), ("ClusterPromotionPolicy guard", 5));
+    assert_eq!((divided.confidence.as_str(), divided.gate.confidence.as_deref()), ("0.95", Some("0.99")));
+    assert_eq!(divided.gate.min.as_deref(), Some("0.9"), "the gate of the policy, not that of the Evaluation");
+    codex_verdict::recheck(promotion.model, evaluation).unwrap();
+    let met = find(&plan.status.conditions, ConditionType::PolicyMet).unwrap();
+    assert_eq!(
+        met.message,
+        "the rules for 0D_base_ hold: ClusterPromotionPolicy guard; reads.budget applied exact_match at confidence 0.99 = 1 - \
+         0.05/5 by ClusterPromotionPolicy guard"
+    );
 }
 
 #[test]

@@ -295,6 +295,7 @@ fn observe(case: &Case) -> ObservedReasoningPod {
         endpoint_slices: Vec::new(),
         foreign_slices: Vec::new(),
         missing_bundles: BTreeSet::new(),
+        held_bundles: BTreeSet::new(),
         refused: Vec::new(),
         warnings: Vec::new(),
         seal: StatusSeal::Valid,

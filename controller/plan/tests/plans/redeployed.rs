@@ -575,9 +575,11 @@ fn a_cycle_with_a_shadow_is_promoted_once_parity_is_proved_and_states_it() {
     let mut hourly = Hourly::shadowed();
     let demand = json!({"rules": [{"ring": "0D_base_", "parity": {"minRequests": 80, "maxDivergence": "0.05"}}]});
     hourly.observed.policies = vec![policy(PolicyKind::ClusterPromotionPolicy, make::from(demand))];
+    hourly.observed.object.spec.serving = make::from(json!({"rateLimit": "60/60s", "device": "cpu", "maxNumSeqs": 16}));
     hourly.shadow();
     let shadow = hourly.shadows[0].clone();
     let spec = &shadow.spec;
+    assert_eq!(json!(spec.serving), json!({"device": "cpu", "maxNumSeqs": 16}), "a shadow has no clients");
     assert_eq!((shadow.name_any().as_str(), spec.training_run.as_str()), (FIRST, FIRST));
     assert_eq!(spec.evaluations, [format!("{FIRST}-lite")]);
     assert_eq!((spec.rollout_ring, spec.dry_run, spec.replicas), (Ring::Base0D, false, 1));

@@ -83,10 +83,13 @@ fn servers_mount_their_keys_and_rules_and_get_their_limits() {
     observed.object.spec.serving = serde_json::from_value(json!({
         "apiKeys": { "secret": "team-keys" }, "rateLimit": "60/60s", "tokenBudget": "1000/1d",
         "safety": { "configMap": "team-rules" }, "thinkingBudget": 0, "answerReserve": 256,
+        "device": "cpu", "maxNumSeqs": 32, "maxQueuedRequests": 0, "maxNumBatchedTokens": 512,
+        "kvCacheTokens": 16384, "prefixCacheTokens": 0,
     }))
     .unwrap();
     let pod = template(&observed);
     let added = [
+        ["--device", "cpu"],
         ["--api-keys", "/keys"],
         ["--safety-rules", "/safety/rules.yaml"],
         ["--safety-events", "-"],
@@ -94,6 +97,11 @@ fn servers_mount_their_keys_and_rules_and_get_their_limits() {
         ["--token-budget", "1000/1d"],
         ["--thinking-budget", "0"],
         ["--answer-reserve", "256"],
+        ["--slots", "32"],
+        ["--queue", "0"],
+        ["--max-num-batched-tokens", "512"],
+        ["--kv-cache", "16384"],
+        ["--prefix-cache", "0"],
     ];
     assert_eq!(arguments(&pod), [before, added.concat().iter().map(ToString::to_string).collect()].concat());
     let volumes = pod.volumes.unwrap();

@@ -404,6 +404,7 @@ fn state(kind: Kind, saying: &Saying, annotations: &Value) -> State {
                 refused: 0,
                 completed: requests - errors,
                 latency: vec![requests - errors - slow; LATENCY_EDGES.len()],
+                ..Traffic::default()
             }),
             ..ServingState::default()
         }),

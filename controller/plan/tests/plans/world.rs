@@ -260,6 +260,7 @@ impl World {
             endpoint_slices: Vec::new(),
             foreign_slices: Vec::new(),
             missing_bundles: BTreeSet::new(),
+            held_bundles: BTreeSet::new(),
             refused: Vec::new(),
             warnings: Vec::new(),
             seal: self.seal("pod-1"),
@@ -357,12 +358,20 @@ impl World {
             foreign_slices,
             pod_disruption_budgets,
             network_policies,
+            shared_policies,
             training_runs,
             evaluations,
             expired,
             reasoning_pods,
             kept,
+            mounted_bundles,
+            released_bundles,
         } = desired;
+        assert!(released_bundles.is_empty(), "nothing else is served in this world");
+        assert!(
+            deployments.is_empty() || mounted_bundles.len() == 2,
+            "servers mount both bundles: {mounted_bundles:?}"
+        );
         assert!(
             training_runs.is_empty() && evaluations.is_empty() && reasoning_pods.is_empty() && expired.is_empty(),
             "nothing is redeployed in this world"
@@ -416,7 +425,7 @@ impl World {
             .iter()
             .map(|child| format!("Service {}", child.name_any()))
             .chain(pod_disruption_budgets.iter().map(|child| format!("Budget {}", child.name_any())))
-            .chain(network_policies.iter().map(|child| format!("Policy {}", child.name_any())));
+            .chain(network_policies.iter().chain(shared_policies).map(|child| format!("Policy {}", child.name_any())));
         for name in named {
             if self.others.insert(name.clone()) {
                 self.writes.push(name);
@@ -443,7 +452,7 @@ impl World {
         let stays = kept.iter().any(|kept| kept.kind == KeptKind::Deployment);
         if object == "rc" && deployments.is_empty() && !stays && self.deployment.take().is_some() {
             self.pods.retain(|_, pod| pod.labels().get("owner").is_none_or(|owner| owner != "codex-s-rc"));
-            self.others.clear();
+            self.others.retain(|other| other == "Policy codex-workers");
             self.tampered = false;
             self.writes.push("no servers".to_owned());
         }

@@ -122,7 +122,7 @@ impl Simulator {
             65..85 => {
                 let ours = |object: &Value| {
                     object["metadata"]["labels"]["app.kubernetes.io/managed-by"] == "codex-controller"
-                        && Server::owner(object).is_some()
+                        && (Server::owner(object).is_some() || object["kind"] == "NetworkPolicy")
                 };
                 let children: Vec<String> = {
                     let server = self.server.lock();

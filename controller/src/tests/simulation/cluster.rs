@@ -9,7 +9,7 @@ use jiff::Timestamp;
 use serde_json::{Value, json};
 
 use super::{
-    invariants::{contents, is_alike, is_good},
+    invariants::{self, contents, is_alike, is_good},
     make,
     server::{NAMESPACE, Server},
 };
@@ -381,7 +381,7 @@ pub(super) fn replace_ended_servers(server: &mut Server) {
     }
 }
 
-/// Acts as the garbage collector: deletes objects whose controlling owner is gone.
+/// Acts as the garbage collector: deletes objects whose owners are all gone, and removes those that are gone from the others.
 pub(super) fn collect_garbage(server: &mut Server) {
     loop {
         let uids: std::collections::BTreeSet<String> = server
@@ -390,14 +390,25 @@ pub(super) fn collect_garbage(server: &mut Server) {
             .filter_map(|object| object["metadata"]["uid"].as_str())
             .map(str::to_owned)
             .collect();
-        let gone = |object: &&Value| Server::owner(object).is_some_and(|owner| !uids.contains(owner));
-        let orphans: Vec<_> =
-            server.objects.iter().filter(|(_, object)| gone(object)).map(|(path, _)| path.clone()).collect();
+        let gone = |object: &Value| Server::owners(object).any(|owner| !uids.contains(owner));
+        let orphans: Vec<_> = server
+            .objects
+            .iter()
+            .filter(|(_, object)| gone(object))
+            .map(|(path, it)| (path.clone(), it.clone()))
+            .collect();
         if orphans.is_empty() {
             return;
         }
-        for path in orphans {
-            server.remove(&path);
+        for (path, mut object) in orphans {
+            let owners = object["metadata"]["ownerReferences"].as_array_mut().unwrap();
+            owners.retain(|owner| owner["uid"].as_str().is_some_and(|uid| uids.contains(uid)));
+            if owners.is_empty() {
+                invariants::check_collected(server, &path);
+                server.remove(&path);
+            } else {
+                server.put(&path, object);
+            }
         }
     }
 }

@@ -4,7 +4,7 @@
 //! |---|---|
 //! | 1 | A process that does not hold the Lease writes nothing | at each write |
 //! | 2 | Controllers change no spec and no object of others; they create and delete only objects of cycles | at each write |
-//! | 3 | Every child has an owner that is its controller | at each write |
+//! | 3 | Every child has an owner that is its controller, but for the policy that trainers and evaluators share | at each write |
 //! | 4 | An object has at most one Job at a time | at each write |
 //! | 5 | A finished run never trains again, a finished evaluation never scores again | at each write |
 //! | 6 | A run's model is the one that its trainer wrote | at each write |
@@ -19,6 +19,8 @@
 //! | 15 | Without a cause of its own nothing fails | at the end |
 //! | 16 | No child outlives its owner, and no child is left over | at the end |
 //! | 17 | The read of a verdict is counted before the verdict is published, once and under a number of its own | at each write |
+//! | 18 | What servers mount outlives its run | when garbage is collected |
+//! | 19 | The policy that trainers and evaluators share is there while a Job may have pods, and goes with the last object | at the end |
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -108,11 +110,15 @@ pub(super) fn check_write(
                 check_read(server, after, &mut wrong);
             }
         }
+    } else if is_shared(path) {
+        // It has no owner.
     } else if let Some(before) = before
-        && Server::owner(before).is_none()
+        && Server::owners(before).next().is_none()
     {
         wrong.push(format!("a controller changed {what}, which is not its own"));
-    } else if after.is_some_and(|after| Server::owner(after).is_none()) {
+    } else if after.is_some_and(|after| Server::owner(after).is_none())
+        && before.is_none_or(|before| Server::owner(before).is_some())
+    {
         wrong.push(format!("{what} has no owner"));
     }
     match (kind, before, after) {
@@ -127,6 +133,11 @@ pub(super) fn check_write(
         _ => {}
     }
     server.violations.extend(wrong);
+}
+
+/// Whether an object is the policy that trainers and evaluators share.
+fn is_shared(path: &str) -> bool {
+    path.ends_with("/networkpolicies/codex-workers")
 }
 
 /// Invariants 4 and 5.
@@ -303,6 +314,39 @@ fn check_canary(server: &Server, before: Option<&Value>, deployment: &Value, wro
     }
 }
 
+/// Invariant 18: an object that is garbage must not be mounted by servers of an object that exists.
+pub(super) fn check_collected(server: &mut Server, path: &str) {
+    let Some(name) = path.rsplit_once("/configmaps/").map(|(_, name)| name) else { return };
+    let uids: BTreeSet<&str> =
+        server.objects.values().filter_map(|object| object["metadata"]["uid"].as_str()).collect();
+    let mounts = |object: &&Value| {
+        let volumes = object["spec"]["template"]["spec"]["volumes"].as_array().into_iter().flatten();
+        object["kind"] == "Deployment"
+            && Server::owners(object).any(|owner| uids.contains(owner))
+            && volumes.into_iter().any(|volume| volume["configMap"]["name"] == name)
+    };
+    if let Some(servers) = server.objects.values().find(mounts) {
+        let wrong = format!("the ConfigMap {name} is collected, but {} mounts it", servers["metadata"]["name"]);
+        server.violations.push(wrong);
+    }
+}
+
+/// Invariant 19.
+fn check_shared(server: &Server, wrong: &mut Vec<String>) {
+    let shared = server.objects.keys().any(|path| is_shared(path));
+    let of_kind = |kind: &'static str| server.objects.values().filter(move |object| object["kind"] == kind);
+    if shared && of_kind("TrainingRun").chain(of_kind("Evaluation")).next().is_none() {
+        wrong.push("the policy of trainers and evaluators is left over".to_owned());
+    }
+    let ended = |job: &Value| {
+        let conditions = job["status"]["conditions"].as_array().into_iter().flatten();
+        conditions.into_iter().any(|it| (it["type"] == "Complete" || it["type"] == "Failed") && it["status"] == "True")
+    };
+    if let Some(job) = of_kind("Job").find(|job| !shared && !ended(job)) {
+        wrong.push(format!("the pods of the Job {} lack their policy", job["metadata"]["name"]));
+    }
+}
+
 /// Returns what is wrong with a cluster in which everything has settled.
 pub(super) fn check_end(server: &Server) -> Vec<String> {
     let mut wrong = Vec::new();
@@ -313,7 +357,8 @@ pub(super) fn check_end(server: &Server) -> Vec<String> {
         server.objects.values().filter_map(|object| object["metadata"]["uid"].as_str()).collect();
     for (path, object) in &server.objects {
         let ours = object["metadata"]["labels"]["app.kubernetes.io/managed-by"] == "codex-controller";
-        if ours && Server::owner(object).is_none_or(|owner| !uids.contains(owner)) && !path.contains("codex-system") {
+        let owned = Server::owners(object).any(|owner| uids.contains(owner)) || is_shared(path);
+        if ours && !owned && !path.contains("codex-system") {
             wrong.push(format!("{path} outlives its owner"));
         }
         if path.contains("/codex-ml.dev/") && object["status"]["observedGeneration"] != object["metadata"]["generation"]
@@ -322,6 +367,7 @@ pub(super) fn check_end(server: &Server) -> Vec<String> {
         }
     }
     let (run, evaluation, pod) = (of("trainingruns", "cot"), of("evaluations", "lite"), of("reasoningpods", "rc"));
+    check_shared(server, &mut wrong);
     let condition = |object: &Value, kind: &str| {
         let conditions = object["status"]["conditions"].as_array().into_iter().flatten();
         conditions.into_iter().any(|condition| condition["type"] == kind && condition["status"] == "True")

@@ -26,6 +26,7 @@ use super::{
 };
 use crate::{
     admission::AdmissionWatch,
+    apply::delete_shared,
     backoff::Backoff,
     by_uid::ByUid,
     clock::{Clock, Simulated},
@@ -117,7 +118,8 @@ impl Process {
         server.lock().identities.insert(index, identity.clone());
         let sender = Sender { process: index, identity: identity.clone() };
         let client = server.client(&sender, sabotage);
-        let candidate = Candidate::new(client.clone(), "codex-system", "codex-controller", identity);
+        let timing = server.lock().timing();
+        let candidate = Candidate::new(client.clone(), "codex-system", "codex-controller", identity).timed(timing);
         let fence = candidate.fence();
         let leadership = Arc::new(Mutex::new(Leadership::Standby));
         let lease = {
@@ -144,7 +146,8 @@ impl Process {
         };
         let (active, receiver) = watch::channel(None);
         let endpoint = Endpoint::new(client.clone(), Metrics::new().unwrap(), receiver)
-            .with_status_timeout(Duration::from_secs(3));
+            .with_status_timeout(Duration::from_secs(3))
+            .behind(fence.clone());
         Self {
             index,
             server: server.clone(),
@@ -224,6 +227,7 @@ impl Process {
             traces: None,
             obstructions: ByUid::default(),
             settled: ByUid::default(),
+            sharing: tokio::sync::Mutex::default(),
             asked: Asked::default(),
             ledger: Ledger::default(),
         });
@@ -383,7 +387,7 @@ impl Leader {
 async fn one<K: Observe>(context: Arc<Context>, name: String) -> Result<Option<Duration>, ReconcileError> {
     match get(K::store(&context), NAMESPACE, &name) {
         Some(object) => attend(object, &context).await.map(|(again, _)| again),
-        None => Ok(None),
+        None => Ok(delete_shared(&context, NAMESPACE).await.map(|()| None)?),
     }
 }
 

@@ -18,7 +18,7 @@ use super::{
     invariants::{self, Known},
     sabotage::Sabotage,
 };
-use crate::clock::Simulated;
+use crate::{clock::Simulated, lease::Timing, tests::lease::AVAILABLE};
 
 /// The namespace of all objects.
 pub(super) const NAMESPACE: &str = "team";
@@ -194,6 +194,11 @@ fn mixed(number: u64) -> u64 {
 }
 
 impl Server {
+    /// Returns the times of the Lease: those of one controller, or those of the overlay for high availability.
+    pub(super) fn timing(&self) -> Timing {
+        if self.seed.is_multiple_of(2) { Timing::default() } else { Timing::lasting(AVAILABLE) }
+    }
+
     /// Begins the next step.
     pub(super) fn begin(&mut self, what: &str) {
         self.step += 1;
@@ -222,7 +227,12 @@ impl Server {
             5 | 6 => Fault::Refused(500),
             7..=9 => Fault::AnswerLost,
             10 | 11 => Fault::Lost,
-            12 | 13 => Fault::Slow(Duration::from_millis(mixed(number) % 8_000)),
+            12 | 13 => {
+                // A request that is on its way when the fence closes has this long to arrive. With 30 s it is up to 8 s late.
+                let timing = self.timing();
+                let rest = timing.duration().abs_diff(timing.deadline()).as_millis() as u64;
+                Fault::Slow(Duration::from_millis(mixed(number) % (rest * 8 / 10)))
+            }
             14 => Fault::CrashBefore,
             _ => Fault::CrashAfter,
         };
@@ -278,6 +288,10 @@ impl Server {
                 let uid = body.pointer("/metadata/uid").cloned();
                 let known = live.as_ref().map(|live| live["metadata"]["uid"].clone());
                 if uid.is_some() && uid != known {
+                    return refused(409, "Conflict");
+                }
+                let version = body.pointer("/metadata/resourceVersion");
+                if version.is_some() && version != live.as_ref().map(|live| &live["metadata"]["resourceVersion"]) {
                     return refused(409, "Conflict");
                 }
                 if live.is_none() && (of_status || !query.contains("fieldManager=")) {
@@ -384,6 +398,12 @@ impl Server {
     pub(super) fn owner(object: &Value) -> Option<&str> {
         let owners = object["metadata"]["ownerReferences"].as_array()?;
         owners.iter().find(|owner| owner["controller"] == json!(true))?["uid"].as_str()
+    }
+
+    /// Returns the uids of all owners of an object.
+    pub(super) fn owners(object: &Value) -> impl Iterator<Item = &str> {
+        let owners = object["metadata"]["ownerReferences"].as_array().into_iter().flatten();
+        owners.filter_map(|owner| owner["uid"].as_str())
     }
 
     /// Reviews a token, which is the name and the uid of the pod that it was issued to.

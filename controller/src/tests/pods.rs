@@ -1,0 +1,153 @@
+//! What surrounds the pods of TrainingRuns and Evaluations: the policy that they share, and ids that a platform fills in.
+
+use std::sync::Arc;
+
+use codex_crds::{Evaluation, TrainingRun};
+use codex_plan::{RunAs, Settings};
+use serde_json::{Value, json};
+
+use super::{
+    evaluation::{evaluation, finished},
+    world::{World, path, run},
+};
+use crate::{
+    apply::delete_shared,
+    drift::Role,
+    observe::{get, workers},
+};
+
+const POLICY: &str = "/apis/networking.k8s.io/v1/namespaces/team/networkpolicies/codex-workers";
+const JOB: &str = "/apis/batch/v1/namespaces/team/jobs/codex-t-a";
+
+fn of_policies(requests: Vec<String>) -> Vec<String> {
+    requests.into_iter().filter(|line| line.contains("networkpolicies")).collect()
+}
+
+#[tokio::test]
+async fn a_namespace_has_one_policy_whatever_the_number_of_objects() {
+    let world = World::new().await;
+    for name in ["b", "c"] {
+        world.api.put(&path("trainingruns", name), run(name));
+    }
+    world.api.put(&path("trainingruns", "a"), world.sealed::<TrainingRun>(finished()));
+    world.api.put(&path("evaluations", "e"), evaluation());
+    let mut written = Vec::new();
+    for name in ["b", "c", "b"] {
+        written.extend(of_policies(world.reconcile::<TrainingRun>(name).await.0));
+    }
+    let (requests, result) = world.reconcile::<Evaluation>("e").await;
+    result.unwrap();
+    assert!(requests.iter().any(|line| line.contains("/jobs/codex-e-e")), "{requests:?}");
+    written.extend(of_policies(requests));
+    assert_eq!(written, [format!("GET {POLICY}"), format!("PATCH {POLICY} as codex-controller")]);
+    let policy = world.api.object(POLICY).unwrap();
+    assert!(policy["metadata"]["ownerReferences"].is_null(), "{policy}");
+    assert_eq!(policy["spec"]["ingress"][0]["ports"], json!([{"protocol": "TCP", "port": 9464}]));
+}
+
+#[tokio::test]
+async fn a_changed_policy_is_corrected_and_a_deleted_one_is_written_again() {
+    let world = World::new().await;
+    world.api.put(&path("trainingruns", "a"), run("a"));
+    world.reconcile::<TrainingRun>("a").await.1.unwrap();
+    let planned = world.api.object(POLICY).unwrap();
+    let mut open = planned.clone();
+    open["spec"]["ingress"] = json!([{}]);
+    world.api.put(POLICY, open);
+    let (requests, result) = world.reconcile::<TrainingRun>("a").await;
+    result.unwrap();
+    assert_eq!(of_policies(requests), [format!("PATCH {POLICY} as codex-controller force")]);
+    assert_eq!(world.api.object(POLICY).unwrap()["spec"], planned["spec"]);
+    world.api.remove(POLICY);
+    world.reconcile::<TrainingRun>("a").await.1.unwrap();
+    assert_eq!(world.api.object(POLICY).unwrap()["spec"], planned["spec"]);
+}
+
+#[tokio::test]
+async fn a_policy_of_another_client_is_left_alone_and_nothing_runs_without_ours() {
+    let world = World::new().await;
+    let mut foreign = json!({
+        "apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy", "metadata": {"name": "codex-workers"},
+        "spec": {"podSelector": {}, "policyTypes": ["Ingress"]},
+    });
+    world.api.put(POLICY, foreign.clone());
+    world.api.hide(POLICY);
+    world.api.put(&path("trainingruns", "a"), run("a"));
+    let (requests, result) = world.reconcile::<TrainingRun>("a").await;
+    let said = result.unwrap_err().to_string();
+    assert!(said.contains("the NetworkPolicy codex-workers exists and was not created by this controller"), "{said}");
+    assert!(!requests.iter().any(|line| line.contains("/jobs")), "{requests:?}");
+    let live = world.api.object(POLICY).unwrap();
+    foreign["metadata"] = live["metadata"].clone();
+    assert_eq!(live, foreign);
+    delete_shared(&world.context, "team").await.unwrap();
+    assert!(world.api.object(POLICY).is_some());
+}
+
+#[tokio::test]
+async fn the_policy_goes_with_the_last_object_that_needs_it() {
+    let world = World::new().await;
+    world.api.put(&path("trainingruns", "a"), run("a"));
+    world.api.put(&path("evaluations", "e"), evaluation());
+    world.reconcile::<TrainingRun>("a").await.1.unwrap();
+    for last in [path("trainingruns", "a"), path("evaluations", "e")] {
+        delete_shared(&world.context, "team").await.unwrap();
+        assert!(world.api.object(POLICY).is_some(), "{last} is there");
+        world.api.remove(&last);
+    }
+    world.api.requests();
+    delete_shared(&world.context, "team").await.unwrap();
+    assert_eq!(world.api.requests(), [format!("DELETE {POLICY}")]);
+    delete_shared(&world.context, "team").await.unwrap();
+    assert!(world.api.requests().is_empty());
+}
+
+/// Returns the field in which a pod, as `restricted-v2` of `OpenShift` admits it, differs from the template of its Job under this setting.
+async fn differs_under_restricted_v2(run_as: &str, change: impl FnOnce(&mut Value)) -> Option<String> {
+    let mut world = World::new().await;
+    let context = Arc::get_mut(&mut world.context).unwrap();
+    let run_as: RunAs = run_as.parse().unwrap();
+    context.settings = Arc::new(Settings { run_as, ..Settings::clone(&context.settings) });
+    world.api.put(&path("trainingruns", "a"), run("a"));
+    world.reconcile::<TrainingRun>("a").await.1.unwrap();
+    let job = world.api.object(JOB).unwrap();
+    let mut spec = job["spec"]["template"]["spec"].clone();
+    let ids = &mut spec["securityContext"];
+    ids["seLinuxOptions"] = json!({"level": "s0:c26,c5"});
+    if ids["fsGroup"].is_null() {
+        ids["fsGroup"] = json!(1_000_650_000);
+    }
+    if ids["runAsUser"].is_null() {
+        spec["containers"][0]["securityContext"]["runAsUser"] = json!(1_000_650_000);
+    }
+    change(&mut spec);
+    let owner = json!({"apiVersion": "batch/v1", "kind": "Job", "name": "codex-t-a", "uid": job["metadata"]["uid"], "controller": true});
+    let metadata = json!({
+        "name": "codex-t-a-x", "uid": "pod-uid", "labels": job["spec"]["template"]["metadata"]["labels"],
+        "ownerReferences": [owner],
+    });
+    let pod = json!({"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec});
+    world.api.put("/api/v1/namespaces/team/pods/codex-t-a-x", pod);
+    let job = get(&world.context.stores.jobs, "team", "codex-t-a").unwrap();
+    let pods = workers::of_job(&world.context, &job, Role::Strict);
+    assert_eq!(pods.genuine.len() + pods.refused.len(), 1);
+    pods.refused.first().map(|refused| refused.why.split(' ').next().unwrap().to_owned())
+}
+
+#[tokio::test]
+async fn a_pod_whose_ids_the_platform_filled_in_is_the_one_that_was_asked_for() {
+    for setting in ["platform", "65532", "1000650000"] {
+        assert_eq!(differs_under_restricted_v2(setting, |_| {}).await, None, "{setting}");
+    }
+    let another = |spec: &mut Value| spec["securityContext"]["runAsUser"] = json!(1_000_660_000);
+    assert_eq!(differs_under_restricted_v2("platform", another).await, None);
+    let found = differs_under_restricted_v2("65532", another).await;
+    assert_eq!(
+        found.as_deref(),
+        Some("spec.securityContext.runAsUser"),
+        "ids that are asked for are not another's to choose"
+    );
+    let root = |spec: &mut Value| spec["containers"][0]["securityContext"]["runAsUser"] = json!(0);
+    let found = differs_under_restricted_v2("platform", root).await;
+    assert_eq!(found.as_deref(), Some("spec.containers[trainer].securityContext.runAsUser"));
+}
