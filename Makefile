@@ -54,8 +54,8 @@ if ! command -v promtool >/dev/null || ! command -v prometheus >/dev/null; then
 fi
 endef
 
-.PHONY: help root prerequisites programs image reproducible image-cuda check-cuda gpu-check gpu-check-program cluster cluster-down kubeconfig test test-isa \
-	test-clients test-stores test-helm test-cosign test-policies test-keyless test-gateway test-autoscaling test-compose simulate chaos fuzz deny release offline demo demo-real bench bench-scale \
+.PHONY: help root prerequisites programs image reproducible image-cuda check-cuda gpu-check gpu-check-program cluster cluster-down kubeconfig test test-isa test-statistics \
+	test-clients test-lm-eval test-page test-stores test-helm test-cosign test-policies test-keyless test-gateway test-autoscaling test-compose simulate chaos fuzz deny release offline demo demo-real bench bench-scale \
 	bench-verify bench-memory bench-data bench-real bench-serve bench-train sanitize
 
 help: ## lists all targets
@@ -445,6 +445,10 @@ simulate: prerequisites ## runs the controller in SIMULATION_SEEDS=10000 simulat
 	@CODEX_SIMULATION_SEEDS="$(SIMULATION_SEEDS)" cargo test --release --locked --workspace --lib -- \
 		simulation::nothing_is_lost --nocapture
 
+STATISTICS_TRIALS ?= 10000
+test-statistics: prerequisites ## measures how often each kind of gate passes by chance, in STATISTICS_TRIALS=10000 seeded trials of each
+	@CODEX_STATISTICS_TRIALS="$(STATISTICS_TRIALS)" cargo test --release --locked --workspace --test statistics -- --nocapture
+
 MINUTES ?= 10
 chaos: root prerequisites ## lets seeded faults happen to the local cluster for MINUTES=10; SEED= replays them, FAULTS=a,b chooses kinds
 	@if [ "$$(id -u)" != 0 ]; then
@@ -491,22 +495,36 @@ cp "$$sources/trainer-image/codex_bin.cdx.json" "$(RELEASE)/codex.cdx.json"
 cp "$$sources/trainer-image/tools/codex-tools_bin.cdx.json" "$(RELEASE)/codex-tools.cdx.json"
 endef
 
-# The versions that were tested. MODEL= names a model directory with a chat template; a small untrained one by default.
+# The versions that were tested. MODEL= names a model directory whose chat template has no tools; a small untrained one by default. This
+# version of the JavaScript client runs on Node.js 20; later ones need 22.
 COLLECTOR_VERSION := v0.165.0
 COLLECTOR_BUILDER = $(CACHE)/collector-$(COLLECTOR_VERSION)/builder
-CLIENTS := openai==3.57.0 tensorboard==2.21.0 mlflow==3.17.2 wandb==0.31.0 mcp==2.3.0 nbclient==0.11.0 ipykernel==7.4.0
-test-clients: prerequisites ## tries the clients of OpenAI and MCP, TensorBoard, MLflow, W&B and a notebook on the files of a run, a server of MLflow, and OpenTelemetry's collector on spans
+CLIENTS := openai==3.57.0 tensorboard==2.21.0 mlflow==3.17.2 wandb==0.31.0 mcp==2.3.0 nbclient==0.11.0 ipykernel==7.4.0 'cyclonedx-python-lib[json-validation]==11.12.0'
+OPENAI_JS_VERSION := 6.49.0
+OPENAI_JS = $(CACHE)/clients-node-$(OPENAI_JS_VERSION)
+test-clients: prerequisites ## tries OpenAI's clients for Python and JavaScript and that of MCP, TensorBoard, MLflow, W&B and a notebook on the files of a run, CycloneDX's schema on an ML-BOM, a server of MLflow, and OpenTelemetry's collector on spans
 	@$(call install-venv,the clients)
 	venv="$(CACHE)/clients"
 	installed=$$("$$venv/bin/pip" freeze 2>/dev/null || true)
 	for client in $(CLIENTS); do
-		if ! grep -qx "$$client" <<<"$$installed"; then
+		# pip lists no extras.
+		if ! grep -qx "$${client/\[*\]/}" <<<"$$installed"; then
 			echo "Installing $(CLIENTS) in $$venv."
 			python3 -m venv "$$venv"
 			"$$venv/bin/pip" install --quiet $(CLIENTS)
 			break
 		fi
 	done
+	for tool in node npm; do
+		command -v "$$tool" >/dev/null || { echo "$$tool is missing: install Node.js 20 or later, for the JavaScript client." >&2; exit 1; }
+	done
+	if [ ! -d "$(OPENAI_JS)/node_modules" ]; then
+		echo "Installing openai $(OPENAI_JS_VERSION) of npm in $(OPENAI_JS)."
+		npm install --silent --no-fund --no-audit --prefix "$(OPENAI_JS).partial" openai@$(OPENAI_JS_VERSION)
+		mkdir -p "$(OPENAI_JS)"
+		mv "$(OPENAI_JS).partial/node_modules" "$(OPENAI_JS)/"
+		rm -rf "$(OPENAI_JS).partial"
+	fi
 	[ -z "$(MODEL)" ] || export CODEX_TEST_MODEL="$$(realpath "$(MODEL)")"
 	$(call install-go,$(COLLECTOR_BUILDER),go.opentelemetry.io/collector/cmd/builder@$(COLLECTOR_VERSION))
 	export COLLECTOR="$$(dirname "$(COLLECTOR_BUILDER)")/collector"
@@ -517,10 +535,34 @@ test-clients: prerequisites ## tries the clients of OpenAI and MCP, TensorBoard,
 		mv "$$folder/collector" "$$COLLECTOR"
 		rm -rf "$$folder"
 	fi
-	export CLIENTS_PYTHON="$$venv/bin/python"
+	export CLIENTS_PYTHON="$$venv/bin/python" CLIENTS_NODE_PATH="$(OPENAI_JS)/node_modules"
 	cargo test --release --locked --workspace --lib -- \
-		--ignored openai_client tensorboard_mlflow_and_wandb mlflow_server notebook opentelemetry_collector
+		--ignored openai_client tensorboard_mlflow_and_wandb mlflow_server notebook opentelemetry_collector ml_boms_are_valid
 	cargo test --release --locked --workspace --test mcp -- --ignored
+
+LM_EVAL_VERSION := 0.4.13
+LM_EVAL = $(CACHE)/venvs/lm-eval
+test-lm-eval: programs ## runs lm-evaluation-harness against a server of a pretrained model, or of MODEL=, and compares its scores with those of codex evaluate
+	@$(call install-venv,lm-evaluation-harness)
+	if ! "$(LM_EVAL)/bin/pip" freeze 2>/dev/null | grep -qx "lm_eval==$(LM_EVAL_VERSION)"; then
+		echo "Installing lm-evaluation-harness $(LM_EVAL_VERSION) (800 MB) in $(LM_EVAL)."
+		python3 -m venv "$(LM_EVAL)"
+		"$(LM_EVAL)/bin/pip" install --quiet --no-cache-dir 'lm-eval[api]==$(LM_EVAL_VERSION)'
+	fi
+	model="$(MODEL)"
+	[ -n "$$model" ] || model=$$($(PROGRAMS)/codex-demo model)
+	"$(LM_EVAL)/bin/python" tests/clients/harness.py "$(PROGRAMS)/codex" "$$model"
+
+PAGES = $(CACHE)/pages
+test-page: prerequisites ## looks at pages of codex report in headless Chromium, which it installs, and keeps screenshots of them
+	@if ! command -v chromium >/dev/null; then
+		echo "Installing chromium, which shows the pages."
+		$(call install,chromium)
+	fi
+	mkdir -p "$(PAGES)"
+	export CHROMIUM="$$(command -v chromium)" PAGES="$(PAGES)"
+	cargo test --release --locked --workspace --lib -- --ignored a_browser_shows
+	ls "$(PAGES)"/*.png
 
 # The servers that object stores are tested with: S3 and Azure from npm, Google Cloud Storage as a Go module.
 S3RVER_VERSION := 3.7.1
@@ -573,22 +615,21 @@ test-policies: prerequisites ## lets Kyverno and policy-controller, which it bui
 	cargo test --release --locked --workspace --test engines
 	cargo test --release --locked --workspace --test plans -- --ignored engines::
 
+# The version that the cluster's kubectl contains.
+KUSTOMIZE_VERSION := v5.7.1
+KUSTOMIZE = $(CACHE)/kustomize-$(KUSTOMIZE_VERSION)/kustomize
 RELEASE = $(CACHE)/release
 release: prerequisites ## writes install.yaml, the Helm chart, kubectl-codex, codex-tools, bills of materials and checksums to RELEASE=, by default a folder of the cache
 	@$(install-helm)
-	kubectl=$$(ls -t "$(CACHE)"/cluster/*/bin/kubectl 2>/dev/null | head -n 1 || command -v kubectl || true)
-	if [ -z "$$kubectl" ]; then
-		echo "kubectl is missing: install it, or run make cluster, which builds it." >&2
-		exit 1
-	fi
+	$(call install-go,$(KUSTOMIZE),sigs.k8s.io/kustomize/kustomize/v5@$(KUSTOMIZE_VERSION))
 	$(BUILD)
 	mkdir -p "$(RELEASE)"
 	for program in kubectl-codex codex-tools; do
 		strip --strip-all -o "$(RELEASE)/$$program" "$(PROGRAMS)/$$program"
 	done
 	rm -f "$(RELEASE)"/codex-operator-*.tgz
-	"$$kubectl" kustomize manifests/controller >"$(RELEASE)/install.yaml"
-	"$$kubectl" kustomize manifests/monitoring >"$(RELEASE)/monitoring.yaml"
+	"$(KUSTOMIZE)" build manifests/controller >"$(RELEASE)/install.yaml"
+	"$(KUSTOMIZE)" build manifests/monitoring >"$(RELEASE)/monitoring.yaml"
 	"$(HELM)" package manifests/helm/codex-operator --destination "$(RELEASE)" >/dev/null
 	$(sboms)
 	cd "$(RELEASE)"

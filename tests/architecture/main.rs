@@ -16,7 +16,7 @@ use serde_json::Value;
 
 const REGENERATE: &str = "UPDATE=1 cargo test --release --locked --workspace --test architecture";
 /// Fields of `Desired` that hold no children to create.
-const NO_CHILDREN: [&str; 3] = ["expired", "foreign_slices", "kept"];
+const NO_CHILDREN: [&str; 4] = ["expired", "foreign_slices", "kept", "shared_policies"];
 /// Children that no story has: the shadow of a cycle, which `controller/plan/tests/plans/redeployed.rs` plans.
 const OTHERS: [(&str, &str); 1] = [("ReasoningPod", "reasoning_pods")];
 

@@ -18,6 +18,8 @@ use serde::{Deserialize, de::DeserializeOwned};
 use serde_json::{Value, json};
 
 const KINDS: [&str; 3] = ["TrainingRun", "Evaluation", "ReasoningPod"];
+/// The kind of Kubernetes whose health is overridden.
+const CLAIM: &str = "PersistentVolumeClaim";
 const REGENERATE: &str = "UPDATE=1 cargo test --release --locked --workspace --test argocd";
 
 /// A file `health_test.yaml`.
@@ -71,8 +73,16 @@ struct ActionTest {
     expected_output_path: String,
 }
 
+/// The folder of a kind. Those of Kubernetes' core group have no folder of a group around them.
 fn folder(kind: &str) -> PathBuf {
-    repository().join("manifests/argocd/resource_customizations/codex-ml.dev").join(kind)
+    let all = repository().join("manifests/argocd/resource_customizations");
+    if kind == CLAIM { all.join(kind) } else { all.join("codex-ml.dev").join(kind) }
+}
+
+/// The key of the health script of a kind in Argo CD's ConfigMap.
+fn health_key(kind: &str) -> String {
+    let group = if kind == CLAIM { "" } else { "codex-ml.dev_" };
+    format!("resource.customizations.health.{group}{kind}")
 }
 
 fn read(path: &Path) -> String {
@@ -97,7 +107,7 @@ fn health(kind: &str, object: &Value) -> Health {
 
 #[test]
 fn scripts_give_the_recorded_health() {
-    for kind in KINDS {
+    for kind in KINDS.into_iter().chain([CLAIM]) {
         let HealthTests { tests } = parse(&folder(kind).join("health_test.yaml"));
         let mut statuses = BTreeSet::new();
         for test in &tests {
@@ -105,7 +115,7 @@ fn scripts_give_the_recorded_health() {
             assert_eq!(health(kind, &object), test.health_status, "{kind}: {}", test.input_path);
             statuses.insert(test.health_status.status.clone());
         }
-        let suspends: &[&str] = if kind == "ReasoningPod" { &[] } else { &["Suspended"] };
+        let suspends: &[&str] = if matches!(kind, "ReasoningPod" | CLAIM) { &[] } else { &["Suspended"] };
         let expected = ["Degraded", "Healthy", "Progressing"].iter().chain(suspends);
         assert_eq!(statuses, expected.map(|status| (*status).to_owned()).collect(), "{kind}");
         let named: BTreeSet<_> = tests.iter().map(|test| folder(kind).join(&test.input_path)).collect();
@@ -159,7 +169,7 @@ fn documented() -> BTreeSet<[String; 3]> {
 #[test]
 fn every_phase_is_recorded_and_documented_with_its_health() {
     let phases: BTreeMap<_, &[&str]> = BTreeMap::from([
-        ("TrainingRun", &["Pending", "Running", "Suspended", "Succeeded", "Failed", "Unreproducible"][..]),
+        ("TrainingRun", &["Pending", "Running", "Suspended", "Stalled", "Succeeded", "Failed", "Unreproducible"][..]),
         ("Evaluation", &["Pending", "Running", "Suspended", "Passed", "Failed", "Inconclusive", "Stalled"][..]),
         ("ReasoningPod", &["Pending", "DryRun", "Blocked", "RollingOut", "Serving", "Idle"][..]),
     ]);
@@ -232,12 +242,11 @@ fn block(key: &str, text: &str, indent: usize) -> String {
 fn customizations() -> String {
     let mut parts = vec![format!(
         "# Generated from resource_customizations/: {REGENERATE}\n\
-         # Health and actions of the kinds, as a part of Argo CD's ConfigMap. docs/install.md says how to add it.\n\
+         # Health and actions of the kinds, and the health of claims, as a part of Argo CD's ConfigMap. docs/install.md says how to add it.\n\
          apiVersion: v1\nkind: ConfigMap\nmetadata:\n  name: argocd-cm\ndata:\n"
     )];
-    for kind in KINDS {
-        let key = format!("resource.customizations.health.codex-ml.dev_{kind}");
-        parts.push(block(&key, &read(&folder(kind).join("health.lua")), 2));
+    for kind in KINDS.into_iter().chain([CLAIM]) {
+        parts.push(block(&health_key(kind), &read(&folder(kind).join("health.lua")), 2));
     }
     for kind in ["TrainingRun", "Evaluation"] {
         let actions = folder(kind).join("actions");
@@ -262,9 +271,8 @@ fn the_patch_of_the_config_map_holds_the_scripts() {
     }
     assert!(read(&path) == expected, "{} is out of date: regenerate it with\n    {REGENERATE}\n", path.display());
     let object: Value = parse(&path);
-    for kind in KINDS {
-        let key = format!("resource.customizations.health.codex-ml.dev_{kind}");
-        assert_eq!(object["data"][key], read(&folder(kind).join("health.lua")));
+    for kind in KINDS.into_iter().chain([CLAIM]) {
+        assert_eq!(object["data"][health_key(kind)], read(&folder(kind).join("health.lua")));
     }
     for kind in ["TrainingRun", "Evaluation"] {
         let key = format!("resource.customizations.actions.codex-ml.dev_{kind}");
@@ -295,4 +303,28 @@ fn the_samples_are_those_of_the_documents() {
     spec["source"]["path"] = application["spec"]["source"]["path"].clone();
     spec["destination"]["namespace"] = application["spec"]["destination"]["namespace"].clone();
     assert_eq!(spec, application["spec"]);
+}
+
+/// Neither pruning nor deleting the application may delete a volume with models.
+#[test]
+fn claims_of_the_samples_are_kept() {
+    let (mut folders, mut claims) = (vec![repository().join("manifests/samples")], 0);
+    while let Some(folder) = folders.pop() {
+        for path in fs::read_dir(&folder).unwrap().map(|entry| entry.unwrap().path()) {
+            if path.is_dir() {
+                folders.push(path);
+                continue;
+            }
+            let documents =
+                serde_yaml::Deserializer::from_str(&read(&path)).map(Value::deserialize).collect::<Vec<_>>();
+            let objects =
+                documents.into_iter().map(|object| object.unwrap_or_else(|why| panic!("{}: {why}", path.display())));
+            for claim in objects.filter(|object| object["kind"] == CLAIM) {
+                let options = &claim["metadata"]["annotations"]["argocd.argoproj.io/sync-options"];
+                assert_eq!(options, "Prune=false,Delete=false", "{}", path.display());
+                claims += 1;
+            }
+        }
+    }
+    assert!(claims >= 6, "{claims}");
 }

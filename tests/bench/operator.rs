@@ -9,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use codex_crds::{TrainingRun, label};
+use codex_crds::{TrainingRun, child, label};
 use codex_tests::{
     Error, Installation, Result, Team,
     audit::{Follower, Request},
@@ -96,17 +96,20 @@ pub(crate) async fn chain(team: &Team) -> Result<(Vec<Figure>, String)> {
             count("ReasoningPod").to_string(),
             "≤ 12",
         ),
+        Figure::new("Writes for the namespace, once for all of its objects", count("namespace").to_string(), "≤ 1"),
         Figure::new("Events of the three together", events.to_string(), ""),
     ];
     Ok((figures, "bench".to_owned()))
 }
 
-/// Returns the kind whose life a write belongs to.
+/// Returns the kind whose life a write belongs to, or `namespace` for what the objects of a namespace share.
 fn kind(resource: &str, name: &str) -> &'static str {
     if resource == "trainingruns" || name.starts_with("codex-t-") {
         "TrainingRun"
     } else if resource == "evaluations" || name.starts_with("codex-e-") {
         "Evaluation"
+    } else if name == child::WORKERS {
+        "namespace"
     } else {
         "ReasoningPod"
     }

@@ -106,14 +106,16 @@ impl Scene {
         let leader = self.leader().await?;
         let old = leader.name_any();
         signal(&leader, "STOP")?;
+        let stopped = Instant::now();
         let next = until_found("another controller takes the Lease", PATIENCE, async || {
             let holder = self.holder().await.unwrap_or_default();
             Ok((!holder.is_empty() && holder != old).then_some(holder))
         })
         .await;
+        let took = stopped.elapsed().as_secs_f32();
         sleep(lasts).await;
         signal(&leader, "CONT")?;
-        Ok(Outcome::Done(format!("{old}, until {} led", next?)))
+        Ok(Outcome::Done(format!("{old}, until {} led {took:.1} s later", next?)))
     }
 
     async fn delete_leader(&self) -> Result<Outcome> {

@@ -105,7 +105,6 @@ impl Scene {
         let deployments: Api<Deployment> = self.system();
         let two = Patch::Merge(json!({ "spec": { "replicas": 2 } }));
         deployments.patch_scale(CONTROLLER, &PatchParams::default(), &two).await?;
-        // Only the leader is ready.
         until_found("two controllers run", PATIENCE, async || {
             let running = self.controllers().await?.iter().filter(|pod| is_running(pod)).count();
             Ok((running == 2).then_some(()))

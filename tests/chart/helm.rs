@@ -128,6 +128,8 @@ fn the_chart_is_the_kustomize_installation() {
     assert_same(&template(&values).unwrap(), &available);
     let keyless = template(&["--set", "crds.keep=false,signing.mode=keyless"]).unwrap();
     assert_same(&keyless, &overlay("keyless"));
+    let openshift = template(&["--set", "crds.keep=false,runAs=platform"]).unwrap();
+    assert_same(&openshift, &overlay("openshift"));
 
     let kept = template(&[]).unwrap();
     let crds: Vec<_> = kept.iter().filter(|((kind, ..), _)| kind == "CustomResourceDefinition").collect();
@@ -171,6 +173,43 @@ fn values_change_what_they_name() {
 }
 
 #[test]
+fn ids_are_numbers_or_those_of_the_platform() {
+    let file = tempfile::NamedTempFile::with_suffix(".yaml").unwrap();
+    std::fs::write(file.path(), "runAs: 1000650000\n").unwrap();
+    let file = file.path().to_str().unwrap();
+    for (arguments, id) in [
+        (["--set", "runAs=1000650000"], 1_000_650_000),
+        (["--values", file], 1_000_650_000),
+        (["--set", "replicas=1"], 65_532),
+    ] {
+        let objects = template(&arguments).unwrap();
+        let key = ("Deployment".to_owned(), Some(NAMESPACE.to_owned()), "codex-controller".to_owned());
+        let pod = &objects[&key]["spec"]["template"]["spec"];
+        assert_eq!(
+            (&pod["securityContext"]["runAsUser"], &pod["securityContext"]["runAsGroup"]),
+            (&id.into(), &id.into())
+        );
+        let environment = pod["containers"][0]["env"].as_array().unwrap();
+        let told = environment.iter().find(|it| it["name"] == "CODEX_RUN_AS").map(|it| it["value"].clone());
+        assert_eq!(told, (id != 65_532).then(|| id.to_string().into()), "a text, not a number with an exponent");
+    }
+}
+
+#[test]
+fn two_controllers_have_a_short_lease() {
+    let duration = |values: &str| {
+        let objects = template(&["--set", values]).unwrap();
+        let key = ("Deployment".to_owned(), Some(NAMESPACE.to_owned()), "codex-controller".to_owned());
+        let environment = objects[&key]["spec"]["template"]["spec"]["containers"][0]["env"].as_array().unwrap().clone();
+        environment.iter().find(|it| it["name"] == "CODEX_LEASE_DURATION").map(|it| it["value"].clone())
+    };
+    assert_eq!(duration("replicas=1"), None);
+    assert_eq!(duration("replicas=2"), Some("7".into()));
+    assert_eq!(duration("replicas=3,leaseDuration=20"), Some("20".into()));
+    assert_eq!(duration("leaseDuration=15"), Some("15".into()));
+}
+
+#[test]
 fn watched_namespaces_get_roles() {
     let objects = template(&["--set", "watchNamespaces={team-a,team-b}"]).unwrap();
     let get = |kind: &str, namespace: Option<&str>| {
@@ -200,8 +239,11 @@ fn wrong_values_are_refused_by_name() {
     for (value, named) in [
         ("replcas=2", "replcas"),
         ("replicas=two", "/replicas"),
+        ("leaseDuration=4", "/leaseDuration"),
         ("images.controller=", "/images/controller"),
         ("imagePullPolicy=Sometimes", "/imagePullPolicy"),
+        ("runAs=0", "/runAs"),
+        ("runAs=root", "/runAs"),
         ("watchNamespaces={Team_A}", "/watchNamespaces/0"),
         ("admissionPolicies.administrators={it's}", "/admissionPolicies/administrators/0"),
     ] {

@@ -25,7 +25,8 @@ pub(crate) fn files(manifests: &Path) -> BTreeMap<String, String> {
     add("admission.yaml", admission(&read("controller/admission.yaml")));
     add("redeploy.yaml", when(".Values.admissionPolicies.enabled", &read("controller/redeploy.yaml")));
     add("deployment.yaml", edit(&read("controller/deployment.yaml"), DEPLOYMENT));
-    add("service.yaml", edit(&read("controller/service.yaml"), &[NAMESPACE]));
+    let of_release = "namespace: {{ .Release.Namespace }}\n";
+    add("service.yaml", edit(&read("controller/service.yaml"), &[(NAMESPACE.0, 2, of_release)]));
     for kind in
         ["trainingruns", "evaluations", "reasoningpods", "clusterpromotionpolicies", "promotionpolicies", "signoffs"]
     {
@@ -60,6 +61,11 @@ const DEPLOYMENT: &[Edit] = &[
         1,
         "    spec:\n      {{- with .Values.imagePullSecrets }}\n      imagePullSecrets:\n        {{- toYaml . | nindent 8 }}\n      {{- end }}\n      {{- with .Values.priorityClassName }}\n      priorityClassName: {{ . }}\n      {{- end }}\n      {{- with .Values.nodeSelector }}\n      nodeSelector:\n        {{- toYaml . | nindent 8 }}\n      {{- end }}\n      {{- with .Values.tolerations }}\n      tolerations:\n        {{- toYaml . | nindent 8 }}\n      {{- end }}\n      {{- with .Values.affinity }}\n      affinity:\n        {{- toYaml . | nindent 8 }}\n      {{- end }}\n      serviceAccountName",
     ),
+    (
+        "        runAsUser: 65532\n        runAsGroup: 65532\n",
+        1,
+        "        {{- if ne (toString .Values.runAs) \"platform\" }}\n        runAsUser: {{ toJson .Values.runAs }}\n        runAsGroup: {{ toJson .Values.runAs }}\n        {{- end }}\n",
+    ),
     ("image: codex-controller:0.1.0\n", 1, "image: {{ .Values.images.controller }}\n"),
     ("imagePullPolicy: IfNotPresent\n", 1, "imagePullPolicy: {{ .Values.imagePullPolicy }}\n"),
     (
@@ -70,7 +76,7 @@ const DEPLOYMENT: &[Edit] = &[
     (
         "value: codex:0.1.0\n          ports:",
         1,
-        "value: {{ .Values.images.worker }}\n            {{- with .Values.images.cuda }}\n            - name: CODEX_CUDA_IMAGE\n              value: {{ . }}\n            {{- end }}\n            {{- with .Values.attestedImages }}\n            - name: CODEX_ATTESTED_IMAGES\n              value: {{ join \",\" . | quote }}\n            {{- end }}\n            {{- with .Values.watchNamespaces }}\n            - name: CODEX_WATCH_NAMESPACES\n              value: {{ join \",\" . | quote }}\n            {{- end }}\n            {{- if eq .Values.signing.mode \"keyless\" }}\n            - name: CODEX_SIGNING\n              value: keyless\n            {{- end }}\n            {{- with .Values.extraEnv }}\n            {{- toYaml . | nindent 12 }}\n            {{- end }}\n          ports:",
+        "value: {{ .Values.images.worker }}\n            {{- with .Values.images.cuda }}\n            - name: CODEX_CUDA_IMAGE\n              value: {{ . }}\n            {{- end }}\n            {{- if ne (toString .Values.runAs) \"65532\" }}\n            - name: CODEX_RUN_AS\n              value: {{ if eq (toString .Values.runAs) \"platform\" }}platform{{ else }}{{ toJson .Values.runAs | quote }}{{ end }}\n            {{- end }}\n            {{- with .Values.attestedImages }}\n            - name: CODEX_ATTESTED_IMAGES\n              value: {{ join \",\" . | quote }}\n            {{- end }}\n            {{- with .Values.watchNamespaces }}\n            - name: CODEX_WATCH_NAMESPACES\n              value: {{ join \",\" . | quote }}\n            {{- end }}\n            {{- if eq .Values.signing.mode \"keyless\" }}\n            - name: CODEX_SIGNING\n              value: keyless\n            {{- end }}\n            {{- if .Values.leaseDuration }}\n            - name: CODEX_LEASE_DURATION\n              value: {{ int .Values.leaseDuration | quote }}\n            {{- else if gt (int .Values.replicas) 1 }}\n            - name: CODEX_LEASE_DURATION\n              value: \"7\"\n            {{- end }}\n            {{- with .Values.extraEnv }}\n            {{- toYaml . | nindent 12 }}\n            {{- end }}\n          ports:",
     ),
     (
         "          resources:\n            requests:\n              cpu: 20m\n              memory: 32Mi\n            limits:\n              memory: 256Mi\n",

@@ -1,6 +1,8 @@
 """Uses the OpenAI client of PyPI, unchanged, against a server. Prints what it tried; an assertion ends it with an error.
 
-    python check.py URL KEY
+    python check.py URL KEY TOOLS_URL
+
+The chat template of the first server has no place for tools. That of the second one has, and begins the reasoning.
 """
 
 import json
@@ -8,8 +10,79 @@ import sys
 
 import openai
 
-URL, KEY = sys.argv[1:3]
+URL, KEY, TOOLS_URL = sys.argv[1:4]
 MESSAGES = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "What is the capital of France?"}]
+
+
+SCHEMA = {
+    "type": "object",
+    "properties": {"sure": {"type": "boolean"}, "answer": {"enum": ["yes", "no"]}},
+    "required": ["sure", "answer"],
+    "additionalProperties": False,
+}
+TOOL = {"type": "function", "function": {"name": "tell", "description": "Tells.", "strict": True, "parameters": SCHEMA}}
+
+
+def refused(kind, told, call):
+    try:
+        call()
+    except kind as error:
+        assert told in str(error), error
+        return
+    raise AssertionError(f"{told}: nothing was raised")
+
+
+def tools_and_reasoning(client):
+    name = client.models.list().data[0].id
+    question = {"role": "user", "content": "Are you sure?"}
+    ended = {"chat_template_kwargs": {"enable_thinking": False}}
+    choice = {"type": "function", "function": {"name": "tell"}}
+    asked = {"model": name, "messages": [question], "tools": [TOOL], "extra_body": ended}
+    called = client.chat.completions.create(**asked, tool_choice=choice)
+    (call,) = called.choices[0].message.tool_calls
+    assert called.choices[0].finish_reason == "tool_calls" and call.function.name == "tell", called
+    assert list(json.loads(call.function.arguments)) == ["sure", "answer"], call
+    streamed, reason = "", None
+    for chunk in client.chat.completions.create(**asked, tool_choice=choice, stream=True):
+        streamed += "".join(part.function.arguments for part in chunk.choices[0].delta.tool_calls or [])
+        reason = chunk.choices[0].finish_reason or reason
+    assert (streamed, reason) == (call.function.arguments, "tool_calls"), streamed
+    # The result of the tool goes back, and the model goes on.
+    result = {"role": "tool", "tool_call_id": call.id, "content": "yes"}
+    history = [question, called.choices[0].message, result]
+    answer = client.chat.completions.create(**{**asked, "messages": history}, max_tokens=6)
+    assert answer.usage.prompt_tokens > called.usage.prompt_tokens, answer.usage
+    flat = {"type": "function", **TOOL["function"]}
+    response = client.responses.create(
+        model=name, input="Are you sure?", tools=[flat], tool_choice={"type": "function", "name": "tell"}, extra_body=ended
+    )
+    assert [item.type for item in response.output] == ["function_call"], response
+    assert list(json.loads(response.output[0].arguments)) == ["sure", "answer"], response
+    refused(
+        openai.BadRequestError,
+        "is not among the tools",
+        lambda: client.chat.completions.create(**asked, tool_choice={"type": "function", "function": {"name": "ask"}}),
+    )
+    print("tools:", call.function.name, call.function.arguments)
+
+    asked = {"model": name, "messages": [question], "max_tokens": 30, "extra_body": {"thinking_token_budget": 12}}
+    whole = client.chat.completions.create(**asked)
+    message = whole.choices[0].message
+    # The client keeps the fields that OpenAI's API does not have.
+    assert message.reasoning and message.reasoning == message.reasoning_content and message.content, message
+    reasoned = whole.usage.completion_tokens_details.reasoning_tokens
+    assert 12 <= reasoned < whole.usage.completion_tokens, whole.usage
+    parts = {"reasoning": "", "reasoning_content": "", "content": ""}
+    for chunk in client.chat.completions.create(**asked, stream=True):
+        for part in parts:
+            parts[part] += getattr(chunk.choices[0].delta, part, None) or ""
+    assert parts == {part: getattr(message, part) for part in parts}, parts
+    response = client.responses.create(
+        model=name, input="Are you sure?", max_output_tokens=30, extra_body={"thinking_token_budget": 12}
+    )
+    assert [item.type for item in response.output] == ["reasoning", "message"], response
+    assert response.output_text == message.content and response.usage.output_tokens_details.reasoning_tokens == reasoned
+    print("reasoning:", reasoned, "tokens, then an answer")
 
 
 def main():
@@ -63,30 +136,16 @@ def main():
     assert events[-1].response.output_text == text
     print("response:", len(events), "events")
 
-    schema = {
-        "type": "object",
-        "properties": {"sure": {"type": "boolean"}, "answer": {"enum": ["yes", "no"]}},
-        "required": ["sure", "answer"],
-        "additionalProperties": False,
-    }
-    named = {"type": "json_schema", "json_schema": {"name": "answer", "strict": True, "schema": schema}}
+    named = {"type": "json_schema", "json_schema": {"name": "answer", "strict": True, "schema": SCHEMA}}
     bound = client.chat.completions.create(model=name, messages=MESSAGES, response_format=named)
     answer = json.loads(bound.choices[0].message.content)
     assert list(answer) == ["sure", "answer"] and bound.choices[0].finish_reason == "stop", bound
-    flat = {"format": {"type": "json_schema", "name": "answer", "schema": schema}}
+    flat = {"format": {"type": "json_schema", "name": "answer", "schema": SCHEMA}}
     response = client.responses.create(model=name, input="Are you sure?", text=flat)
     assert list(json.loads(response.output_text)) == ["sure", "answer"], response
     chosen = client.completions.create(model=name, prompt="Are you sure?", extra_body={"guided_choice": ["yes", "no"]})
     assert chosen.choices[0].text in ("yes", "no"), chosen
     print("structured:", answer, chosen.choices[0].text)
-
-    def refused(kind, told, call):
-        try:
-            call()
-        except kind as error:
-            assert told in str(error), error
-            return
-        raise AssertionError(f"{told}: nothing was raised")
 
     refused(openai.BadRequestError, "stores no responses", lambda: client.responses.create(**asked, previous_response_id="resp_1"))
     refused(openai.NotFoundError, "is not served here", lambda: client.chat.completions.create(model="gpt-4", messages=MESSAGES))
@@ -94,7 +153,14 @@ def main():
     refused(openai.BadRequestError, "guided_regex", lambda: client.completions.create(model=name, prompt="1", extra_body=extra))
     wrong = client.with_options(api_key="sk-wrong-0123456789")
     refused(openai.AuthenticationError, "the API key is not valid", lambda: wrong.models.list())
+    refused(
+        openai.BadRequestError,
+        "chat template has no place for tools",
+        lambda: client.chat.completions.create(model=name, messages=MESSAGES, tools=[TOOL]),
+    )
     print("errors: as classes of the client")
+
+    tools_and_reasoning(openai.OpenAI(base_url=TOOLS_URL + "/v1", api_key=KEY, max_retries=0))
 
 
 main()

@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, fs, path::Path, process::Command};
 
-use codex_crds::{ConditionType, Evaluation, ReasoningPodPhase, TrainingRun, child};
+use codex_crds::{ConditionType, Evaluation, EvaluationPhase, ReasoningPodPhase, TrainingRun, child, label};
 use codex_provenance::{attestation::AttestationKind, manifest::Manifest};
 use codex_signing::{bundle, key::PublicKey};
 use codex_tests::{
@@ -19,7 +19,10 @@ use k8s_openapi::api::{
     networking::v1::NetworkPolicy,
     policy::v1::PodDisruptionBudget,
 };
-use kube::{ResourceExt as _, api::ListParams};
+use kube::{
+    ResourceExt as _,
+    api::{DeleteParams, ListParams},
+};
 use serde_json::{Value, json};
 
 #[tokio::test(flavor = "multi_thread")]
@@ -90,6 +93,7 @@ async fn a_trained_model_is_served_and_an_untrained_one_is_not() -> Result<()> {
     tables(&team).await?;
     signatures(&team, &run, &pod).await?;
     dry_run(&team).await?;
+    pruned(&team).await?;
     team.done();
     Ok(())
 }
@@ -242,5 +246,57 @@ async fn dry_run(team: &Team) -> Result<()> {
     team.change::<codex_crds::ReasoningPod>(name, json!({ "spec": { "dryRun": false } })).await?;
     let after = team.serving(name).await?.status.unwrap();
     assert_eq!((after.manifest, after.promotion), (before.manifest, before.promotion));
+    Ok(())
+}
+
+/// Checks that a server outlives its run and can start again, and that a run of the same name makes the verdict a former one.
+async fn pruned(team: &Team) -> Result<()> {
+    let (runs, evaluations) = (team.api::<TrainingRun>(), team.api::<Evaluation>());
+    let name = "learns-served";
+    let before = team.serving(name).await?;
+    runs.delete("learns", &DeleteParams::background()).await?;
+    until_gone(&runs, "learns", SOON).await?;
+    let status = team.blocked(name).await?.status.unwrap();
+    assert!(status.blocked_by.iter().any(|why| why.contains("TrainingRun learns")), "{:?}", status.blocked_by);
+    let uid = before.uid().unwrap();
+    for bundle in [&status.manifest.as_ref().unwrap().bundle, &status.promotion.as_ref().unwrap().bundle] {
+        until(&team.api::<ConfigMap>(), bundle, "only the ReasoningPod owns it", SOON, |bundle| {
+            bundle.owner_references().iter().map(|owner| &owner.uid).eq([&uid])
+        })
+        .await?;
+    }
+    // Another pod mounts them.
+    let former = team.pods(label::REASONING_POD, name).await?;
+    for pod in &former {
+        team.api::<Pod>().delete(&pod.name_any(), &DeleteParams::default()).await?;
+        until_gone(&team.api::<Pod>(), &pod.name_any(), SOON).await?;
+    }
+    until(&team.api::<Deployment>(), &child::server(name), "another server is ready", SOON, |servers| {
+        servers.status.as_ref().and_then(|status| status.ready_replicas) == Some(1)
+    })
+    .await?;
+    team.infer(name, "12+7:").await?;
+    // The verdict stays, until another run has the name.
+    let ready = |evaluation: &Evaluation| {
+        let status = evaluation.status.as_ref().unwrap();
+        let ready = condition(Some(&status.conditions), ConditionType::Ready).unwrap().clone();
+        (status.verdict, ready.status, ready.reason, ready.message)
+    };
+    until(&evaluations, "learns-judged", "it says that its run is gone", SOON, |evaluation| {
+        let (verdict, status, _, message) = ready(evaluation);
+        verdict == Some(Verdict::Passed) && status == "True" && message.contains("TrainingRun learns no longer exists")
+    })
+    .await?;
+    let mut again = objects::run("learns", &[]);
+    again.spec.suspend = true;
+    team.create(&again).await?;
+    until(&evaluations, "learns-judged", "it says that its run was replaced", SOON, |evaluation| {
+        let (verdict, status, reason, _) = ready(evaluation);
+        let phase = evaluation.status.as_ref().unwrap().phase;
+        verdict == Some(Verdict::Passed)
+            && (&*status, &*reason) == ("False", "Replaced")
+            && phase == Some(EvaluationPhase::Stalled)
+    })
+    .await?;
     Ok(())
 }

@@ -56,6 +56,9 @@ async fn placement_data_suspension_and_scale_follow_the_spec() -> Result<()> {
     let trained = team.trained("run").await?;
     let status = trained.status.as_ref().unwrap();
     assert_eq!(status.data_digests[0].sha256.to_string(), sha256);
+    let device = status.device.as_ref().unwrap();
+    let falls_back = device.fallback.as_deref().is_some_and(|why| why.starts_with("no CUDA device is usable: "));
+    assert!(device.engine.starts_with("cpu-") && falls_back, "{device:?}");
 
     let trainers = team.pods("batch.kubernetes.io/job-name", "codex-t-run").await?;
     let spec = trainers[0].spec.as_ref().unwrap();

@@ -179,7 +179,12 @@ async fn impersonated(team: &Team) -> Result<kube::Config> {
 fn copy_of(evaluator: &Pod) -> Value {
     let mut copy = plain_pod(evaluator, "copied");
     copy["metadata"]["labels"] = json!(evaluator.metadata.labels);
-    copy["metadata"]["ownerReferences"] = json!(evaluator.metadata.owner_references);
+    let mut owners = json!(evaluator.metadata.owner_references);
+    for owner in owners.as_array_mut().into_iter().flatten() {
+        // OwnerReferencesPermissionEnforcement refuses a blocking owner before any policy is asked.
+        owner["blockOwnerDeletion"] = json!(false);
+    }
+    copy["metadata"]["ownerReferences"] = owners;
     copy
 }
 

@@ -94,7 +94,8 @@ async fn chain_under_fire(team: &Team, controller: &Controller, audit_log: std::
     let one = |name: &str| vec![name.to_owned()];
     let jobs = vec!["codex-e-judged".to_owned(), "codex-t-run".to_owned()];
     let server = child::server("served");
-    assert_eq!(there, (jobs, one(&server), one("served"), one(&server), one(&server)));
+    let policies = vec![server.clone(), child::WORKERS.to_owned()];
+    assert_eq!(there, (jobs, one(&server), one("served"), one(&server), policies));
     for (job, what) in [("codex-t-run", "trainer"), ("codex-e-judged", "evaluator")] {
         let pods = team.pods("batch.kubernetes.io/job-name", job).await?;
         assert_eq!(pods.len(), 1, "one {what} did the work");

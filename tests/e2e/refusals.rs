@@ -268,6 +268,13 @@ fn cases() -> Vec<Case> {
             &["spec.serving.thinkingBudget", "greater than or equal to 0"],
         ),
         pod(
+            "/spec/serving",
+            json!({ "maxNumSeqs": 16, "maxNumBatchedTokens": 15 }),
+            &["spec.serving.maxNumBatchedTokens must be at least spec.serving.maxNumSeqs"],
+        ),
+        pod("/spec/serving", json!({ "device": "gpu" }), &["spec.serving.device", "gpu", "cuda"]),
+        evaluation("/spec/device", json!("gpu"), &["spec.device", "gpu", "cuda"]),
+        pod(
             "/spec/autoscaling",
             json!({ "idleSeconds": 60, "metrics": { "queueDepth": 4 } }),
             &["spec.autoscaling.idleSeconds", "set minReplicas to 0"],
@@ -280,6 +287,11 @@ fn cases() -> Vec<Case> {
         pod("/spec/rollout", json!({ "steps": [5, 50] }), &["spec.rollout.steps", "end with 100"]),
         pod("/spec/rollout", json!({ "steps": [50, 50, 100] }), &["spec.rollout.steps", "different"]),
         pod("/spec/rollout", json!({ "analysis": { "maxErrorRate": "1.5" } }), &["maxErrorRate", "1.5", "from 0 to 1"]),
+        pod(
+            "/spec/rollout",
+            json!({ "analysis": { "maxInterTokenSeconds": "3" } }),
+            &["maxInterTokenSeconds", "at most 2.5"],
+        ),
         pod(
             "/spec/rollout",
             json!({ "gateway": { "parentRefs": [{ "name": "Public" }] } }),
@@ -362,6 +374,7 @@ async fn fields_that_define_a_result_are_immutable_and_rings_are_not_skipped() -
         (with(&run, "/spec/template", json!("answers-only")), "spec.template is immutable"),
         (with(&run, "/spec/overrides", json!([])), "spec.overrides is immutable"),
         (with(&run, "/spec/config", json!("metadata: {owner: me}")), "spec.config is immutable"),
+        (with(&evaluation, "/spec/device", json!("cpu")), "spec.device is immutable"),
         (with(&run, "/spec/data/0/source", synthetic), "spec.data is immutable"),
         (with(&run, "/spec/output/persistentVolumeClaim/subPath", json!("other")), "spec.output is immutable"),
         (with(&run, "/spec/base", base_run("other")), "spec.base is immutable"),

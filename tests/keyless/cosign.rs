@@ -77,7 +77,7 @@ fn statements(model: &Path) -> Vec<Statement> {
             ring: "0D_base_".into(),
             namespace: "team".into(),
             oms_payload: oms::payload_digest(&signed),
-            training: Training { run, attested, reported: None, base: None },
+            training: Training { run, attested, reported: None, base: None, device: None },
             evaluations: vec![evaluation],
             policies: Vec::new(),
             earlier: Vec::new(),

@@ -58,7 +58,8 @@ where
         match timeout_at(deadline, objects.next()).await {
             Ok(Some(Ok(Some(object)))) => match look(&object).into() {
                 Sight::There => return Ok(object),
-                Sight::NotYet => last = Some(object),
+                // In a box, so that futures that wait stay small.
+                Sight::NotYet => last = Some(Box::new(object)),
                 Sight::Impossible(why) => {
                     return Err(Error::Impossible { what: what(), why, state: tell(api, Some(&object)).await });
                 }
@@ -67,7 +68,7 @@ where
             // The watcher restarts by itself.
             Ok(Some(Err(error))) => tracing::debug!(%error, "watching"),
             Ok(None) | Err(_) => {
-                return Err(Error::Timeout { what: what(), patience, state: tell(api, last.as_ref()).await });
+                return Err(Error::Timeout { what: what(), patience, state: tell(api, last.as_deref()).await });
             }
         }
     }

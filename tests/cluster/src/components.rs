@@ -181,7 +181,8 @@ fn api_server(layout: &Layout) -> Vec<String> {
         pki("kubelet-client-key", "apiserver-kubelet.key"),
         "--kubelet-preferred-address-types=InternalIP".into(),
         "--authorization-mode=Node,RBAC".into(),
-        "--enable-admission-plugins=NodeRestriction".into(),
+        // The second one is on in OpenShift: owner references that block deletion need rights on the owner's finalizers.
+        "--enable-admission-plugins=NodeRestriction,OwnerReferencesPermissionEnforcement".into(),
         "--allow-privileged".into(),
         // The issuer's address is real, so pods and processes of this machine can both fetch its keys.
         format!("--service-account-issuer=https://{HOST}:{}", port::API),
