@@ -181,7 +181,7 @@ impl Candidate {
         }
     }
 
-    /// Sets the namespaces whose objects this process reconciles; all namespaces if there are none.
+    /// Sets the namespaces whose objects this process reconciles. An empty list stands for all namespaces.
     #[must_use]
     pub fn watching(self, namespaces: &[String]) -> Self {
         Self { installation: Installation::watching(namespaces), ..self }

@@ -141,11 +141,11 @@ struct State {
     /// Whether there is a list.
     is_listed: bool,
     root: Option<Rooted>,
-    /// The private key, or why there is none. Plans check whether it has expired.
+    /// The private key, or the reason why it cannot be used. Plans check whether it has expired.
     private: Result<Private, String>,
 }
 
-/// What of a state somebody notices when it changes.
+/// The parts of a state whose change reconciles objects again.
 type Noticed<'a> = (Vec<(Sha256, Validity)>, &'a [TrustedIdentity], bool, Option<Sha256>, Result<Sha256, &'a str>);
 
 impl State {
@@ -443,7 +443,7 @@ impl Signer {
         }
     }
 
-    /// Returns the list of trusted keys and identities; empty if there is none, and only the pinned key is trusted. Of a pattern for
+    /// Returns the list of trusted keys and identities. Without a list it is empty, and only the pinned key is trusted. Of a pattern for
     /// identities, it has the controller's own and those of `met` that match.
     pub fn listed(&self, met: &[Identity]) -> Vec<reasoning_pod::TrustedKey> {
         let state = self.state();

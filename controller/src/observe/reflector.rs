@@ -172,8 +172,8 @@ fn answer(failure: &watcher::Error) -> Option<u16> {
     }
 }
 
-/// Returns a sentence about a failure of the watch of the kind `K` in a namespace, or in all if there is none. If the API server refuses
-/// for want of a right, or does not know the kind, it says what to apply.
+/// Returns a sentence about a failure of the watch of the kind `K` in a namespace; `None` stands for all namespaces. If the controller
+/// lacks a right, or the API server does not know the kind, the sentence says what to apply.
 fn explained<K: Resource<DynamicType = ()>>(failure: &watcher::Error, namespace: Option<&str>) -> String {
     let (said, group) = (chain(failure), K::group(&()));
     let resource = if group.is_empty() { K::plural(&()) } else { format!("{}.{group}", K::plural(&())).into() };

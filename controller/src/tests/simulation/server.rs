@@ -240,7 +240,7 @@ impl Server {
         Some(fault)
     }
 
-    /// Answers a request of a process, or of the cluster if there is none.
+    /// Answers a request of a process; `None` is the cluster itself.
     pub(super) fn answer(
         &mut self,
         process: Option<&Sender>,
