@@ -29,6 +29,8 @@ pub const PLUGIN_METRIC: &str = "plugin-metric";
 pub const PLUGIN_REWARD: &str = "plugin-reward";
 /// Name of the plugin that selects records in the data of a training run.
 pub const PLUGIN_FILTER: &str = "plugin-filter";
+/// Name of the safety rules in the data of a training run. Its records are checked by them.
+pub const SAFETY_RULES: &str = "safety-rules";
 
 /// A file of records, either pinned by its digest or generated.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -45,9 +47,14 @@ pub struct Data {
 }
 
 impl Data {
-    /// Whether a training run is trained on its records: all but those that are held out, and plugins.
+    /// Whether a training run is trained on its records: those of all files but the one that is held out.
     pub fn is_trained_on(&self) -> bool {
-        self.name != VALIDATION && !self.is_plugin()
+        self.name != VALIDATION && self.has_records()
+    }
+
+    /// Whether it is a file of records in a training run: neither a plugin nor safety rules.
+    pub fn has_records(&self) -> bool {
+        !self.is_plugin() && self.name != SAFETY_RULES
     }
 
     /// Whether it is the file of a plugin.

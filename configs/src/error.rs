@@ -6,11 +6,16 @@ use codex_provenance::ConfigDigest;
 
 use crate::Rule;
 
+/// The directories of files that overrides and defaults lists choose.
+const OPTIONS: [&str; 3] = ["continual/", "replay/", "training/reasoning/"];
+
 /// The source of a value.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Origin {
     /// An embedded YAML file of this crate.
     Group(&'static str),
+    /// A template that is not included: that of `spec.templateFrom`, or a file.
+    Template,
     /// `spec.config`.
     Config,
     /// An item of `spec.overrides`, by index.
@@ -44,8 +49,9 @@ impl Origin {
         match self {
             Self::Group(_) if self.is_base() => "base",
             Self::Group(name) if name.starts_with("templates/") => "template",
+            Self::Template => "template",
             Self::Group(name) if name.starts_with("curriculum/") => "curriculum",
-            Self::Group(name) if name.starts_with("training/reasoning/") || name.starts_with("replay/") => "option",
+            Self::Group(name) if OPTIONS.iter().any(|directory| name.starts_with(directory)) => "option",
             Self::Group(_) => "preset",
             Self::Config => "config",
             Self::Override(_) | Self::Set(_) => "override",
@@ -58,6 +64,7 @@ impl fmt::Display for Origin {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Group(name) => f.write_str(name),
+            Self::Template => f.write_str("template"),
             Self::Config => f.write_str("config"),
             Self::Override(index) => write!(f, "overrides[{index}]"),
             Self::Set(text) if text.is_empty() => f.write_str("--set"),
@@ -127,7 +134,7 @@ pub enum ConfigError {
         example: &'static str,
     },
     /// A value is not valid for its key.
-    #[error("{origin} sets {key} to {value}: write {rule}{}", advice(key, value))]
+    #[error("{origin} sets {key} to {value}: write {rule}")]
     Refused {
         /// Where.
         origin: Origin,
@@ -179,7 +186,7 @@ pub enum ConfigError {
         "{origin} adds {group}, which is neither a group nor a key: the groups are template ({}), {} of training and preset ({}) \
          of evaluations, such as template=lora",
         crate::TEMPLATES.join(", "),
-        crate::options::listed(crate::options::TRAINING_GROUPS),
+        crate::options::training_groups(),
         crate::PRESETS.join(", ")
     )]
     NoGroup {
@@ -187,6 +194,30 @@ pub enum ConfigError {
         origin: Origin,
         /// The name of the group.
         group: String,
+    },
+    /// An entry of a defaults list, or an override that chooses from a group, is wrong.
+    #[error("{}: {right}", chooses(origin, *index, text))]
+    Choice {
+        /// Where.
+        origin: Origin,
+        /// The index of the entry in the list. `None` for an override.
+        index: Option<usize>,
+        /// The entry or the override.
+        text: String,
+        /// What is wrong, and what to write instead.
+        right: String,
+    },
+    /// What stands under `defaults` is not a list, or is too long.
+    #[error(
+        "{origin} has {found} under defaults: write a list of at most {most} entries, such as `- /reasoning: baseline`"
+    )]
+    NotAList {
+        /// Where.
+        origin: Origin,
+        /// What was found.
+        found: String,
+        /// Maximum number of entries.
+        most: usize,
     },
     /// A value refers to something that does not exist, or that it must not read.
     #[error("{origin} sets {key} to {text}: {right}")]
@@ -257,9 +288,11 @@ pub enum ConfigError {
         /// A valid example.
         example: &'static str,
     },
-    /// `spec.config` is too long.
-    #[error("config has {bytes} bytes: write at most {most}")]
+    /// `spec.config` or a template that is not included is too long.
+    #[error("{origin} has {bytes} bytes: write at most {most}")]
     TooLong {
+        /// Where.
+        origin: Origin,
         /// Its size in bytes.
         bytes: usize,
         /// The maximum size in bytes.
@@ -338,16 +371,6 @@ pub enum ConfigError {
     },
 }
 
-/// Returns what to add to the refusal of a value that is valid elsewhere.
-fn advice(key: &str, value: &str) -> &'static str {
-    match (key, value.trim_matches('"')) {
-        ("training.dtype", "fp16" | "float16" | "half") => {
-            "; use bf16: gradients in fp16 leave its range without loss scaling, which no engine here has"
-        }
-        _ => "",
-    }
-}
-
 impl ConfigError {
     /// Rewrites the error for a command line, where the overrides are the `--set` arguments `set`.
     #[must_use]
@@ -373,6 +396,7 @@ impl ConfigError {
             | Self::Absent { origin, .. }
             | Self::NotNull { origin, .. }
             | Self::NoGroup { origin, .. }
+            | Self::Choice { origin, .. }
             | Self::Reference { origin, .. } => *origin = origin.clone().on_command_line(set),
             _ => {}
         }
@@ -391,18 +415,29 @@ impl ConfigError {
             | Self::Absent { origin, key }
             | Self::NotNull { origin, key, .. }
             | Self::Reference { origin, key, .. } => (Some(origin), Some(key)),
+            Self::NotAList { origin, .. } => (Some(origin), Some(crate::defaults::DEFAULTS)),
             Self::NoGroup { origin, .. }
+            | Self::Choice { origin, .. }
             | Self::NotAnOverride { origin, .. }
             | Self::NotAValue { origin, .. }
             | Self::NotYaml { origin, .. }
             | Self::Mistake { origin, .. }
             | Self::Merge { origin }
-            | Self::NotAMapping { origin, .. } => (Some(origin), None),
+            | Self::NotAMapping { origin, .. }
+            | Self::TooLong { origin, .. } => (Some(origin), None),
             Self::Conflict { key, .. } => (None, Some(key)),
             Self::Data { field, .. } => (None, Some(field)),
-            Self::TooLong { .. } => (Some(&Origin::Config), None),
             _ => (None, None),
         }
+    }
+}
+
+/// Returns what an entry of a defaults list, or an override, is.
+fn chooses(origin: &Origin, index: Option<usize>, text: &str) -> String {
+    match (index, origin) {
+        (Some(_), _) => format!("{origin} has `{text}` in its defaults list"),
+        (None, Origin::Set(_)) => origin.to_string(),
+        (None, _) => format!("{origin} is `{text}`"),
     }
 }
 

@@ -6,12 +6,14 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    BASELINE, ConfigError, Data, Environment, Explained, Located, PLUGIN_METRIC, PROBLEMS, REFERENCE, Resolved,
+    BASELINE, ConfigError, Data, Environment, Explained, Located, Origin, PLUGIN_METRIC, PROBLEMS, REFERENCE, Resolved,
     Sources, benchmark, benchmark_file, data,
+    defaults::parts,
     error::nearest,
     explained::explain,
     keys,
     layers::{Layers, recheck},
+    options::EVALUATION,
     resolved::Spec,
 };
 
@@ -361,7 +363,7 @@ pub fn compose_evaluation(
     data: Vec<Data>,
 ) -> Result<Resolved<Evaluation>, ConfigError> {
     let mut layers = layers();
-    layers.all(&[group(preset)?], None, overrides)?;
+    layers.all(&parts(&EVALUATION, &[group(preset)?], None, overrides)?, overrides)?;
     resolve(preset, seed, layers.finish(Environment::ABSENT)?, data)
 }
 
@@ -373,12 +375,14 @@ pub fn compose_evaluation(
 pub fn explain_evaluation(sources: &Sources<'_>, seed: u64, data: Vec<Data>) -> Result<Explained<Evaluation>, Located> {
     let preset = sources.group.unwrap_or_default();
     let group = group(preset).map_err(Located::nowhere)?;
-    explain(layers(), &[group], sources, |layers| resolve(preset, seed, layers.finish(sources.environment)?, data))
+    let parts = parts(&EVALUATION, &[group], sources.config, sources.overrides);
+    let parts = parts.map_err(|error| Located::chosen(error, sources))?;
+    explain(layers(), &parts, sources, |layers| resolve(preset, seed, layers.finish(sources.environment)?, data))
 }
 
-/// Returns the preset of this name: path and text.
-fn group(preset: &str) -> Result<(&'static str, &'static str), ConfigError> {
-    let found = GROUPS.iter().find(|(name, ..)| *name == preset).map(|(_, path, text)| (*path, *text));
+/// Returns the file of the preset of this name, with its text.
+fn group(preset: &str) -> Result<(Origin, &'static str), ConfigError> {
+    let found = GROUPS.iter().find(|(name, ..)| *name == preset).map(|(_, path, text)| (Origin::Group(path), *text));
     found.ok_or_else(|| ConfigError::UnknownName {
         field: "preset",
         name: preset.to_owned(),
@@ -388,7 +392,7 @@ fn group(preset: &str) -> Result<(&'static str, &'static str), ConfigError> {
 }
 
 fn layers() -> Layers {
-    Layers::new(keys::EVALUATION, ("evaluation.limit=500", "evaluation: {limit: 500}"), &[])
+    Layers::new(keys::EVALUATION, ("evaluation.limit=500", "evaluation: {limit: 500}"), &EVALUATION)
 }
 
 fn resolve(

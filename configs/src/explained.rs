@@ -7,9 +7,10 @@ use serde_json::Value;
 use crate::{
     ConfigError, Environment, Evaluation, Origin, Resolved, Training,
     curriculum::CURRICULA,
+    defaults::{DEFAULTS, Part, is_header},
     keys::{EVALUATION, Key, TRAINING},
     layers::Layers,
-    lines::{lines, second},
+    lines::{items, lines, second},
 };
 
 /// What a configuration is composed from.
@@ -17,6 +18,8 @@ use crate::{
 pub struct Sources<'a> {
     /// The template or preset.
     pub group: Option<&'a str>,
+    /// The text of a template that is not included, of which `group` is the name.
+    pub own: Option<&'a str>,
     /// Settings as YAML text.
     pub config: Option<&'a str>,
     /// Overrides, in their order.
@@ -43,6 +46,8 @@ pub struct Leaf {
 pub struct Share {
     /// The layer.
     pub origin: Origin,
+    /// The files whose defaults lists include it, the outermost first, and itself if it has a list.
+    pub within: Vec<Origin>,
     /// Number of keys that it sets.
     pub sets: usize,
     /// Number of values that come from it in the end.
@@ -89,18 +94,35 @@ impl Located {
         Self { error: Box::new(error), origin: None, line: None }
     }
 
+    /// An error of the choice of files, with its line if it is in a file of the user.
+    pub(crate) fn chosen(error: ConfigError, sources: &Sources<'_>) -> Self {
+        let origin = error.place().0.cloned();
+        let text = match origin {
+            Some(Origin::Config) => sources.config,
+            Some(Origin::Template) => sources.own,
+            _ => None,
+        };
+        let line = text.and_then(|text| line(&error, text, "", ""));
+        Self { error: Box::new(error), origin, line }
+    }
+
     /// Finds the place of an error in the texts of layers.
-    fn find(error: ConfigError, texts: &[(Origin, &str)], layers: &Layers) -> Self {
+    fn find(error: ConfigError, parts: &[Part<'_>], layers: &Layers) -> Self {
         let (origin, key) = error.place();
         let origin = origin.or_else(|| layers.origin(key?)).cloned();
-        let text = texts.iter().find(|(named, _)| Some(named) == origin.as_ref()).map(|(_, text)| *text);
-        let line = text.and_then(|text| line(&error, text, ""));
+        let part = parts.iter().find(|part| Some(&part.origin) == origin.as_ref());
+        let line = part.and_then(|part| line(&error, part.text, "", &part.package));
         Self { error: Box::new(error), origin, line }
     }
 }
 
-/// Returns the line of an error in a text whose keys have a prefix.
-fn line(error: &ConfigError, text: &str, prefix: &str) -> Option<usize> {
+/// Returns a key as a file with this package writes it.
+fn written<'a>(key: &'a str, package: &str) -> Option<&'a str> {
+    if package.is_empty() { Some(key) } else { key.strip_prefix(package)?.strip_prefix('.') }
+}
+
+/// Returns the line of an error in a text whose keys have a prefix and stand below a package.
+fn line(error: &ConfigError, text: &str, prefix: &str, package: &str) -> Option<usize> {
     match error {
         ConfigError::Mistake { line, .. } => Some(*line),
         ConfigError::NotYaml { source, .. } | ConfigError::NotResolved { source } => {
@@ -108,9 +130,13 @@ fn line(error: &ConfigError, text: &str, prefix: &str) -> Option<usize> {
         }
         ConfigError::ForeignText { place } => place.map(|(line, _)| line),
         ConfigError::Twice { key, .. } => second(text, key),
+        ConfigError::Choice { index, .. } => items(text, DEFAULTS).get((*index)?).copied(),
         ConfigError::Merge { .. } => text.lines().zip(1..).find(|(line, _)| line.contains("<<")).map(|(_, line)| line),
         ConfigError::NotAMapping { .. } | ConfigError::TooLong { .. } => Some(1),
-        error => line_of(&lines(text), &format!("{prefix}{}", error.place().1?)),
+        error => {
+            let key = error.place().1?;
+            line_of(&lines(text), &format!("{prefix}{}", written(key, package).unwrap_or(key)))
+        }
     }
 }
 
@@ -128,30 +154,35 @@ fn line_of(lines: &BTreeMap<String, usize>, key: &str) -> Option<usize> {
 /// Composes a configuration with the origin of each value. `build` makes it from the layers.
 pub(crate) fn explain<T>(
     mut layers: Layers,
-    groups: &[(&'static str, &'static str)],
+    parts: &[Part<'_>],
     sources: &Sources<'_>,
     build: impl FnOnce(&mut Layers) -> Result<Resolved<T>, ConfigError>,
 ) -> Result<Explained<T>, Located> {
-    let mut texts: Vec<(Origin, &str)> = groups.iter().map(|(name, text)| (Origin::Group(name), *text)).collect();
-    texts.extend(sources.config.map(|text| (Origin::Config, text)));
-    let composed = layers.all(groups, sources.config, sources.overrides).and_then(|()| build(&mut layers));
-    let resolved = composed.map_err(|error| Located::find(error, &texts, &layers))?;
-    let curricula = CURRICULA.iter().map(|(_, path, text)| (Origin::Group(path), *text));
-    let known: Vec<_> = texts.iter().cloned().chain(curricula).map(|(origin, text)| (origin, lines(text))).collect();
+    let composed = layers.all(parts, sources.overrides).and_then(|()| build(&mut layers));
+    let resolved = composed.map_err(|error| Located::find(error, parts, &layers))?;
+    let files = parts.iter().map(|part| (part.origin.clone(), part.package.as_str(), part.text));
+    let curricula = CURRICULA.iter().map(|(_, path, text)| (Origin::Group(path), "", *text));
+    let known: Vec<_> = files.chain(curricula).map(|(origin, package, text)| (origin, package, lines(text))).collect();
     let leaves: Vec<Leaf> = layers
         .origins()
         .into_iter()
         .map(|(key, value, origin)| {
-            let lines = known.iter().find(|(named, _)| *named == origin).map(|(_, lines)| lines);
-            Leaf { line: lines.and_then(|lines| line_of(lines, &key)), key, value, origin }
+            let mut files = known.iter().filter(|(named, ..)| *named == origin);
+            let line = files.find_map(|(_, package, lines)| line_of(lines, written(&key, package)?));
+            Leaf { key, value, origin, line }
         })
         .collect();
-    let mut shares: Vec<Share> =
-        texts.iter().map(|(origin, _)| Share { origin: origin.clone(), sets: 0, in_effect: 0 }).collect();
+    let share = |origin: &Origin, within: &[Origin], sets| Share {
+        origin: origin.clone(),
+        within: within.to_vec(),
+        sets,
+        in_effect: 0,
+    };
+    let mut shares: Vec<Share> = parts.iter().map(|part| share(&part.origin, &part.within, 0)).collect();
     for (origin, _) in layers.given() {
         match shares.iter_mut().find(|share| share.origin == *origin) {
             Some(share) => share.sets += 1,
-            None => shares.push(Share { origin: origin.clone(), sets: 1, in_effect: 0 }),
+            None => shares.push(share(origin, &[], 1)),
         }
     }
     for share in &mut shares {
@@ -172,13 +203,28 @@ pub fn settings_groups(text: &str) -> Option<Vec<String>> {
     }
 }
 
-/// Whether a text is one of settings, perhaps with mistakes: it is empty, or a name at its top is that of a group of settings.
+/// Whether a text has settings of an evaluation. Those of a training run have at most the name of a preset there.
+pub fn is_evaluation(text: &str) -> bool {
+    let text = text.strip_prefix('\u{feff}').unwrap_or(text);
+    let groups: Result<serde_yaml::Mapping, _> = serde_yaml::from_str(text);
+    match groups.ok().and_then(|mut groups| groups.remove("evaluation")) {
+        Some(serde_yaml::Value::Mapping(keys)) => keys.keys().any(|key| key.as_str() != Some("preset")),
+        Some(other) => !other.is_null(),
+        None => false,
+    }
+}
+
+/// Whether a text is one of settings, perhaps with mistakes: it is empty, it names its package, or a name at its top is that of a group of
+/// settings.
 /// Messages quote only such a text, because another file may be a token or a key.
 pub fn is_settings(text: &str) -> bool {
     let known = |name: &str| {
         let group = name.split('.').next().unwrap_or_default();
-        TRAINING.iter().chain(EVALUATION).any(|key| key.path.split('.').next() == Some(group))
+        group == DEFAULTS || TRAINING.iter().chain(EVALUATION).any(|key| key.path.split('.').next() == Some(group))
     };
+    if text.lines().any(is_header) {
+        return true;
+    }
     match settings_groups(text) {
         Some(names) => names.is_empty() || names.iter().any(|name| known(name)),
         None => text.lines().any(|line| line.split_once(':').is_some_and(|(name, _)| known(name))),
@@ -208,7 +254,7 @@ impl ResolvedFile {
     /// [`Located`] with the line of the mistake.
     pub fn read(text: &str) -> Result<Self, Located> {
         let located = |error: ConfigError| {
-            let line = line(&error, text, "spec.settings.");
+            let line = line(&error, text, "spec.settings.", "");
             Located { error: Box::new(error), origin: Some(Origin::Resolved), line }
         };
         match Resolved::<Training>::from_yaml(text.as_bytes()) {
@@ -254,7 +300,7 @@ fn leaves(
     };
     let mut leaves: Vec<Leaf> = Vec::new();
     for key in keys {
-        let value = key.path.split('.').fold(&settings, |value, word| &value[word]);
+        let value = key.value(&settings);
         let path = format!("spec.settings.{}", key.path);
         match value {
             Value::Object(entries) => {
@@ -262,7 +308,7 @@ fn leaves(
                     leaf(format!("{}.{name}", key.path), value.clone(), &format!("{path}.{name}"))
                 }));
             }
-            value => leaves.push(leaf(key.path.to_owned(), value.clone(), &path)),
+            value => leaves.push(leaf(key.path.to_owned(), value, &path)),
         }
     }
     leaves.sort_by(|a, b| a.key.cmp(&b.key));

@@ -1,15 +1,36 @@
 //! The keys of each kind of configuration with their rules, and the keys that are fields of an object instead. Pure.
 
-use crate::{Rule, curriculum, reasoning};
+use serde_json::Value;
+
+use crate::{Rule, curriculum, reasoning, safety::SAFETY_GROUPS};
 
 /// A key and the values that it accepts.
 pub(crate) struct Key {
     pub(crate) path: &'static str,
     pub(crate) rule: Rule,
+    /// The default, as JSON, of a key that resolved files leave out while it has the default.
+    pub(crate) unwritten: Option<&'static str>,
 }
 
 const fn key(path: &'static str, rule: Rule) -> Key {
-    Key { path, rule }
+    Key { path, rule, unwritten: None }
+}
+
+/// Returns a key that came after the digests of configurations were first recorded. Resolved files leave it out while it has its default,
+/// which is JSON here, so that a configuration without it keeps its digest. The typed field has `serde(default, skip_serializing_if)`.
+const fn later(path: &'static str, rule: Rule, default: &'static str) -> Key {
+    Key { path, rule, unwritten: Some(default) }
+}
+
+impl Key {
+    /// Returns the value of the key in the settings of a resolved file. Null if the key is missing and may not be.
+    pub(crate) fn value(&self, settings: &Value) -> Value {
+        let found = self.path.split('.').fold(settings, |value, word| &value[word]);
+        match self.unwritten {
+            Some(default) if found.is_null() => serde_json::from_str(default).unwrap_or_default(),
+            _ => found.clone(),
+        }
+    }
 }
 
 const STEPS: u64 = 100_000_000;
@@ -53,7 +74,7 @@ pub(crate) const TRAINING: &[Key] = &[
     key("training.shuffle", Rule::Flag),
     key("training.gradient_accumulation", Rule::Whole { min: 1, max: 4096 }),
     key("training.device", Rule::Choice(&["auto", "cpu", "cuda"])),
-    key("training.dtype", Rule::Choice(&["fp32", "bf16"])),
+    key("training.dtype", Rule::Choice(&["fp32", "bf16", "fp16"])),
     key("training.gradient_checkpointing", Rule::Flag),
     key("training.learning_rate", Rule::Above { above: 0.0, most: 1.0 }),
     key(
@@ -174,6 +195,8 @@ pub(crate) const TRAINING: &[Key] = &[
     key("data.weights", Rule::WeightsOrNull),
     key("data.deduplicate", Rule::Flag),
     key("data.languages", Rule::AnyOf(LANGUAGES)),
+    later("data.safety.block", Rule::AnyOf(SAFETY_GROUPS), "[]"),
+    later("data.safety.redact", Rule::AnyOf(SAFETY_GROUPS), "[]"),
     key("data.validation.share", Rule::From { min: 0.0, below: 1.0 }),
     key("data.validation.seed", Rule::Whole { min: 0, max: crate::MAX_SEED }),
     key("data.augmentation.probability", Rule::From { min: 0.0, below: 1.0 }),
@@ -198,6 +221,9 @@ pub(crate) const TRAINING: &[Key] = &[
     key("tracking.wandb", Rule::Flag),
     key("tracking.system_metrics", Rule::Flag),
     key("metadata.owner", Rule::Text { max: 63 }),
+    later("metadata.model_card", Rule::Flag, "false"),
+    later("evaluation.preset", Rule::TextOrNull { max: 63, null: "none in particular" }, "null"),
+    later("deployment.preset", Rule::TextOrNull { max: 63, null: "none in particular" }, "null"),
 ];
 
 /// The keys of an evaluation. A test compares them with the presets and with the typed settings.
@@ -221,6 +247,28 @@ pub(crate) const EVALUATION: &[Key] = &[
     key("evaluation.tolerance", Rule::From { min: 0.0, below: 1e12 }),
     key("evaluation.metrics", Rule::ChoicesOrNull { words: ON_DEMAND, null: "those of gates alone" }),
     key("evaluation.confidence", Rule::Above { above: 0.5, most: codex_verdict::MAX_BOOTSTRAP_CONFIDENCE }),
+];
+
+/// The keys of a deployment. A test compares them with the preset that has all of them.
+pub(crate) const DEPLOYMENT: &[Key] = &[
+    key("deployment.dry_run", Rule::Flag),
+    key("deployment.replicas", Rule::Whole { min: 1, max: 1000 }),
+    key(
+        "deployment.autoscaling.min_replicas",
+        Rule::WholeOrNull { min: 0, max: 1000, null: "deployment.replicas servers at all times" },
+    ),
+    key("deployment.autoscaling.max_replicas", Rule::Whole { min: 1, max: 1000 }),
+    key("deployment.autoscaling.cpu_percent", Rule::Whole { min: 1, max: 1000 }),
+    key("deployment.resources.requests.cpu", Rule::Text { max: 32 }),
+    key("deployment.resources.requests.memory", Rule::Text { max: 32 }),
+    key("deployment.resources.limits.cpu", Rule::Text { max: 32 }),
+    key("deployment.resources.limits.memory", Rule::Text { max: 32 }),
+    key("deployment.serving.request_timeout_seconds", Rule::WholeOrNull { min: 1, max: 86_400, null: "no limit" }),
+    key("deployment.serving.rate_limit", Rule::TextOrNull { max: 32, null: "no limit of the preset" }),
+    key("deployment.serving.max_num_seqs", Rule::WholeOrNull { min: 1, max: 65_535, null: "that of the server" }),
+    key("deployment.shadow.of", Rule::TextOrNull { max: 52, null: "no shadow" }),
+    key("deployment.shadow.sample_percent", Rule::Whole { min: 1, max: 100 }),
+    key("deployment.shadow.max_divergence", Rule::Text { max: 16 }),
 ];
 
 /// Parts of keys that name a field of an object, and the field.

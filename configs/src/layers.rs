@@ -9,14 +9,15 @@ use serde_yaml::Value as Yaml;
 use crate::{
     ConfigError, Environment, Origin, Rule,
     change::{Assignment, Change},
+    defaults::{DEFAULTS, Part},
     error::nearest,
     keys::{Key, reserved},
-    options::{OptionGroup, is_choice},
-    references::{Part, Reference, parts, refers},
+    options::Catalog,
+    references::{Piece, Reference, pieces, refers},
 };
 
-/// Maximum size of `spec.config` in bytes.
-const MAX_CONFIG: usize = 32 * 1024;
+/// Maximum size in bytes of `spec.config`, and of a template that is not included.
+pub(crate) const MAX_CONFIG: usize = 32 * 1024;
 /// The byte order mark. It is harmless at the beginning of a text.
 const MARK: char = '\u{feff}';
 /// Maximum number of characters of a value in a message.
@@ -26,8 +27,8 @@ const MAX_SHOWN: usize = 60;
 pub(crate) struct Layers {
     keys: &'static [Key],
     example: (&'static str, &'static str),
-    /// Groups that overrides choose options of. The caller adds their files.
-    groups: &'static [OptionGroup],
+    /// The groups that overrides choose options of. The caller adds their files.
+    catalog: &'static Catalog,
     leaves: BTreeMap<&'static str, Stored>,
     /// What each layer sets, in order.
     given: Vec<(Origin, &'static str)>,
@@ -104,45 +105,36 @@ fn invisible(text: &str) -> Option<(usize, &'static str)> {
 
 impl Layers {
     /// Creates an empty configuration. `example` is an override and the same setting in YAML, for messages.
-    pub(crate) fn new(
-        keys: &'static [Key],
-        example: (&'static str, &'static str),
-        groups: &'static [OptionGroup],
-    ) -> Self {
-        Self { keys, example, groups, leaves: BTreeMap::new(), given: Vec::new() }
+    pub(crate) fn new(keys: &'static [Key], example: (&'static str, &'static str), catalog: &'static Catalog) -> Self {
+        Self { keys, example, catalog, leaves: BTreeMap::new(), given: Vec::new() }
     }
 
-    /// Adds embedded YAML files with their names, `spec.config` and `spec.overrides`, in this order.
-    pub(crate) fn all(
-        &mut self,
-        groups: &[(&'static str, &'static str)],
-        config: Option<&str>,
-        overrides: &[String],
-    ) -> Result<(), ConfigError> {
-        for (name, text) in groups {
-            self.group(name, text)?;
+    /// Adds files, in their order, and `spec.overrides`.
+    pub(crate) fn all(&mut self, parts: &[Part<'_>], overrides: &[String]) -> Result<(), ConfigError> {
+        for part in parts {
+            self.part(part)?;
         }
-        self.config(config.unwrap_or_default())?;
         self.overrides(overrides)
     }
 
     /// Adds an embedded YAML file.
     pub(crate) fn group(&mut self, name: &'static str, text: &str) -> Result<(), ConfigError> {
-        self.yaml(Origin::Group(name), text)
+        self.yaml(Origin::Group(name), text, "")
     }
 
-    /// Adds `spec.config`.
-    pub(crate) fn config(&mut self, text: &str) -> Result<(), ConfigError> {
-        if text.len() > MAX_CONFIG {
-            return Err(ConfigError::TooLong { bytes: text.len(), most: MAX_CONFIG });
+    /// Adds a file.
+    pub(crate) fn part(&mut self, part: &Part<'_>) -> Result<(), ConfigError> {
+        let Part { origin, text, package, .. } = part;
+        if matches!(origin, Origin::Config | Origin::Template) && text.len() > MAX_CONFIG {
+            return Err(ConfigError::TooLong { origin: origin.clone(), bytes: text.len(), most: MAX_CONFIG });
         }
-        self.yaml(Origin::Config, text)
+        self.yaml(origin.clone(), text, package)
     }
 
     /// Adds `spec.overrides`, in their order. Choices of options are skipped: their files are layers of their own.
     pub(crate) fn overrides(&mut self, overrides: &[String]) -> Result<(), ConfigError> {
-        let groups = self.groups;
-        for (index, text) in overrides.iter().enumerate().filter(|(_, text)| !is_choice(groups, text)) {
+        let catalog = self.catalog;
+        for (index, text) in overrides.iter().enumerate().filter(|(_, text)| catalog.change(text).is_none()) {
             let origin = Origin::Override(index);
             let change = Change::parse(text).ok_or_else(|| ConfigError::NotAnOverride {
                 origin: Origin::Override(index),
@@ -342,18 +334,18 @@ impl Layers {
         above: &mut Vec<&'static str>,
         wrong: &dyn Fn(String) -> ConfigError,
     ) -> Result<Value, ConfigError> {
-        let parts = parts(text);
-        if let [Part::Reference(Reference::Key(key))] = parts.as_slice() {
+        let pieces = pieces(text);
+        if let [Piece::Reference(Reference::Key(key))] = pieces.as_slice() {
             return self.referred(key, environment, above, wrong);
         }
         let mut written = String::new();
-        for part in parts {
-            match part {
-                Part::Text(text) => written.push_str(text),
-                Part::Reference(Reference::Key(key)) => {
+        for piece in pieces {
+            match piece {
+                Piece::Text(text) => written.push_str(text),
+                Piece::Reference(Reference::Key(key)) => {
                     written.push_str(&plain(&self.referred(key, environment, above, wrong)?));
                 }
-                Part::Reference(Reference::Variable { name, default }) => {
+                Piece::Reference(Reference::Variable { name, default }) => {
                     match (environment.get(name).map_err(wrong)?, default) {
                         (Some(value), _) => written.push_str(&value),
                         (None, Some(default)) => {
@@ -367,7 +359,7 @@ impl Layers {
                         }
                     }
                 }
-                Part::Reference(Reference::Resolver(resolver)) => {
+                Piece::Reference(Reference::Resolver(resolver)) => {
                     return Err(wrong(format!(
                         "there is no resolver {resolver}; write ${{key}} or ${{oc.env:NAME,default}}"
                     )));
@@ -424,7 +416,8 @@ impl Layers {
         codex_json::from_value(Value::Object(root)).map_err(|source| ConfigError::Canonical { source })
     }
 
-    fn yaml(&mut self, origin: Origin, text: &str) -> Result<(), ConfigError> {
+    /// Adds the keys of a text, which stand below `package`. Its defaults list was followed before.
+    fn yaml(&mut self, origin: Origin, text: &str, package: &str) -> Result<(), ConfigError> {
         let example = self.example.1;
         let text = text.strip_prefix(MARK).unwrap_or(text);
         if let Some((line, why)) = invisible(text) {
@@ -438,13 +431,14 @@ impl Layers {
                 (None, None) => ConfigError::NotYaml { origin, example, source },
             }
         })?;
-        let mapping = match yaml {
+        let mut mapping = match yaml {
             Yaml::Null => return Ok(()),
             Yaml::Mapping(mapping) => mapping,
             other => return Err(ConfigError::NotAMapping { origin, found: show(&json(&other)), example }),
         };
+        mapping.retain(|name, _| name.as_str() != Some(DEFAULTS));
         let mut layer = BTreeMap::new();
-        self.walk(&origin, None, &mapping, &mut layer)?;
+        self.walk(&origin, Some(package).filter(|package| !package.is_empty()), &mapping, &mut layer)?;
         for (path, given) in layer {
             self.put(path, given, origin.clone());
         }
@@ -577,12 +571,12 @@ impl Layers {
 pub(crate) fn recheck(keys: &'static [Key], settings: &impl serde::Serialize) -> Result<(), ConfigError> {
     let settings = serde_json::to_value(settings).map_err(|source| ConfigError::Canonical { source })?;
     for key in keys {
-        let value = key.path.split('.').fold(&settings, |value, word| &value[word]);
-        if key.rule.accept(value).is_none() {
+        let value = key.value(&settings);
+        if key.rule.accept(&value).is_none() {
             return Err(ConfigError::Refused {
                 origin: Origin::Resolved,
                 key: key.path.to_owned(),
-                value: show(value),
+                value: show(&value),
                 rule: key.rule,
             });
         }

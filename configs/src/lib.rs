@@ -1,8 +1,9 @@
 //! Composes YAML configuration into typed values with a digest.
 //!
 //! Pure: the YAML files are embedded, and nothing here reads a file, a clock or the environment. Layers, weakest first:
-//! `training/base.yaml`, the template, chosen options, `spec.config`, `spec.overrides` in their order. The controller composes a
-//! configuration once and mounts it as a [`Resolved`] file; pods read that file, check its digest and never compose.
+//! `training/base.yaml`, the template, chosen options, `spec.config`, `spec.overrides` in their order; defaults lists of files name
+//! more. The controller composes a configuration once and mounts it as a [`Resolved`] file; pods read that file, check its digest and
+//! never compose.
 //!
 //! [`Explained`] has the layer and the line of every value, [`schema`] the JSON Schema of a file of settings, [`sweep`] the points
 //! of a sweep.
@@ -12,6 +13,8 @@ mod benchmark;
 mod change;
 mod curriculum;
 mod data;
+mod defaults;
+mod deployment;
 mod error;
 mod evaluation;
 mod explained;
@@ -27,6 +30,7 @@ mod references;
 mod resolved;
 mod rewards;
 mod rule;
+mod safety;
 pub mod schema;
 pub mod sweep;
 mod tracking;
@@ -43,19 +47,22 @@ pub use curriculum::{
     ReplaySettings,
 };
 pub use data::{
-    BASELINE, Data, MAX_SYNTHETIC, PLUGIN_FILTER, PLUGIN_METRIC, PLUGIN_REWARD, PROBLEMS, REFERENCE, Synthetic, TASKS,
-    VALIDATION,
+    BASELINE, Data, MAX_SYNTHETIC, PLUGIN_FILTER, PLUGIN_METRIC, PLUGIN_REWARD, PROBLEMS, REFERENCE, SAFETY_RULES,
+    Synthetic, TASKS, VALIDATION,
 };
+pub use deployment::{DEPLOYMENT_PRESETS, IntendedPreset, deployment, deployment_preset};
 pub use error::{ConfigError, Origin};
 pub use evaluation::{
     AnswerForm, Compare, Evaluation, EvaluationSettings, Generation, OnDemand, PRESETS, PromptForm, ReferenceForm,
     compose_evaluation, explain_evaluation,
 };
-pub use explained::{Explained, Leaf, Located, ResolvedFile, Share, Sources, is_settings, settings_groups};
+pub use explained::{
+    Explained, Leaf, Located, ResolvedFile, Share, Sources, is_evaluation, is_settings, settings_groups,
+};
 pub use keys::LANGUAGES;
 pub use lines::lines;
 pub use optimizers::{EmaSettings, MomentType, OptimizerName, OptimizerSettings};
-pub use options::has_options;
+pub use options::{has_options, option_groups};
 pub use preferences::DpoSettings;
 pub use privacy::{PrivacySettings, Randomness};
 pub use reasoning::{
@@ -66,10 +73,11 @@ pub use references::{Environment, VARIABLES};
 pub use resolved::{MAX_SEED, Resolved, SCHEMA_VERSION, Spec};
 pub use rewards::{GrpoSettings, RewardSettings};
 pub use rule::Rule;
+pub use safety::{SAFETY_GROUPS, SafetySettings};
 pub use tracking::{MlflowSettings, TrackingSettings};
 pub use training::{
     DataFields, DataFormat, DataSettings, Device, Dtype, Format, HEAD_WIDTHS, HeldOutShare, LoraSettings, Loss,
     Metadata, Method, MetricMode, ModelShape, Optimization, ParameterGroup, Response, Scheduler, SpikeAction,
-    TEMPLATES, Template, TemplateSetting, Training, TrainingSettings, compose_training, explain_training, template,
-    template_tasks,
+    TEMPLATES, Template, TemplateSetting, Training, TrainingSettings, compose_training, compose_training_from,
+    explain_training, template, template_digest, template_tasks,
 };

@@ -7,18 +7,33 @@ use saphyr::{MarkedYaml, YamlData, YamlLoader};
 /// Returns the line of every key of the first document, counted from 1, by its path: names with dots between them. Empty if the
 /// text cannot be parsed.
 pub fn lines(text: &str) -> BTreeMap<String, usize> {
+    let mut lines = BTreeMap::new();
+    if let Some(document) = document(text) {
+        walk(&document, "", &mut lines);
+    }
+    lines
+}
+
+/// Returns the line of every entry of the list under a key at the top of a text, counted from 1. Empty if there is no such list.
+pub(crate) fn items(text: &str, key: &str) -> Vec<usize> {
+    let Some(MarkedYaml { data: YamlData::Mapping(fields), .. }) = document(text) else { return Vec::new() };
+    let named = |name: &MarkedYaml| matches!(&name.data, YamlData::Representation(text, ..) if *text == key);
+    match fields.iter().find(|(name, _)| named(name)).map(|(_, list)| &list.data) {
+        Some(YamlData::Sequence(entries)) => entries.iter().map(|entry| entry.span.start.line()).collect(),
+        _ => Vec::new(),
+    }
+}
+
+/// Parses the first document of a text. `None` if it cannot be parsed.
+fn document(text: &str) -> Option<MarkedYaml<'_>> {
     let text = text.strip_prefix('\u{feff}').unwrap_or(text);
     let mut loader = YamlLoader::<MarkedYaml>::default();
     loader.early_parse(false);
     let loaded = saphyr_parser::Parser::new_from_str(text).load(&mut loader, true);
     if loaded.is_err() || loader.error().is_some() {
-        return BTreeMap::new();
+        return None;
     }
-    let mut lines = BTreeMap::new();
-    if let Some(document) = loader.into_documents().first() {
-        walk(document, "", &mut lines);
-    }
-    lines
+    loader.into_documents().into_iter().next()
 }
 
 fn walk(node: &MarkedYaml, parent: &str, lines: &mut BTreeMap<String, usize>) {

@@ -1,6 +1,9 @@
-//! Groups of settings that overrides add: `+reasoning=baseline`, `replay=rehearsal`. Pure.
+//! The groups of files that overrides and defaults lists choose from: `+reasoning=baseline`, `- /replay: rehearsal`. Pure.
 
-use crate::{ConfigError, change::Change, error::nearest};
+use crate::{
+    change::{Assignment, Change},
+    deployment, evaluation, training,
+};
 
 /// A group and its options.
 #[derive(Debug)]
@@ -8,11 +11,56 @@ pub(crate) struct OptionGroup {
     /// The name of the group.
     pub(crate) name: &'static str,
     /// The options: name, path and text of each file.
-    options: &'static [(&'static str, &'static str, &'static str)],
+    pub(crate) options: &'static [(&'static str, &'static str, &'static str)],
 }
 
-/// The groups of training runs, weakest first.
-pub(crate) const TRAINING_GROUPS: &[OptionGroup] = &[
+/// The files of a kind of object.
+#[derive(Debug)]
+pub(crate) struct Catalog {
+    /// The group that an object chooses from by a field of its own: its templates or presets.
+    pub(crate) field: &'static OptionGroup,
+    /// The other groups, weakest first.
+    pub(crate) groups: &'static [OptionGroup],
+}
+
+/// What an override does with a group.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum GroupChange<'a> {
+    /// `reasoning=baseline`: chooses options.
+    Choose {
+        /// Whether the choice is added, by a `+`.
+        adds: bool,
+        /// The group.
+        group: &'static OptionGroup,
+        /// The package behind an `@`.
+        package: Option<&'a str>,
+        /// The text of the value.
+        raw: &'a str,
+    },
+    /// `~reasoning` or `~reasoning=baseline`: removes a choice.
+    Remove {
+        /// The group.
+        group: &'static OptionGroup,
+        /// The package behind an `@`.
+        package: Option<&'a str>,
+        /// The option that is removed. `None` for any.
+        option: Option<&'a str>,
+    },
+}
+
+/// The files of training runs.
+pub(crate) static TRAINING: Catalog =
+    Catalog { field: &OptionGroup { name: "template", options: training::GROUPS }, groups: TRAINING_GROUPS };
+
+/// The files of evaluations.
+pub(crate) static EVALUATION: Catalog =
+    Catalog { field: &OptionGroup { name: "preset", options: evaluation::GROUPS }, groups: &[] };
+
+/// The files of deployments.
+pub(crate) static DEPLOYMENT: Catalog =
+    Catalog { field: &OptionGroup { name: "preset", options: deployment::GROUPS }, groups: &[] };
+
+const TRAINING_GROUPS: &[OptionGroup] = &[
     OptionGroup {
         name: "reasoning",
         options: &[
@@ -27,6 +75,14 @@ pub(crate) const TRAINING_GROUPS: &[OptionGroup] = &[
                 "training/reasoning/tool_execution.yaml",
                 include_str!("../training/reasoning/tool_execution.yaml"),
             ),
+        ],
+    },
+    OptionGroup {
+        name: "continual",
+        options: &[
+            ("base", "continual/base.yaml", include_str!("../continual/base.yaml")),
+            ("interleaved", "continual/interleaved.yaml", include_str!("../continual/interleaved.yaml")),
+            ("rehearsal", "continual/rehearsal.yaml", include_str!("../continual/rehearsal.yaml")),
         ],
     },
     OptionGroup {
@@ -50,51 +106,79 @@ impl OptionGroup {
     pub(crate) fn names(&self) -> Vec<&'static str> {
         self.options.iter().map(|(name, ..)| *name).collect()
     }
+
+    /// Returns path and text of the file of an option.
+    pub(crate) fn option(&self, name: &str) -> Option<(&'static str, &'static str)> {
+        self.options.iter().find(|(known, ..)| *known == name).map(|(_, path, text)| (*path, *text))
+    }
 }
 
-/// Returns the group that an override chooses an option of.
-fn chosen<'a>(groups: &'static [OptionGroup], text: &'a str) -> Option<(&'static OptionGroup, &'a str)> {
-    let Some(Change::Assign { key, raw, .. }) = Change::parse(text) else { return None };
-    groups.iter().find(|group| group.name == key).map(|group| (group, raw))
+impl Catalog {
+    /// Returns the group of this name that overrides and lists choose from.
+    pub(crate) fn group(&self, name: &str) -> Option<&'static OptionGroup> {
+        self.groups.iter().find(|group| group.name == name)
+    }
+
+    /// Returns the group of this name, templates and presets included.
+    pub(crate) fn directory(&self, name: &str) -> Option<&'static OptionGroup> {
+        self.group(name).or_else(|| (self.field.name == name).then_some(self.field))
+    }
+
+    /// Returns the place of a choice among those that no list has. Its key is a group, perhaps with a package.
+    pub(crate) fn position(&self, key: &str) -> usize {
+        let name = key.split('@').next();
+        self.groups.iter().position(|group| Some(group.name) == name).unwrap_or(self.groups.len())
+    }
+
+    /// Returns what an override does with a group; `None` if it is about a key.
+    pub(crate) fn change<'a>(&self, text: &'a str) -> Option<GroupChange<'a>> {
+        if let Some(removed) = text.trim().strip_prefix('~') {
+            let (key, option) = match removed.split_once('=') {
+                Some((key, option)) => (key, Some(option.trim())),
+                None => (removed, None),
+            };
+            let (group, package) = self.named(key.trim())?;
+            return Some(GroupChange::Remove { group, package, option });
+        }
+        let Some(Change::Assign { how, key, raw }) = Change::parse(text) else { return None };
+        let (group, package) = self.named(key)?;
+        Some(GroupChange::Choose { adds: how == Assignment::Add, group, package, raw })
+    }
+
+    /// Returns the group that a key names, and the package behind its `@`.
+    fn named<'a>(&self, key: &'a str) -> Option<(&'static OptionGroup, Option<&'a str>)> {
+        match key.split_once('@') {
+            Some((name, package)) => Some((self.group(name)?, Some(package))),
+            None => Some((self.group(key)?, None)),
+        }
+    }
+
+    /// Returns the groups and their options for a message.
+    pub(crate) fn listed(&self) -> String {
+        if self.groups.is_empty() {
+            return "there are no groups".to_owned();
+        }
+        format!("the groups are {}", listed(self.groups))
+    }
 }
 
-/// Whether an override chooses an option, and sets no key.
-pub(crate) fn is_choice(groups: &'static [OptionGroup], text: &str) -> bool {
-    chosen(groups, text).is_some()
+/// Returns groups and their options.
+fn listed(groups: &[OptionGroup]) -> String {
+    let group = |group: &OptionGroup| format!("{} ({})", group.name, group.names().join(", "));
+    groups.iter().map(group).collect::<Vec<_>>().join(", ")
+}
+
+/// Returns the groups that overrides of a training run choose from, each with the names of its options.
+pub fn option_groups() -> impl Iterator<Item = (&'static str, Vec<&'static str>)> {
+    TRAINING.groups.iter().map(|group| (group.name, group.names()))
+}
+
+/// Returns the groups of training runs and their options for a message.
+pub(crate) fn training_groups() -> String {
+    listed(TRAINING.groups)
 }
 
 /// Whether one of these overrides of a training run chooses an option, such as `+reasoning=baseline`.
 pub fn has_options(overrides: &[String]) -> bool {
-    overrides.iter().any(|text| is_choice(TRAINING_GROUPS, text))
-}
-
-/// Returns the files of the options that overrides choose, path and text of each, in the order of the groups. Of several choices
-/// of a group the last one counts.
-///
-/// # Errors
-/// [`ConfigError::UnknownName`] with the nearest option.
-pub(crate) fn options(
-    groups: &'static [OptionGroup],
-    overrides: &[String],
-) -> Result<Vec<(&'static str, &'static str)>, ConfigError> {
-    let mut files = Vec::new();
-    for group in groups {
-        let mut latest_first = overrides.iter().rev().filter_map(|text| chosen(groups, text));
-        let Some((_, name)) = latest_first.find(|(of, _)| of.name == group.name) else { continue };
-        let found = group.options.iter().find(|(known, ..)| *known == name);
-        let (_, path, text) = found.ok_or_else(|| ConfigError::UnknownName {
-            field: group.name,
-            name: name.to_owned(),
-            nearest: nearest(name, &group.names()),
-            known: group.names(),
-        })?;
-        files.push((*path, *text));
-    }
-    Ok(files)
-}
-
-/// Returns the groups and their options for a message.
-pub(crate) fn listed(groups: &'static [OptionGroup]) -> String {
-    let group = |group: &OptionGroup| format!("{} ({})", group.name, group.names().join(", "));
-    groups.iter().map(group).collect::<Vec<_>>().join(" and ")
+    overrides.iter().any(|text| matches!(TRAINING.change(text), Some(GroupChange::Choose { .. })))
 }

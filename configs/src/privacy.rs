@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::{ConfigError, Method, Optimization, SpikeAction, TraceMode, Training};
+use crate::{ConfigError, Dtype, Method, Optimization, SpikeAction, TraceMode, Training};
 
 /// DP-SGD (Abadi et al. 2016) with Poisson sampling of records. Names are those of Opacus.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
@@ -73,6 +73,11 @@ pub(crate) fn check(run: &Training) -> Result<(), ConfigError> {
     if run.settings.data.weights.is_some() {
         let right = "every record has the same probability; write null";
         return conflict("data.weights", "set".to_owned(), right);
+    }
+    if training.dtype == Dtype::Fp16 {
+        let right =
+            "the gradient of each record is clipped on its own, and has no scale of its own; write bf16 or fp32";
+        return conflict("training.dtype", "fp16".to_owned(), right);
     }
     if !training.shuffle {
         let right = "records are drawn at random; write true";

@@ -53,9 +53,9 @@ impl fmt::Debug for Environment<'_> {
     }
 }
 
-/// A part of a value.
+/// A piece of a value.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Part<'a> {
+pub(crate) enum Piece<'a> {
     /// Text that stands for itself.
     Text(&'a str),
     /// What stands between `${` and `}`.
@@ -102,28 +102,28 @@ fn inside(text: &str) -> Option<&str> {
     None
 }
 
-/// Splits a text into parts; a text without references is one part. `\${` before a name stands for `${`.
-pub(crate) fn parts(text: &str) -> Vec<Part<'_>> {
-    let (mut parts, mut from, mut at) = (Vec::new(), 0, 0);
+/// Splits a text into pieces; a text without references is one piece. `\${` before a name stands for `${`.
+pub(crate) fn pieces(text: &str) -> Vec<Piece<'_>> {
+    let (mut pieces, mut from, mut at) = (Vec::new(), 0, 0);
     while let Some(found) = text[at..].find("${").map(|found| at + found) {
         let Some(inner) = inside(&text[found..]) else {
             at = found + 2;
             continue;
         };
         if text[..found].ends_with('\\') {
-            parts.push(Part::Text(&text[from..found - 1]));
+            pieces.push(Piece::Text(&text[from..found - 1]));
             (from, at) = (found, found + 2);
             continue;
         }
-        parts.push(Part::Text(&text[from..found]));
-        parts.push(Part::Reference(reference(inner)));
+        pieces.push(Piece::Text(&text[from..found]));
+        pieces.push(Piece::Reference(reference(inner)));
         // The brace that closes it is one byte.
         at = found + 2 + inner.len() + 1;
         from = at;
     }
-    parts.push(Part::Text(&text[from..]));
-    parts.retain(|part| *part != Part::Text(""));
-    parts
+    pieces.push(Piece::Text(&text[from..]));
+    pieces.retain(|piece| *piece != Piece::Text(""));
+    pieces
 }
 
 fn reference(inner: &str) -> Reference<'_> {
@@ -139,5 +139,5 @@ fn reference(inner: &str) -> Reference<'_> {
 
 /// Whether a text is other than what it says: it has a reference, or one that is escaped.
 pub(crate) fn refers(text: &str) -> bool {
-    !text.is_empty() && parts(text) != [Part::Text(text)]
+    !text.is_empty() && pieces(text) != [Piece::Text(text)]
 }

@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use crate::ConfigError;
 
-/// Version of the format of the file.
+/// Version of the format of the file. A new key is no new version: `keys` says how it leaves the digests of others as they are.
 pub const SCHEMA_VERSION: u32 = 1;
 /// The kinds of objects whose pods read such a file.
 const KINDS: [&str; 2] = ["TrainingRun", "Evaluation"];

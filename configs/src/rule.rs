@@ -130,7 +130,7 @@ impl fmt::Display for Rule {
             }
             Self::ChoicesOrNull { words, null } => write!(f, "{}, or null for {null}", Self::Choices(words)),
             Self::AnyOf(words) => {
-                write!(f, "a list of any of {}, each once, such as [{}], or [] for all", words.join(", "), words[0])
+                write!(f, "a list of any of {}, each once, such as [{}], or []", words.join(", "), words[0])
             }
             Self::Names { max } => write!(
                 f,

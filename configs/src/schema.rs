@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use serde_json::{Map, Value, json};
 
 use crate::{
+    defaults::{DEFAULTS, MAX_ENTRIES},
     evaluation,
     keys::{EVALUATION, Key, TRAINING},
     training,
@@ -16,7 +17,7 @@ pub fn training() -> Value {
     let text = training::BASE.1;
     // The tests compose every file.
     let mut layers = training::layers();
-    let defaults = layers.all(&[training::BASE], None, &[]).map(|()| layers.leaves()).unwrap_or_default();
+    let defaults = layers.group(training::BASE.0, text).map(|()| layers.leaves()).unwrap_or_default();
     let title = "Settings of a training run of codex";
     of(title, TRAINING, &comments(text), &defaults)
 }
@@ -64,9 +65,26 @@ fn of(
             node = properties.entry((*word).to_owned()).or_insert(made);
         }
     }
+    root["properties"][DEFAULTS] = list();
     root["$schema"] = json!("https://json-schema.org/draft/2020-12/schema");
     root["title"] = json!(title);
     root
+}
+
+/// Returns the schema of a defaults list.
+fn list() -> Value {
+    let option = json!({ "type": ["string", "null"] });
+    let options = json!({ "type": "array", "items": { "type": "string" }, "uniqueItems": true });
+    let choice = json!({
+        "type": "object", "minProperties": 1, "maxProperties": 1,
+        "additionalProperties": { "anyOf": [option, options] },
+    });
+    json!({
+        "description": "The files that these settings are composed with, in their order, by the rules of Hydra. Write entries such as \
+                        `/reasoning: baseline`, `override /replay: rehearsal` and _self_.",
+        "type": ["array", "null"], "maxItems": MAX_ENTRIES,
+        "items": { "anyOf": [{ "type": "string" }, choice] },
+    })
 }
 
 fn group(comment: Option<&String>) -> Value {

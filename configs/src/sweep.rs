@@ -407,7 +407,7 @@ mod tests {
         assert_eq!(axis("training.learning_rate=range(1e-3,3e-3,5e-4)"), ["0.001", "0.0015", "0.002", "0.0025"]);
         assert_eq!(axis("seed=range(5,0,-2)"), ["5", "3", "1"]);
         assert_eq!(axis("template=glob(cot-*)"), ["cot-padded", "cot-plus", "cot-starter"]);
-        assert_eq!(axis("training.dtype=glob(*)"), ["fp32", "bf16"]);
+        assert_eq!(axis("training.dtype=glob(*)"), ["fp32", "bf16", "fp16"]);
         assert_eq!(axis("training.shuffle=glob(*)"), ["true", "false"]);
         assert_eq!(axis("training.lora.targets=choice([q_proj, v_proj],[q_proj])"), ["[q_proj, v_proj]", "[q_proj]"]);
         assert_eq!(axis("metadata.owner=choice('a,b',c)"), ["'a,b'", "c"]);
@@ -439,7 +439,10 @@ mod tests {
 
     #[test]
     fn every_combination_is_a_point() {
-        let axes = [Axis::parse("seed=range(2)").expect("good"), Axis::parse("training.dtype=glob(*)").expect("good")];
+        let axes = [
+            Axis::parse("seed=range(2)").expect("good"),
+            Axis::parse("training.dtype=choice(fp32,bf16)").expect("good"),
+        ];
         let found = points(&axes, 4).expect("four points");
         let written: Vec<String> = found
             .iter()

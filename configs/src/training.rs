@@ -8,18 +8,20 @@ use serde_json::Value;
 
 use crate::{
     AugmentationSettings, ConfigError, CurriculumSettings, Data, DpoSettings, EmaSettings, Environment, Explained,
-    GrpoSettings, Located, LoggingSettings, MAX_SYNTHETIC, OptimizerSettings, PLUGIN_FILTER, PLUGIN_REWARD,
-    PrivacySettings, ReasoningSettings, ReplaySettings, Resolved, Sources, Synthetic, TraceCapture, TrackingSettings,
-    VALIDATION, augmentation, curriculum, data,
+    GrpoSettings, IntendedPreset, Located, LoggingSettings, MAX_SYNTHETIC, OptimizerSettings, Origin, PLUGIN_FILTER,
+    PLUGIN_REWARD, PrivacySettings, ReasoningSettings, ReplaySettings, Resolved, SafetySettings, Sources, Synthetic,
+    TraceCapture, TrackingSettings, VALIDATION, augmentation, curriculum, data,
+    defaults::{is_header, parts},
+    deployment,
     error::nearest,
     explained::explain,
     keys,
     layers::{Layers, recheck},
     optimizers,
-    options::{TRAINING_GROUPS, options},
+    options::TRAINING,
     preferences, privacy, reasoning,
     resolved::Spec,
-    rewards,
+    rewards, safety,
 };
 
 /// The templates by name.
@@ -45,7 +47,7 @@ pub struct Template {
     pub description: String,
     /// The synthetic tasks that it trains on if no data is named.
     pub tasks: &'static [&'static str],
-    /// The settings that its file holds, by key.
+    /// The settings of its file and of those that its defaults list names, by key.
     pub settings: Vec<TemplateSetting>,
 }
 
@@ -68,7 +70,7 @@ pub fn template(name: &str) -> Result<Template, ConfigError> {
     let (name, path, text) = group(name)?;
     let layer = |path, text| {
         let mut layers = layers();
-        layers.group(path, text)?;
+        layers.all(&parts(&TRAINING, &[(Origin::Group(path), text)], None, &[])?, &[])?;
         Ok::<_, ConfigError>(layers.leaves())
     };
     let (defaults, own) = (layer(BASE.0, BASE.1)?, layer(path, text)?);
@@ -76,7 +78,8 @@ pub fn template(name: &str) -> Result<Template, ConfigError> {
         let default = defaults.get(key).cloned().unwrap_or_default();
         TemplateSetting { key, value, default }
     });
-    let comment = text.lines().map_while(|line| line.strip_prefix('#')).map(str::trim);
+    let head = text.lines().filter(|line| !is_header(line));
+    let comment = head.map_while(|line| line.strip_prefix('#')).map(str::trim);
     let description = comment.collect::<Vec<_>>().join(" ");
     Ok(Template { name, description, tasks: template_tasks(name), settings: settings.collect() })
 }
@@ -92,7 +95,7 @@ fn group(template: &str) -> Result<(&'static str, &'static str, &'static str), C
 }
 
 pub(crate) fn layers() -> Layers {
-    Layers::new(keys::TRAINING, ("training.max_steps=900", "training: {max_steps: 900}"), TRAINING_GROUPS)
+    Layers::new(keys::TRAINING, ("training.max_steps=900", "training: {max_steps: 900}"), &TRAINING)
 }
 
 /// Returns the synthetic tasks that a template trains on if no data is named.
@@ -144,6 +147,12 @@ pub struct TrainingSettings {
     pub tracking: TrackingSettings,
     /// Metadata of the results.
     pub metadata: Metadata,
+    /// The preset of the Evaluations that the run is meant for.
+    #[serde(default, skip_serializing_if = "IntendedPreset::is_unset")]
+    pub evaluation: IntendedPreset,
+    /// The preset of the ReasoningPod that the run is meant for.
+    #[serde(default, skip_serializing_if = "IntendedPreset::is_unset")]
+    pub deployment: IntendedPreset,
 }
 
 /// The shape of a Llama-shaped decoder with tied embeddings. Names are those of Hugging Face's `LlamaConfig`.
@@ -319,6 +328,8 @@ pub enum Dtype {
     Fp32,
     /// bfloat16.
     Bf16,
+    /// IEEE 754 half precision, on a GPU only. Losses are scaled.
+    Fp16,
 }
 
 /// Direction in which a metric improves.
@@ -395,6 +406,9 @@ pub struct DataSettings {
     pub deduplicate: bool,
     /// Languages of the records that are trained on, as ISO 639-3 codes. Empty means all.
     pub languages: Vec<String>,
+    /// Safety rules over the records that are trained on.
+    #[serde(default, skip_serializing_if = "SafetySettings::is_empty")]
+    pub safety: SafetySettings,
     /// Records that are held out of training for validation.
     pub validation: HeldOutShare,
     /// Records of earlier phases that are trained on again.
@@ -482,6 +496,9 @@ pub enum Format {
 pub struct Metadata {
     /// Owner of the run.
     pub owner: String,
+    /// Whether the model directory has a model card, `README.md`, which is one of the files of the model.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub model_card: bool,
 }
 
 /// Adds the phases of an included curriculum, if `curriculum.phase_schedule` names one. They may be there already: settings that
@@ -501,7 +518,8 @@ fn add_phases(composed: &mut Layers, environment: Environment<'_>) -> Result<(),
     Err(curriculum::phases_beside(schedule, origin))
 }
 
-/// Composes the configuration of a trainer: base ← template ← options ← `config` ← overrides.
+/// Composes the configuration of a trainer: base ← template ← options ← `config` ← overrides. Defaults lists of files name more of
+/// them.
 ///
 /// # Errors
 /// [`ConfigError`] names the field or key that is wrong and what to write instead.
@@ -513,12 +531,61 @@ pub fn compose_training(
     data: Vec<Data>,
 ) -> Result<Resolved<Training>, ConfigError> {
     let (_, path, text) = group(template)?;
+    compose(template, (Origin::Group(path), text), overrides, config, seed, data)
+}
+
+/// Composes the configuration of a trainer as [`compose_training`] does, from a template that is not included. Its name must not be
+/// that of an included one.
+///
+/// # Errors
+/// [`ConfigError`] names the field or key that is wrong and what to write instead.
+pub fn compose_training_from(
+    template: &str,
+    text: &str,
+    overrides: &[String],
+    config: Option<&str>,
+    seed: u64,
+    data: Vec<Data>,
+) -> Result<Resolved<Training>, ConfigError> {
+    compose(template, own(template, text)?, overrides, config, seed, data)
+}
+
+/// Returns the digest by which `spec.templateFrom` pins the text of a template, as `sha256sum` prints it.
+pub fn template_digest(text: &str) -> String {
+    Sha256::of(text).to_string()
+}
+
+/// Returns a template that is not included, with its text.
+fn own<'a>(name: &str, text: &'a str) -> Result<(Origin, &'a str), ConfigError> {
+    if TEMPLATES.contains(&name) {
+        return Err(ConfigError::Conflict {
+            key: "template",
+            value: name.to_owned(),
+            right: "an included template has this name; give yours another one".to_owned(),
+        });
+    }
+    Ok((Origin::Template, text))
+}
+
+/// Composes a configuration over a template, which is a file and its text.
+fn compose(
+    name: &str,
+    template: (Origin, &str),
+    overrides: &[String],
+    config: Option<&str>,
+    seed: u64,
+    data: Vec<Data>,
+) -> Result<Resolved<Training>, ConfigError> {
     let mut layers = layers();
-    let groups = [vec![BASE, (path, text)], options(TRAINING_GROUPS, overrides)?].concat();
-    layers.all(&groups, config, overrides)?;
+    layers.all(&parts(&TRAINING, &[base(), template], config, overrides)?, overrides)?;
     add_phases(&mut layers, Environment::ABSENT)?;
     let settings = layers.finish(Environment::ABSENT)?;
-    Resolved::new(Training { template: template.to_owned(), seed, settings, data })
+    Resolved::new(Training { template: name.to_owned(), seed, settings, data })
+}
+
+/// Returns the file with the default of every key, with its text.
+fn base() -> (Origin, &'static str) {
+    (Origin::Group(BASE.0), BASE.1)
 }
 
 /// Composes the configuration of a trainer with the origin of each value, as [`compose_training`] does. Without a template, the
@@ -532,13 +599,17 @@ pub fn explain_training(
     seed: u64,
     data: Option<Vec<Data>>,
 ) -> Result<Explained<Training>, Located> {
-    let mut groups = vec![BASE];
+    let mut below = vec![base()];
     if let Some(template) = sources.group {
-        let (_, path, text) = group(template).map_err(Located::nowhere)?;
-        groups.push((path, text));
+        let file = match sources.own {
+            Some(text) => own(template, text),
+            None => group(template).map(|(_, path, text)| (Origin::Group(path), text)),
+        };
+        below.push(file.map_err(Located::nowhere)?);
     }
-    groups.extend(options(TRAINING_GROUPS, sources.overrides).map_err(Located::nowhere)?);
-    explain(layers(), &groups, sources, |layers| {
+    let parts = parts(&TRAINING, &below, sources.config, sources.overrides);
+    let parts = parts.map_err(|error| Located::chosen(error, sources))?;
+    explain(layers(), &parts, sources, |layers| {
         add_phases(layers, sources.environment)?;
         let settings: TrainingSettings = layers.finish(sources.environment)?;
         let data = data.unwrap_or_else(|| stand_ins(&settings));
@@ -619,6 +690,11 @@ impl Spec for Training {
             let right = format!("model.hidden_size ({width}) divided by it must be one of {known}");
             return conflict("model.num_attention_heads", heads as u64, right);
         }
+        if training.dtype == Dtype::Fp16 && training.device == Device::Cpu {
+            let (key, value) = ("training.dtype", "fp16".to_owned());
+            let right = "training.device is cpu, and fp16 needs a GPU; write bf16 or fp32".to_owned();
+            return Err(ConfigError::Conflict { key, value, right });
+        }
         // First, because what breaks the guarantee would otherwise be told to be completed, such as dpo.
         privacy::check(self)?;
         optimizers::check(self)?;
@@ -626,6 +702,16 @@ impl Spec for Training {
         rewards::check(self)?;
         reasoning::check(self)?;
         augmentation::check(self)?;
+        if self.settings.metadata.model_card && training.method == Method::None {
+            return Err(ConfigError::Conflict {
+                key: "metadata.model_card",
+                value: "true".to_owned(),
+                right: "training.method=none copies the files of the base as they are; write false, or another method"
+                    .to_owned(),
+            });
+        }
+        safety::check(self)?;
+        deployment::check_intended(&self.settings)?;
         // With epochs, the trainer knows the steps only after it has read the data, and checks them then.
         if training.warmup_steps > training.max_steps && training.max_epochs.is_none() {
             let right = format!("write at most training.max_steps ({})", training.max_steps);
@@ -677,9 +763,9 @@ impl Spec for Training {
         }
         data::check(&self.data)?;
         data::check_plugins(&self.data, &[PLUGIN_REWARD, PLUGIN_FILTER])?;
-        if self.data.iter().all(Data::is_plugin) {
+        if !self.data.iter().any(Data::has_records) {
             let right = "name at least one file or synthetic task to train on".to_owned();
-            return Err(ConfigError::Data { field: "data".to_owned(), value: "plugins alone".to_owned(), right });
+            return Err(ConfigError::Data { field: "data".to_owned(), value: "without records".to_owned(), right });
         }
         self.check_selection()?;
         curriculum::check(self)?;

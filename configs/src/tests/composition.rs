@@ -24,8 +24,14 @@ fn leaves(value: &Value, path: &str) -> Vec<(String, Value)> {
     }
 }
 
-fn settings(settings: &impl serde::Serialize) -> Vec<(String, Value)> {
-    leaves(&serde_json::to_value(settings).expect("settings are JSON"), "")
+/// Every setting with its path. Those that are left out while they have their default come last.
+fn settings(keys: &[Key], settings: &impl serde::Serialize) -> Vec<(String, Value)> {
+    let settings = serde_json::to_value(settings).expect("settings are JSON");
+    let unwritten: Vec<&Key> = keys.iter().filter(|key| key.unwritten.is_some()).collect();
+    let mut all = leaves(&settings, "");
+    all.retain(|(path, _)| unwritten.iter().all(|key| key.path != path));
+    all.extend(unwritten.iter().map(|key| (key.path.to_owned(), key.value(&settings))));
+    all
 }
 
 fn paths(keys: &[Key]) -> BTreeSet<String> {
@@ -53,11 +59,12 @@ fn composed_templates() {
 fn keys_base_and_types_are_the_same_set() {
     assert_eq!(paths(TRAINING), yaml_paths(include_str!("../../training/base.yaml")));
     let typed: BTreeSet<String> =
-        settings(&starter(&[], None).spec().settings).into_iter().map(|leaf| leaf.0).collect();
+        settings(TRAINING, &starter(&[], None).spec().settings).into_iter().map(|leaf| leaf.0).collect();
     assert_eq!(paths(TRAINING), typed);
     assert_eq!(paths(EVALUATION), yaml_paths(include_str!("../../evaluation/cot-lite.yaml")));
     let evaluation = compose_evaluation("cot-lite", &[], 0, vec![]).expect("a preset");
-    let typed: BTreeSet<String> = settings(&evaluation.spec().settings).into_iter().map(|leaf| leaf.0).collect();
+    let typed: BTreeSet<String> =
+        settings(EVALUATION, &evaluation.spec().settings).into_iter().map(|leaf| leaf.0).collect();
     assert_eq!(paths(EVALUATION), typed);
 }
 
@@ -65,7 +72,7 @@ fn keys_base_and_types_are_the_same_set() {
 fn the_baseline_is_of_equal_size_tokens_and_tuning() {
     let of = |template| {
         let resolved = compose_training(template, &[], None, 42, data()).expect("a template");
-        settings(&resolved.spec().settings)
+        settings(TRAINING, &resolved.spec().settings)
     };
     let (steps, answers) = (of("cot-starter"), of("answers-only"));
     let differing: Vec<_> = steps.iter().zip(&answers).filter(|(a, b)| a != b).map(|(a, _)| a.0.as_str()).collect();
@@ -167,7 +174,7 @@ fn change() -> impl Strategy<Value = (&'static str, String, String)> {
     };
     // Heads and width go together, patience and the best take evaluations, the noise scale takes
     // accumulation, privacy and Muon take few methods, adapters of preferences and rewards their method, traces
-    // a name and a vocabulary, the keys of a curriculum and of replay each other, and some keys take few values; every other key can be set alone.
+    // a name and a vocabulary, the keys of safety, of a curriculum and of replay each other, and some keys take few values; every other key can be set alone.
     let together = [
         "model.num_attention_heads",
         "training.max_steps",
@@ -184,11 +191,14 @@ fn change() -> impl Strategy<Value = (&'static str, String, String)> {
         "training.reasoning.objective.trace_store",
         "training.reasoning.objective.log_top_k",
         "training.reasoning.head.trace_vocab_size",
+        "data.safety.redact",
         "data.validation.share",
         "data.replay.ratio",
         "curriculum.preset",
         "curriculum.phase_schedule",
         "curriculum.phases",
+        "evaluation.preset",
+        "deployment.preset",
     ];
     let alone: Vec<_> = TRAINING
         .iter()
@@ -206,7 +216,7 @@ proptest! {
     fn an_override_changes_exactly_its_key((key, one, other) in change()) {
         let a = starter(&[&format!("{key}={one}")], None);
         let b = starter(&[&format!("{key}={other}")], None);
-        let (before, after) = (settings(&a.spec().settings), settings(&b.spec().settings));
+        let (before, after) = (settings(TRAINING, &a.spec().settings), settings(TRAINING, &b.spec().settings));
         let differing: Vec<_> =
             before.iter().zip(&after).filter(|(a, b)| a != b).map(|(a, _)| a.0.as_str()).collect();
         prop_assert_eq!(differing, [key]);

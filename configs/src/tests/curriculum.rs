@@ -8,7 +8,7 @@ use crate::{
     CURRICULUM_PRESETS, Data, Environment, Origin, Resolved, Sources, Training, compose_training,
     curriculum::{CUSTOM, NONE, SCHEDULES, included},
     explain_training, has_options,
-    options::{TRAINING_GROUPS, options},
+    options::TRAINING,
 };
 
 fn sentence(texts: &[&str]) -> String {
@@ -60,7 +60,7 @@ fn options_are_layers_between_template_and_config() {
     let of = |template: Option<&str>, texts: &[&str], config: Option<&str>| {
         let overrides = overrides(texts);
         let environment = Environment::ABSENT;
-        let sources = Sources { group: template, config, overrides: &overrides, environment };
+        let sources = Sources { group: template, config, overrides: &overrides, environment, ..Sources::default() };
         explain_training(&sources, 1, Some(data()))
     };
     let found = of(None, &texts, Some("training: {eval_samples: 5}")).expect("good");
@@ -84,12 +84,12 @@ fn options_are_layers_between_template_and_config() {
     let replay = &settings.data.replay;
     assert_eq!((replay.buffer, replay.interleave_every), (4096, 32));
     assert!((replay.ratio - 0.25).abs() < f64::EPSILON);
-    assert!(has_options(&overrides(&both)) && !has_options(&overrides(&["training.max_steps=5"])));
+    assert!(has_options(&overrides(&both)) && !has_options(&overrides(&["training.max_steps=5", "~replay"])));
 }
 
 #[test]
 fn every_option_is_valid() {
-    for group in TRAINING_GROUPS {
+    for group in TRAINING.groups {
         for name in group.names() {
             let choice = format!("{}={name}", group.name);
             if name == "tool_execution" {
@@ -112,7 +112,7 @@ fn every_option_is_valid() {
             assert!(!run.spec().settings.curriculum.phases.is_empty(), "{choice}");
         }
     }
-    let unknown = |text: &str| options(TRAINING_GROUPS, &overrides(&[text])).expect_err("unknown").to_string();
+    let unknown = |text: &str| sentence(&[text]);
     assert_eq!(
         unknown("+reasoning=baselin"),
         r#"reasoning "baselin" is unknown (did you mean baseline?): use one of baseline, chain_of_thought, tool_execution"#

@@ -215,7 +215,8 @@ fn with_variables(texts: &[&str], config: Option<&str>) -> Result<Explained<Trai
     };
     let overrides = overrides(texts);
     let environment = Environment::of(&read);
-    let sources = Sources { group: Some("cot-starter"), config, overrides: &overrides, environment };
+    let sources =
+        Sources { group: Some("cot-starter"), config, overrides: &overrides, environment, ..Sources::default() };
     explain_training(&sources, 42, Some(data()))
 }
 

@@ -3,6 +3,8 @@
 mod arbitrary;
 mod composition;
 mod curriculum;
+mod defaults;
+mod deployment;
 mod explained;
 mod reasoning;
 mod refusals;

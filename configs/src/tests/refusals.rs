@@ -177,11 +177,8 @@ fn values() {
             "training.scheduler=linaer",
             r#"training.scheduler to "linaer": write one of constant, constant_with_warmup, linear, cosine, cosine_with_restarts, polynomial, inverse_sqrt, step"#,
         ),
-        (
-            "training.dtype=fp16",
-            r#"training.dtype to "fp16": write one of fp32, bf16; use bf16: gradients in fp16 leave its range without loss scaling, which no engine here has"#,
-        ),
-        ("training.dtype=fp64", r#"training.dtype to "fp64": write one of fp32, bf16"#),
+        ("training.dtype=float16", r#"training.dtype to "float16": write one of fp32, bf16, fp16"#),
+        ("training.dtype=fp64", r#"training.dtype to "fp64": write one of fp32, bf16, fp16"#),
         ("response.format=null", r#"response.format to "null": write one of steps, answer"#),
         (
             "training.stop_after=soon",
@@ -206,6 +203,10 @@ fn values() {
 
 #[test]
 fn contradicting_values() {
+    assert_eq!(
+        sentence(&["training.dtype=fp16", "training.device=cpu"], None),
+        "training.dtype is fp16: training.device is cpu, and fp16 needs a GPU; write bf16 or fp32"
+    );
     assert_eq!(
         sentence(&["training.scheduler=constant"], None),
         "training.warmup_steps is 100: training.scheduler constant has no warm-up; write 0, or training.scheduler=constant_with_warmup"
@@ -644,6 +645,14 @@ fn methods_that_need_a_base() {
 }
 
 #[test]
+fn a_copy_of_a_base_has_no_model_card() {
+    assert_eq!(
+        sentence(&["training.method=none", "metadata.model_card=true"], None),
+        "metadata.model_card is true: training.method=none copies the files of the base as they are; write false, or another method"
+    );
+}
+
+#[test]
 fn optimizers_and_what_they_go_with() {
     for (settings, said) in [
         (&["training.optimizer.name=sgd"][..], "one of adamw, muon"),
@@ -674,6 +683,7 @@ fn what_would_break_the_guarantee_of_privacy() {
         (&["+reasoning=baseline"], "is starter: with training.privacy, every step draws from all records"),
         (&["data.weights={arithmetic: 2}"], "every record has the same probability; write null"),
         (&["training.shuffle=false"], "records are drawn at random; write true"),
+        (&["training.dtype=fp16"], "has no scale of its own; write bf16 or fp32"),
         (&["training.spike_action=skip"], "a step must not depend on losses"),
         (
             &["training.early_stop_patience=2", "training.eval_every=10", "training.best_metric=loss"],
@@ -718,7 +728,7 @@ fn plugins_and_what_they_go_with() {
     assert!(said(&[], &["plugin-reward"]).contains("it rewards sampled answers; set training.method=grpo"));
     assert!(said(&[], &["plugin-rewards"]).contains("use plugin-reward or plugin-filter"));
     let alone = data_sentence(vec![plugin("plugin-filter")]);
-    assert_eq!(alone, "data is plugins alone: name at least one file or synthetic task to train on");
+    assert_eq!(alone, "data is without records: name at least one file or synthetic task to train on");
     let generated = Data { name: "plugin-filter".to_owned(), ..synthetic("arithmetic") };
     let mut all = data();
     all.push(generated);
@@ -728,6 +738,33 @@ fn plugins_and_what_they_go_with() {
     assert!(other.contains("use plugin-metric"), "{other}");
     // A plugin is neither trained on nor weighted.
     assert!(said(&["data.weights.plugin-filter=2"], &["plugin-filter"]).contains("no data has that name"));
+}
+
+#[test]
+fn safety_rules_and_what_they_go_with() {
+    let rules = |synthetic| Data { synthetic, ..plugin("safety-rules") };
+    let with = |texts: &[&str], rules| {
+        let all = data().into_iter().chain([rules]).collect();
+        compose_training("cot-starter", &overrides(texts), None, 42, all)
+    };
+    let groups = ["data.safety.block=[sql, jailbreak]", "data.safety.redact=[pii]"];
+    let composed = with(&groups, rules(None)).expect("both");
+    let safety = &composed.spec().settings.data.safety;
+    assert_eq!((safety.block.join(" "), safety.redact.join(" ")), ("jailbreak sql".to_owned(), "pii".to_owned()));
+    assert_ne!(composed.digest(), with(&groups[..1], rules(None)).expect("one").digest());
+    let said = |texts: &[&str]| with(texts, rules(None)).expect_err("must be refused").to_string();
+    assert_eq!(
+        said(&["data.safety.block=[pii, sql]", "data.safety.redact=[secrets, pii]"]),
+        "data.safety.redact is [secrets, pii]: pii is in data.safety.block, too; write it in one of them"
+    );
+    assert!(said(&["data.safety.block=[weapons]"]).contains("a list of any of secrets, pii, jailbreak, shell, sql"));
+    // Rules are neither trained on nor weighted nor generated.
+    assert!(said(&["data.weights.safety-rules=2"]).contains("no data has that name"));
+    let alone = "data is without records: name at least one file or synthetic task to train on";
+    assert_eq!(data_sentence(vec![rules(None)]), alone);
+    let task = synthetic("arithmetic").synthetic;
+    let generated = with(&[], rules(task)).expect_err("must be refused").to_string();
+    assert_eq!(generated, "data[2].synthetic is set for safety-rules: name the file of the rules");
 }
 
 #[test]

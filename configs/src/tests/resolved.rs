@@ -2,8 +2,8 @@
 
 use proptest::prelude::*;
 
-use super::starter;
-use crate::{ConfigError, Evaluation, Resolved, Training, compose_evaluation};
+use super::{data, starter};
+use crate::{ConfigError, Evaluation, Resolved, Training, compose_evaluation, compose_training, keys::TRAINING};
 
 fn refused(yaml: &str) -> String {
     Resolved::<Training>::from_yaml(yaml.as_bytes()).expect_err("must be refused").to_string()
@@ -104,6 +104,42 @@ fn the_digest_is_that_of_the_canonical_json() {
     let canonical = serde_json_canonicalizer::to_string(&value).expect("canonical");
     assert!(canonical.contains(r#""epsilon":1e-8,"#), "RFC 8785 writes numbers as ECMAScript does");
     assert_eq!(resolved.digest().0, codex_provenance::Sha256::of(canonical));
+}
+
+/// The digests are those that statuses, checkpoints and signatures of earlier versions hold. They never change: a new key is a
+/// [`later`](crate::keys) one.
+#[test]
+fn configurations_keep_their_digests_when_keys_are_added() {
+    for (template, digest) in [
+        ("answers-only", "8da908f7359e4effe881d9c12265b3aad2113873f550f11449967a95704a348b"),
+        ("cot-padded", "3c1f015fec02e1f5301331d2306b970bc5c0b10e62656043e6cd64f687fe4d1a"),
+        ("cot-plus", "f09f370acdcc02f8a888c69ce9b284fd730d00ae410cb46357df11b164eaa8c2"),
+        ("cot-starter", "545cd1bd9e3ea2c5db283fd86e2e17f127884e41e896e8b4fc5fc083cbd3f02d"),
+        ("lora", "76b8d871f973c11ca86c63eba50a13f8db8422662fa0d3d2ee466f5f7cad3257"),
+    ] {
+        let resolved = compose_training(template, &[], None, 42, data()).expect("a template");
+        assert_eq!(resolved.digest().to_string(), digest, "{template}");
+    }
+    let lite = compose_evaluation("cot-lite", &[], 42, vec![]).expect("a preset");
+    assert_eq!(lite.digest().to_string(), "444aadccdd0396ea59c7ea96eb9d7fa9cd51c176c317f1dcc456c36da649aa9c");
+}
+
+#[test]
+fn a_key_that_is_left_out_has_its_default() {
+    let base: serde_json::Value = serde_yaml::from_str(include_str!("../../training/base.yaml")).expect("YAML");
+    let (plain, empty) = (starter(&[], None), serde_json::json!({}));
+    for key in TRAINING.iter().filter(|key| key.unwritten.is_some()) {
+        let written = key.path.split('.').fold(&base, |value, word| &value[word]);
+        assert_eq!(key.value(&empty), *written, "{}", key.path);
+        assert_eq!(starter(&[&format!("{}={written}", key.path)], None), plain, "{}", key.path);
+    }
+    let yaml = plain.to_yaml().expect("YAML");
+    assert!(["model_card", "safety", "deployment", "evaluation:"].iter().all(|name| !yaml.contains(name)), "{yaml}");
+    let texts = ["metadata.model_card=true", "data.safety.block=[sql]", "deployment.preset=single"];
+    let other = starter(&texts, None);
+    assert_ne!(other.digest(), plain.digest());
+    let yaml = other.to_yaml().expect("YAML");
+    assert_eq!(Resolved::from_yaml(yaml.as_bytes()).expect("its own file"), other);
 }
 
 proptest! {

@@ -22,8 +22,8 @@ pub(super) struct Validate {
     /// Files of settings, or resolved configurations.
     #[arg(value_name = "FILE", required = true)]
     files: Vec<PathBuf>,
-    /// Template below settings of a training run [default: the defaults of training alone].
-    #[arg(long, value_name = "NAME", conflicts_with = "preset")]
+    /// Template below settings of a training run, an included one or a file [default: the defaults of training alone].
+    #[arg(long, value_name = "NAME|FILE", conflicts_with = "preset")]
     template: Option<String>,
     /// Preset below settings of an evaluation.
     #[arg(long, value_name = "NAME")]

@@ -8,11 +8,11 @@ use std::{
 use clap::Args;
 use codex_configs::{
     Environment, Leaf, Located, Origin, ResolvedFile, Share, Sources, choose, explain_evaluation, explain_training,
-    is_settings, settings_groups,
+    is_evaluation, is_settings, settings_groups,
 };
 
 use super::{Kind, error::ConfigurationError};
-use crate::atomic_fs;
+use crate::{atomic_fs, composing::Template};
 
 /// The largest file that is read, in bytes. A resolved configuration is a ConfigMap, of 1 MiB at most.
 const MAX_FILE: usize = 1 << 20;
@@ -20,8 +20,9 @@ const MAX_FILE: usize = 1 << 20;
 /// What a configuration is composed from.
 #[derive(Debug, Default, Args)]
 pub(super) struct Composition {
-    /// Template of a training run, such as cot-starter. Without template and preset, the defaults of training alone.
-    #[arg(long, value_name = "NAME", conflicts_with = "preset")]
+    /// Template of a training run: an included one such as cot-starter, or a file such as ours.yaml. Without template and preset, the
+    /// defaults of training alone.
+    #[arg(long, value_name = "NAME|FILE", conflicts_with = "preset")]
     pub(super) template: Option<String>,
     /// Preset of an evaluation, such as cot-lite.
     #[arg(long, value_name = "NAME")]
@@ -45,6 +46,8 @@ pub(super) struct View {
     pub(super) layers: Vec<Share>,
     /// The file of settings, or the resolved file.
     file: Option<PathBuf>,
+    /// The file of the template.
+    template: Option<PathBuf>,
     /// The overrides.
     set: Vec<String>,
 }
@@ -53,10 +56,6 @@ impl Composition {
     /// Composes the configuration, or reads the resolved one. `environment` has the variables that values may refer to.
     pub(super) fn view(&self, environment: Environment<'_>) -> Result<View, ConfigurationError> {
         let text = self.config.as_deref().map(|path| read("--config", path)).transpose()?;
-        let evaluates = |text: &str| {
-            let groups = settings_groups(text);
-            groups.is_some_and(|groups| groups.iter().any(|group| group == "evaluation"))
-        };
         if let (Some(path), Some(text)) = (&self.config, &text) {
             if ResolvedFile::is_one(text) {
                 if self.template.is_some() || self.preset.is_some() || !self.set.is_empty() {
@@ -70,39 +69,53 @@ impl Composition {
             }
             check(path, text)?;
         }
-        let refused = |located: Located, set: &[String]| refuse(located, self.config.as_deref(), set);
+        let file = self.config.as_deref();
         let (preset, rest) = choose("preset", &self.set);
         let preset = preset.or_else(|| self.preset.clone());
-        if preset.is_none() && text.as_deref().is_some_and(evaluates) {
+        if preset.is_none() && text.as_deref().is_some_and(is_evaluation) {
             let why =
                 format!("--preset: name the preset below these settings: one of {}", codex_configs::PRESETS.join(", "));
             return Err(ConfigurationError::Arguments(why));
         }
         if let Some(preset) = preset {
-            let sources = Sources { group: Some(&preset), config: text.as_deref(), overrides: &rest, environment };
-            let explained = explain_evaluation(&sources, 1, Vec::new()).map_err(|located| refused(located, &rest))?;
+            let (group, config) = (Some(preset.as_str()), text.as_deref());
+            let sources = Sources { group, config, overrides: &rest, environment, ..Sources::default() };
+            let explained =
+                explain_evaluation(&sources, 1, Vec::new()).map_err(|located| refuse(located, file, None, &rest))?;
             let (leaves, layers) = (explained.leaves, explained.layers);
-            return Ok(View { kind: Kind::Evaluation, leaves, layers, file: self.config.clone(), set: rest });
+            let (kind, file) = (Kind::Evaluation, self.config.clone());
+            return Ok(View { kind, leaves, layers, file, template: None, set: rest });
         }
         let (template, rest) = choose("template", &self.set);
         let template = template.or_else(|| self.template.clone());
-        let sources = Sources { group: template.as_deref(), config: text.as_deref(), overrides: &rest, environment };
-        let explained = explain_training(&sources, 1, None).map_err(|located| refused(located, &rest))?;
+        let template = template.as_deref().map(Template::read::<ConfigurationError>).transpose()?;
+        let path = template.as_ref().and_then(Template::path);
+        let sources = Sources {
+            group: template.as_ref().map(|template| template.name.as_str()),
+            own: template.as_ref().and_then(Template::text),
+            config: text.as_deref(),
+            overrides: &rest,
+            environment,
+        };
+        let explained = explain_training(&sources, 1, None).map_err(|located| refuse(located, file, path, &rest))?;
         let (leaves, layers) = (explained.leaves, explained.layers);
-        Ok(View { kind: Kind::Training, leaves, layers, file: self.config.clone(), set: rest })
+        let (kind, file, template) = (Kind::Training, self.config.clone(), path.map(Path::to_owned));
+        Ok(View { kind, leaves, layers, file, template, set: rest })
     }
 }
 
 /// Reads a resolved configuration.
 pub(super) fn resolved(path: &Path, text: &str) -> Result<View, ConfigurationError> {
-    let file = ResolvedFile::read(text).map_err(|located| refuse(located, Some(path), &[]))?;
+    let file = ResolvedFile::read(text).map_err(|located| refuse(located, Some(path), None, &[]))?;
     let kind = match &file {
         ResolvedFile::Training(..) => Kind::Training,
         ResolvedFile::Evaluation(..) => Kind::Evaluation,
     };
     let leaves = file.leaves().to_vec();
-    let share = Share { origin: Origin::Resolved, sets: leaves.len(), in_effect: leaves.len() };
-    Ok(View { kind, leaves, layers: vec![share], file: Some(path.to_owned()), set: Vec::new() })
+    let (sets, in_effect) = (leaves.len(), leaves.len());
+    let share = Share { origin: Origin::Resolved, within: Vec::new(), sets, in_effect };
+    let file = Some(path.to_owned());
+    Ok(View { kind, leaves, layers: vec![share], file, template: None, set: Vec::new() })
 }
 
 impl View {
@@ -111,6 +124,7 @@ impl View {
         match origin {
             Origin::Group(name) => Some((*name).to_owned()),
             Origin::Config | Origin::Resolved => self.file.as_ref().map(|path| path.display().to_string()),
+            Origin::Template => self.template.as_ref().map(|path| path.display().to_string()),
             Origin::Override(_) | Origin::Set(_) => None,
         }
     }
@@ -151,12 +165,18 @@ pub(super) fn check(path: &Path, text: &str) -> Result<(), ConfigurationError> {
     Err(ConfigurationError::Foreign { path: path.to_owned(), keys })
 }
 
-/// Turns a refusal into an error of the command line, with file and line.
-pub(super) fn refuse(located: Located, file: Option<&Path>, set: &[String]) -> ConfigurationError {
+/// Turns a refusal into an error of the command line, with file and line. `file` has the settings, and `template` the template.
+pub(super) fn refuse(
+    located: Located,
+    file: Option<&Path>,
+    template: Option<&Path>,
+    set: &[String],
+) -> ConfigurationError {
     let Located { error, origin, line } = located;
     let name = match origin {
         Some(Origin::Group(name)) => Some(name.to_owned()),
         Some(Origin::Config | Origin::Resolved) => file.map(|path| path.display().to_string()),
+        Some(Origin::Template) => template.map(|path| path.display().to_string()),
         _ => None,
     };
     let place = match (name, line) {

@@ -80,6 +80,23 @@ fn settings_are_shown_with_their_origins() {
     ] {
         assert!(tree.contains(part), "{tree}");
     }
+    let listed = self::view(&["--template", "cot-plus", "--set", "+reasoning=chain_of_thought"]).unwrap();
+    let tree = tree::text(&listed);
+    let branches = tree.lines().map(|line| line.split(": sets").next().unwrap()).collect::<Vec<_>>();
+    assert_eq!(
+        branches[..9],
+        [
+            "training",
+            "├─ training/base.yaml",
+            "├─ templates/cot-plus.yaml",
+            "│  ├─ templates/cot-starter.yaml",
+            "│  └─ _self_",
+            "├─ training/reasoning/chain_of_thought.yaml",
+            "│  ├─ training/reasoning/baseline.yaml",
+            "│  └─ _self_",
+            "└─ curriculum/first_principles.yaml",
+        ]
+    );
     let evaluation = self::view(&["--preset", "cot-lite", "--set", "evaluation.limit=5"]).unwrap();
     assert_eq!(evaluation.kind, Kind::Evaluation);
     assert!(shown(&evaluation).contains("limit: 5"));
@@ -151,6 +168,38 @@ fn two_configurations_are_compared() {
 }
 
 #[test]
+fn a_template_of_ones_own_is_a_file() {
+    let folder = tempfile::tempdir().unwrap();
+    let text = "defaults:\n  - cot-starter\n  - /replay: base\n  - _self_\ntraining:\n  max_steps: 7\n";
+    let ours = file(&folder, "ours.yaml", text);
+    let config = file(&folder, "more.yaml", "defaults:\n  - /reasoning: baseline\ntraining: {batch_size: 8}\n");
+    for words in [["--template", ours.as_str()], ["--set", &format!("template={ours}")]] {
+        let view = view(&[&words[..], &["--config", &config]].concat()).unwrap();
+        let text = shown(&view);
+        let steps = text.lines().find(|line| line.trim_start().starts_with("max_steps:")).unwrap();
+        assert!(steps.contains("max_steps: 1000 ") && steps.contains("training/reasoning/baseline.yaml:"), "{steps}");
+        assert!(text.lines().any(|line| line.contains("batch_size: 8 ") && line.ends_with(&format!("# {config}:3"))));
+        let tree = tree::text(&view);
+        let branches: Vec<_> = tree.lines().map(|line| line.split(": sets").next().unwrap()).collect();
+        let wanted = [
+            "training".to_owned(),
+            "├─ training/base.yaml".to_owned(),
+            format!("├─ {ours}"),
+            "│  ├─ templates/cot-starter.yaml".to_owned(),
+            "│  ├─ replay/base.yaml".to_owned(),
+            "│  └─ _self_".to_owned(),
+            format!("├─ {config}"),
+            "│  ├─ training/reasoning/baseline.yaml".to_owned(),
+            "│  └─ _self_".to_owned(),
+        ];
+        assert_eq!(branches[..wanted.len()], wanted);
+    }
+    fs::write(&ours, "defaults: [cot-starter]\ntraining:\n  batchsize: 8\n").unwrap();
+    let told = view(&["--template", &ours]).unwrap_err();
+    assert!(told.starts_with(&format!("{ours}:3: template names the key training.batchsize, which")), "{told}");
+}
+
+#[test]
 fn files_are_checked_with_file_line_and_key() {
     let folder = tempfile::tempdir().unwrap();
     let check = |path: &str, more: &[&str]| {
@@ -180,6 +229,10 @@ fn files_are_checked_with_file_line_and_key() {
         let path = file(&folder, "bad.yaml", text);
         assert_eq!(check(&path, &[]).unwrap_err(), format!("{path}:{line}: {told}"));
     }
+    let path = file(&folder, "list.yaml", "defaults:\n  - /replay: base\n  - override /reasoning: baselin\n");
+    let told = check(&path, &[]).unwrap_err();
+    let right = "no defaults list chooses an option of reasoning; write `reasoning: NAME`, without override, to choose an option";
+    assert_eq!(told, format!("{path}:3: config has `override /reasoning: baselin` in its defaults list: {right}"));
     let path = file(&folder, "variable.yaml", "metadata:\n  owner: ${oc.env:USER}\n");
     assert!(check(&path, &[]).unwrap_err().contains("variables are read on the command line only"));
     let path = file(&folder, "token", "c2VjcmV0\n");
@@ -273,11 +326,11 @@ fn a_sweep_can_stand_in_the_file() {
     let field = "sweep:\n  training.dtype: glob(*)\n  training.stop_after: [5, null]\n";
     let path = file(&folder, "run.yaml", &format!("{RUN}{field}"));
     let (label, runs) = self::runs(&["-f", &path, "--label", "try-2"]).unwrap();
-    assert_eq!((label.as_str(), runs.len()), ("try-2", 4));
+    assert_eq!((label.as_str(), runs.len()), ("try-2", 6));
     assert!(runs.iter().all(|run| run.name.starts_with("try-2-dtype-") && !run.text.contains("\nsweep:")));
     assert!(runs[0].text.contains("--label try-2"));
     let (_, more) = self::runs(&["-f", &path, "--sweep", "template=glob(cot-*)"]).unwrap();
-    assert_eq!(more.len(), 12);
+    assert_eq!(more.len(), 18);
     assert!(more.iter().any(|run| run.text.contains("\n  template: cot-plus\n")));
     let told = self::runs(&["-f", &path, "--sweep", "training.dtype=choice(fp32)"]).unwrap_err();
     assert_eq!(told, "training.dtype is swept twice: keep one of the two");

@@ -3,20 +3,12 @@
 use std::path::PathBuf;
 
 use clap::{Args, builder::PossibleValuesParser};
-use codex_configs::{CURRICULUM_PRESETS, CurriculumSettings, TraceMode, TrainingSettings, compose_evaluation};
-use codex_provenance::text::Printable;
+use codex_checklist::{SECTIONS, Setting, as_json, told};
 use codex_reports::exit;
-use codex_verdict::Ring;
-use serde::Serialize;
 
-use crate::{arguments::Format, atomic_fs, checklist::chain::Chain, error::CommandError};
-
-/// The sections of the map, in its order.
-const SECTIONS: [&str; 5] = ["trace_mode", "curriculum", "evaluation", "metadata", "deployment"];
-/// The curriculum of a run without one, and its phase.
-const NONE: &str = "none";
-/// The value of a setting that nothing decides.
-const UNSET: &str = "unset";
+use crate::{
+    arguments::Format, atomic_fs, checklist::read_chain, configuration::ConfigurationError, error::CommandError,
+};
 
 /// Show where the settings that control a chain stand, and their values.
 #[derive(Debug, Args)]
@@ -33,6 +25,9 @@ pub struct RepoMap {
     /// The ReasoningPod, if the file holds several.
     #[arg(long, value_name = "NAME", requires = "config")]
     pod: Option<String>,
+    /// The file of the template that spec.templateFrom of the TrainingRun pins, if --config does not hold its ConfigMap.
+    #[arg(long, value_name = "FILE", requires = "config")]
+    template: Option<PathBuf>,
     /// Show another value, such as `evaluation.preset=cot-hard`; repeatable.
     #[arg(long, value_name = "KEY=VALUE")]
     set: Vec<String>,
@@ -41,28 +36,12 @@ pub struct RepoMap {
     format: Format,
 }
 
-/// A setting of the map.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-struct Setting {
-    /// Its path.
-    path: &'static str,
-    /// Its value.
-    value: String,
-}
-
 impl RepoMap {
     pub(crate) fn run(self) -> Result<i32, CommandError> {
         let settings = self.settings()?;
         atomic_fs::say(&match self.format {
-            Format::Text => {
-                let lines = settings.iter().map(|it| format!("\n  {} -> {}", it.path, Printable(&it.value)));
-                format!("reasoning_status{}", lines.collect::<String>())
-            }
-            Format::Json => {
-                let map: serde_json::Map<_, _> =
-                    settings.into_iter().map(|it| (it.path.to_owned(), it.value.into())).collect();
-                serde_json::json!({ "reasoning_status": map }).to_string()
-            }
+            Format::Text => told(&settings),
+            Format::Json => as_json(&settings).to_string(),
         })?;
         Ok(exit::FINISHED)
     }
@@ -72,71 +51,14 @@ impl RepoMap {
     /// # Errors
     /// Exit code 2: the objects cannot be read, or an override names no setting or has a wrong value.
     fn settings(&self) -> Result<Vec<Setting>, CommandError> {
-        let chain = self.config.as_deref().map(|path| Chain::read(path, self.pod.as_deref())).transpose()?;
-        let chain = chain.as_ref();
-        let presets: Vec<&str> = chain
-            .into_iter()
-            .flat_map(|chain| chain.evaluations().filter_map(move |name| Some(chain.evaluation(name)?.ok()?.0)))
-            .collect();
-        let run_ring = chain.and_then(|chain| Some(chain.run()?.0.to_owned()));
-        let setting = |path, value: Option<String>| Setting { path, value: value.unwrap_or_else(|| UNSET.to_owned()) };
-        let run = chain.map(Chain::settings).transpose().map_err(CommandError::bad_input)?.flatten();
-        let trace_mode = run.as_ref().map_or(TraceMode::Disabled, |(settings, _)| settings.trace_mode());
-        let (preset, phase) = match &run {
-            Some((
-                TrainingSettings { curriculum: CurriculumSettings { phase_schedule, phases, .. }, .. },
-                reported,
-            )) => {
-                let first = phases.first().map(|phase| phase.id.as_str());
-                (phase_schedule.clone(), reported.or(first).unwrap_or(NONE).to_owned())
-            }
-            None => (NONE.to_owned(), NONE.to_owned()),
-        };
-        let mut settings = vec![
-            setting("trace_mode", Some(trace_mode.name().to_owned())),
-            setting("curriculum.preset", Some(preset)),
-            setting("curriculum.phase", Some(phase)),
-            setting("evaluation.preset", Some(presets.join(", ")).filter(|presets| !presets.is_empty())),
-            setting("metadata.rollout_ring", run_ring),
-            setting("deployment.rollout_ring", chain.map(|chain| chain.ring.to_string())),
-        ];
-        for text in &self.set {
-            let wrong = |why: String| CommandError::bad_input(format!("--set {}: {why}", Printable(text)));
-            let example = "write KEY=VALUE, such as evaluation.preset=cot-hard";
-            let (key, value) = text.split_once('=').ok_or_else(|| wrong(example.to_owned()))?;
-            match key {
-                "evaluation.preset" => {
-                    compose_evaluation(value, &[], 1, Vec::new()).map_err(|why| wrong(why.to_string()))?;
-                }
-                "metadata.rollout_ring" | "deployment.rollout_ring" => {
-                    value.parse::<Ring>().map_err(|why| wrong(why.to_string()))?;
-                }
-                "curriculum.preset" if CURRICULUM_PRESETS.contains(&value) => {}
-                "curriculum.preset" => {
-                    return Err(wrong(format!(
-                        "there is no such curriculum: use one of {}",
-                        CURRICULUM_PRESETS.join(", ")
-                    )));
-                }
-                "curriculum.phase" => {
-                    return Err(wrong("the phase follows from the progress of the run: remove it".to_owned()));
-                }
-                "trace_mode" if TraceMode::ALL.iter().any(|mode| mode.name() == value) => {}
-                "trace_mode" => {
-                    let known = TraceMode::ALL.map(TraceMode::name).join(", ");
-                    return Err(wrong(format!("there is no such source of traces: use one of {known}")));
-                }
-                _ => {
-                    let known: Vec<_> = settings.iter().map(|setting| setting.path).collect();
-                    return Err(wrong(format!("there is no such setting: use one of {}", known.join(", "))));
-                }
-            }
-            let found = settings.iter_mut().filter(|setting| setting.path == key);
-            found.for_each(|setting| value.clone_into(&mut setting.value));
+        let mut chain = self.config.as_deref().map(|path| read_chain(path, &[], self.pod.as_deref())).transpose()?;
+        if let Some(path) = &self.template {
+            let bytes = atomic_fs::read_named::<ConfigurationError>("--template", path)?;
+            // Text that is not UTF-8 has another digest than the one that is pinned.
+            let text = String::from_utf8_lossy(&bytes).into_owned();
+            chain = chain.map(|chain| chain.with_template(text));
         }
-        let section = |path: &str| path.split('.').next().unwrap_or_default().to_owned();
-        settings.retain(|setting| self.include.is_empty() || self.include.contains(&section(setting.path)));
-        Ok(settings)
+        codex_checklist::settings(chain.as_ref(), &self.set, &self.include).map_err(CommandError::bad_input)
     }
 }
 
@@ -205,6 +127,7 @@ spec:
                 "evaluation.preset -> unset",
                 "metadata.rollout_ring -> unset",
                 "deployment.rollout_ring -> unset",
+                "deployment.preset -> unset",
             ]
         );
         let folder = tempfile::tempdir().unwrap();
@@ -217,7 +140,8 @@ spec:
             [
                 "evaluation.preset -> cot-lite",
                 "metadata.rollout_ring -> 0C_base_",
-                "deployment.rollout_ring -> 0D_base_"
+                "deployment.rollout_ring -> 0D_base_",
+                "deployment.preset -> custom",
             ]
         );
         // The run is in a phase of its curriculum, or has not begun.
@@ -242,10 +166,35 @@ spec:
     }
 
     #[test]
+    fn a_template_in_a_config_map_is_read_from_the_objects_or_a_file() {
+        const TEMPLATE: &str = "defaults: [cot-starter, {/reasoning: baseline}]\n";
+        let folder = tempfile::tempdir().unwrap();
+        let (path, ours) = (folder.path().join("chain.yaml"), folder.path().join("ours.yaml"));
+        let digest = codex_provenance::Sha256::of(TEMPLATE);
+        let from = format!("templateFrom: {{ configMap: {{ name: templates, key: ours.yaml }}, sha256: {digest} }}");
+        let objects = OBJECTS.replacen("template: cot-starter", &format!("template: ours\n  {from}"), 1);
+        let config = ["--config", path.to_str().unwrap()];
+        std::fs::write(&path, &objects).unwrap();
+        let told = map(&config).unwrap_err();
+        assert!(told.contains("is the key ours.yaml of the ConfigMap templates, which"), "{told}");
+        let with_file = [&config[..], &["--template", ours.to_str().unwrap()]].concat();
+        let traced = ["trace_mode -> weights", "curriculum.preset -> starter"];
+        std::fs::write(&ours, TEMPLATE).unwrap();
+        assert_eq!(map(&with_file).unwrap()[..2], traced);
+        std::fs::write(&ours, "defaults: [cot-plus]\n").unwrap();
+        let told = map(&with_file).unwrap_err();
+        assert!(told.contains(&format!("but spec.templateFrom.sha256 is {digest}")), "{told}");
+        let held = format!("kind: ConfigMap\nmetadata: {{ name: templates }}\ndata: {{ ours.yaml: {TEMPLATE:?} }}");
+        std::fs::write(&path, format!("{objects}---\napiVersion: v1\n{held}\n")).unwrap();
+        assert_eq!(map(&config).unwrap()[..2], traced);
+    }
+
+    #[test]
     fn unknown_settings_and_values_are_refused() {
         for (set, why) in [
             ("evaluation.preset=cot-lit", "did you mean cot-lite?"),
             ("metadata.rollout_ring=0E_base_", "is not a rollout ring"),
+            ("deployment.preset=singel", "did you mean single?"),
             ("trace_mode=gradients", "there is no such source of traces: use one of disabled, weights, activations"),
             ("curriculum.preset=start", "there is no such curriculum: use one of none, starter"),
             ("curriculum.phase=warmup", "the phase follows from the progress of the run"),

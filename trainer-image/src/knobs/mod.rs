@@ -1,8 +1,10 @@
-//! `codex repo-map` and `codex reasoning-templates`: which settings control a chain, and what the templates of runs set. Reads a
-//! file of objects; prints.
+//! `codex repo-map`, `codex reasoning-templates` and `codex reasoning-pod`: which settings control a chain, what the templates of runs
+//! set, and a ReasoningPod by a deployment preset. Reads a file of objects; prints.
 
+mod deployment;
 mod map;
 mod templates;
 
+pub use deployment::ReasoningPod;
 pub use map::RepoMap;
 pub use templates::ReasoningTemplates;
