@@ -4,14 +4,8 @@ use std::{
     collections::BTreeSet,
     fs::{self, OpenOptions},
     io::{self, Read},
-    num::NonZeroUsize,
     os::unix::fs::OpenOptionsExt,
     path::{Path, PathBuf},
-    sync::{
-        Mutex, PoisonError,
-        atomic::{AtomicBool, AtomicUsize, Ordering},
-    },
-    thread,
 };
 
 use rustix::fs::OFlags;
@@ -25,7 +19,7 @@ use crate::{
 /// Size of a read buffer in bytes.
 pub(crate) const BUFFER: usize = 1 << 20;
 
-/// Names that OpenSSF Model Signing leaves out at the top of a model directory.
+/// Names that OpenSSF Model Signing leaves out at the top of a model directory: files, folders and links.
 pub const IGNORED: [&str; 4] = [".git", ".gitattributes", ".github", ".gitignore"];
 
 /// A file of a model directory.
@@ -86,11 +80,15 @@ fn descend(
             .into_string()
             .map_err(|name| ManifestError::NotUtf8 { path: format!("{prefix}{}", name.display()) })?;
         let path = format!("{prefix}{name}");
+        // Be it a file, a folder or a link: nothing reads it.
+        if prefix.is_empty() && IGNORED.contains(&name.as_str()) {
+            continue;
+        }
         let kind = item.file_type().map_err(unreadable)?;
         if kind.is_symlink() {
             return Err(ManifestError::Symlink { path });
         }
-        if (prefix.is_empty() && IGNORED.contains(&name.as_str())) || except.contains(&path) {
+        if except.contains(&path) {
             continue;
         }
         if kind.is_dir() {
@@ -166,34 +164,6 @@ pub fn read_hashed(path: &Path, limit: u64) -> io::Result<(Vec<u8>, Sha256)> {
     }
 }
 
-/// Does work on each item with all processors, and returns the results in order. The first item that fails ends it.
-pub(crate) fn in_parallel<T: Sync, R: Send, E: Send>(
-    items: &[T],
-    work: impl Fn(&T) -> Result<R, E> + Sync,
-) -> Result<Vec<R>, E> {
-    let threads = thread::available_parallelism().map_or(1, NonZeroUsize::get).min(items.len());
-    if threads < 2 {
-        return items.iter().map(work).collect();
-    }
-    // An item is begun only after all before it, so the first failure in order is always found.
-    let (next, failed) = (AtomicUsize::new(0), AtomicBool::new(false));
-    let results: Mutex<Vec<Option<Result<R, E>>>> = Mutex::new(items.iter().map(|_| None).collect());
-    thread::scope(|scope| {
-        for _ in 0..threads {
-            scope.spawn(|| {
-                while !failed.load(Ordering::Relaxed) {
-                    let index = next.fetch_add(1, Ordering::Relaxed);
-                    let Some(item) = items.get(index) else { return };
-                    let result = work(item);
-                    failed.fetch_or(result.is_err(), Ordering::Relaxed);
-                    results.lock().unwrap_or_else(PoisonError::into_inner)[index] = Some(result);
-                }
-            });
-        }
-    });
-    results.into_inner().unwrap_or_else(PoisonError::into_inner).into_iter().flatten().collect()
-}
-
 /// Reads the first `limit` bytes of a file, and one more if there is one, so that the caller can refuse a larger file without
 /// having read it. Follows symbolic links.
 ///
@@ -208,18 +178,6 @@ pub fn read_start(path: &Path, limit: usize) -> io::Result<Vec<u8>> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn results_are_in_order_and_the_first_failure_counts() {
-        let numbers: Vec<usize> = (0..500).collect();
-        let doubled: Result<Vec<usize>, usize> = in_parallel(&numbers, |number| Ok(number * 2));
-        assert_eq!(doubled.unwrap(), (0..500).map(|number| number * 2).collect::<Vec<_>>());
-        let refused = |number: &usize| if number % 100 == 77 { Err(*number) } else { Ok(()) };
-        for _ in 0..20 {
-            assert_eq!(in_parallel(&numbers, refused).unwrap_err(), 77);
-        }
-        assert_eq!(in_parallel(&[], refused).unwrap(), []);
-    }
 
     #[test]
     fn the_digest_covers_several_buffers() {

@@ -16,6 +16,7 @@ use crate::{
     digest::{ModelDigest, OmsRoot, Sha256},
     files::{self, Entry, IGNORED},
     text::Printable,
+    threads::in_parallel,
 };
 
 /// Version of the format of [`Manifest`].
@@ -216,7 +217,7 @@ impl Manifest {
     }
 
     fn hash(entries: &[Entry]) -> Result<Self, ManifestError> {
-        let files = files::in_parallel(entries, |entry| {
+        let files = in_parallel(entries, |entry| {
             let (size, sha256) = files::open(&entry.location)
                 .and_then(files::hash_reader)
                 .map_err(|source| ManifestError::Unreadable { path: entry.location.clone(), source })?;
@@ -359,7 +360,8 @@ pub fn check_paths<'a>(paths: impl ExactSizeIterator<Item = &'a str>) -> Result<
         if let Some(reason) = refusal(path) {
             return Err(ManifestError::Path { path: path.to_owned(), reason });
         }
-        if let Some(first) = folded.insert(path.to_lowercase(), path) {
+        // Lower case alone keeps apart what has one upper case, such as σ and ς.
+        if let Some(first) = folded.insert(path.to_uppercase().to_lowercase(), path) {
             return Err(ManifestError::Collision { first: first.to_owned(), second: path.to_owned() });
         }
         if let Some(first) = before

@@ -11,19 +11,18 @@ use std::{
 };
 
 use highway::{HighwayHash as _, HighwayHasher, Key};
-use rustix::process::setpriority_process;
 use sha2::Digest as _;
 
 use crate::{
     digest::Sha256,
     files::{self, Entry, open},
     manifest::{File, Manifest, ManifestError},
+    threads::{give_way, in_parallel},
 };
 
-/// Bytes that are authenticated together. A read takes up to two pieces more than it needs, so they are small beside a tensor.
-const PIECE: usize = 1 << 16;
-/// The lowest priority of a thread.
-const LOWEST: i32 = 19;
+/// Bytes that are authenticated together. A read takes up to two pieces more than it needs, so they are small beside a tensor; one that
+/// begins and ends at multiples of a piece takes none.
+pub const PIECE: usize = 1 << 16;
 
 /// Files of a model that give exactly the bytes of a manifest, by path.
 #[derive(Debug, Default)]
@@ -52,7 +51,7 @@ impl Hashing {
     /// # Errors
     /// A file cannot be read or changed since it was opened, or the manifest is invalid.
     pub fn finish(self) -> Result<Manifest, ManifestError> {
-        let hashed = files::in_parallel(&self.sealed, |(entry, file)| hash(entry, file))?;
+        let hashed = in_parallel(&self.sealed, |(entry, file)| hash(entry, file))?;
         Manifest::of_hashed(self.kept.into_iter().chain(hashed))
     }
 
@@ -64,8 +63,7 @@ impl Hashing {
     pub fn finish_beside_loading(self) -> Result<Manifest, ManifestError> {
         let hashed = thread::scope(|scope| {
             let hashing = scope.spawn(|| {
-                // On Linux this is the priority of the calling thread. If it cannot be changed, loading takes longer.
-                let _ = setpriority_process(None, LOWEST);
+                give_way();
                 self.sealed.iter().map(|(entry, file)| hash(entry, file)).collect::<Result<Vec<File>, _>>()
             });
             hashing.join().unwrap_or_else(|panic| resume_unwind(panic))

@@ -1,4 +1,4 @@
-//! Text from outside, made safe to print. Pure.
+//! Text for people: text from outside made safe to print, and counts with their nouns. Pure.
 
 use std::fmt::{self, Write as _};
 
@@ -20,11 +20,22 @@ impl fmt::Display for Printable<'_> {
     }
 }
 
+/// Returns a count with its noun: `1 row`, `2 rows`.
+pub fn counted(count: usize, noun: &str) -> String {
+    let s = if count == 1 { "" } else { "s" };
+    format!("{count} {noun}{s}")
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
 
-    use super::Printable;
+    use super::{Printable, counted};
+
+    #[test]
+    fn one_is_singular() {
+        assert_eq!([0, 1, 2].map(|count| counted(count, "row")), ["0 rows", "1 row", "2 rows"]);
+    }
 
     #[test]
     fn only_what_directs_a_terminal_is_escaped() {

@@ -11,7 +11,7 @@ use std::{
 
 use codex_provenance::{
     Sha256,
-    files::walk,
+    files::{IGNORED, walk},
     manifest::{Difference, File, Manifest},
 };
 use proptest::prelude::*;
@@ -67,8 +67,11 @@ fn a_directory_with_anything_but_regular_files_is_refused() {
     };
     let link = |root: &Path| symlink("config.json", root.join("link")).unwrap();
     assert_eq!(told(&link), "\"link\" is a symbolic link: a model holds regular files only");
-    let git = |root: &Path| symlink("config.json", root.join(".gitignore")).unwrap();
-    assert!(told(&git).contains("symbolic link"), "a link is refused even where files are left out");
+    let inner = |root: &Path| {
+        fs::create_dir(root.join("inner")).unwrap();
+        symlink("../config.json", root.join("inner/.gitignore")).unwrap();
+    };
+    assert!(told(&inner).contains("\"inner/.gitignore\" is a symbolic link"), "only names at the top are left out");
     let socket = |root: &Path| drop(UnixListener::bind(root.join("socket")).unwrap());
     assert_eq!(told(&socket), "\"socket\" is neither a regular file nor a directory");
     let latin = |root: &Path| fs::write(root.join(std::ffi::OsStr::from_bytes(b"caf\xe9")), "x").unwrap();
@@ -81,6 +84,25 @@ fn a_directory_with_anything_but_regular_files_is_refused() {
     assert_eq!(Manifest::of_dir(empty.path()).unwrap_err().to_string(), "it contains no files");
     let missing = Manifest::of_dir(&empty.path().join("nowhere")).unwrap_err().to_string();
     assert!(missing.contains("nowhere cannot be read"), "{missing}");
+}
+
+/// A working tree of git has `.git` as a folder, a worktree as a file, and some tools make it a link.
+#[test]
+fn what_model_signing_leaves_out_may_be_a_file_a_folder_or_a_link() {
+    for name in IGNORED {
+        let prepares: [fn(&Path); 4] = [
+            |path| fs::write(path, "gitdir: elsewhere").unwrap(),
+            |path| write(path, "HEAD", "ref: refs/heads/main"),
+            |path| symlink("config.json", path).unwrap(),
+            |path| symlink("../outside", path).unwrap(),
+        ];
+        for prepare in prepares {
+            let root = tempfile::tempdir().unwrap();
+            write(root.path(), "config.json", "{}");
+            prepare(&root.path().join(name));
+            assert_eq!(Manifest::of_dir(root.path()).unwrap().files, [file("config.json", "{}")], "{name}");
+        }
+    }
 }
 
 #[test]
@@ -112,7 +134,9 @@ fn a_manifest_from_elsewhere_is_checked() {
     }
     assert!(refused(vec![file(&"a".repeat(1025), "x")]).contains("longer than 1024"));
     assert!(refused(vec![file("a", "x"), file("a", "y")]).contains("collide"));
-    assert!(refused(vec![file("A", "x"), file("a", "x")]).contains("collide"));
+    for (first, second) in [("A", "a"), ("ΑΣ", "ασ"), ("ας", "ασ"), ("s", "ſ"), ("strasse", "straße")] {
+        assert!(refused(vec![file(first, "x"), file(second, "x")]).contains("collide"), "{first} {second}");
+    }
     assert!(refused(vec![file("a", "x"), file("a/b", "x")]).contains("one is a directory of the other"));
     assert!(refused(vec![file("A/b", "x"), file("a", "x")]).contains("one is a directory of the other"));
     assert_eq!(

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use codex_provenance::{DataDigest, ModelDigest, golden::Golden};
+use codex_provenance::{DataDigest, Device, ModelDigest, golden::Golden};
 use codex_verdict::Measurement;
 use serde::{Deserialize, Serialize};
 
@@ -33,9 +33,15 @@ pub struct EvaluationState {
     /// SHA-256 of the file of the outcome of each problem, once it is written.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub outcomes: Option<DataDigest>,
+    /// SHA-256 of the page for people, once it is written.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub page: Option<DataDigest>,
     /// What the model generated for a few of the problems. Servers generate it again before they are ready.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub golden_tokens: Option<Golden>,
+    /// Device that computes. `None` until it is known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub device: Option<Device>,
     /// Reason why the evaluator failed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub failure: Option<Failure>,

@@ -15,6 +15,7 @@ use codex_provenance::{ConfigDigest, Sha256};
 use serde::{Deserialize, Serialize};
 
 pub use chain::{chain, chain_until};
+pub use codex_provenance::Device;
 pub use copies::{
     COPIES_PATH, COPY_KEY_HEADER, COPY_SIGNATURE_HEADER, CopiedGrammar, CopiedSampling, CopiedThinking, MAX_COPY,
     MirrorFile, MirrorTarget, RequestCopy, ShadowFile, signed_copy,
@@ -25,8 +26,7 @@ pub use serving::{
     Times, Traffic, latency_buckets, percentile_95,
 };
 pub use training::{
-    Base, Checkpoint, Computation, Curriculum, CurriculumPhase, DataFile, Device, Model, PhaseStatus, Progress,
-    TrainingState,
+    Base, Checkpoint, Computation, Curriculum, CurriculumPhase, DataFile, Model, PhaseStatus, Progress, TrainingState,
 };
 pub use writer::{CHALLENGE_HEADER, KEY_HEADER, SIGNATURE_HEADER, signed_message};
 

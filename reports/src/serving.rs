@@ -1,6 +1,6 @@
 //! Reports of servers. No I/O.
 
-use codex_provenance::{ModelDigest, PromotionDigest};
+use codex_provenance::{Device, ModelDigest, PromotionDigest};
 use serde::{Deserialize, Serialize};
 
 use crate::{Failure, Stage};
@@ -20,6 +20,9 @@ pub struct ServingState {
     /// How the server reproduced the golden tokens of its promotion.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub golden_tokens: Option<Reproduction>,
+    /// Device that computes. `None` until the model is loaded.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub device: Option<Device>,
     /// Requests since the server started. Only canaries report them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub traffic: Option<Traffic>,

@@ -1,6 +1,6 @@
 //! Reports of trainers. No I/O.
 
-use codex_provenance::{DataDigest, ModelDigest, OmsRoot, Sha256, manifest::Manifest};
+use codex_provenance::{DataDigest, Device, ModelDigest, OmsRoot, Sha256, manifest::Manifest};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -196,25 +196,6 @@ pub struct Computation {
     pub mixed: bool,
 }
 
-/// The device that computes a model.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub struct Device {
-    /// Product name of the GPU, or model name of the processor.
-    pub name: String,
-    /// Code path of the engine, such as `cpu-f32` or `candle-cuda-bf16`.
-    pub engine: String,
-    /// Version of the GPU's driver. `None` for a processor, and if NVML is not usable.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub driver: Option<String>,
-    /// Memory of the GPU in bytes. `None` for a processor, and if NVML is not usable.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub memory_bytes: Option<u64>,
-    /// Why a processor computes although the configured device is `auto`. `None` if the device is the configured one, or a GPU.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub fallback: Option<String>,
-}
-
 /// A trained model.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
@@ -227,6 +208,9 @@ pub struct Model {
     pub manifest: Manifest,
     /// Number of trainable parameters.
     pub parameters: u64,
+    /// Digest of the adapter in `artifacts/adapter/`, the manifest digest of that directory. `None` if no adapter was trained.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub adapter: Option<ModelDigest>,
 }
 
 #[cfg(test)]

@@ -187,6 +187,23 @@ pub(crate) fn parity_divergence() -> Value {
     field("parity.maxDivergence", rule, "a decimal above 0 and up to 1 with at most six decimals, such as \"0.01\"")
 }
 
+/// What the weights of readiness must be.
+pub(crate) const RIGHT_WEIGHTS: &str = "write evidence, traces and deployment as decimals from 0 to 1 with at most six decimals, in quotes, that sum to 1, such as \"0.5\", \"0.2\" and \"0.3\"";
+/// How far the sum of weights with six decimals may be from 1: floats round.
+pub(crate) const WEIGHTS_TOLERANCE: f64 = 1e-7;
+
+/// Returns the rule on the weights of readiness, as `x-kubernetes-validations`.
+pub(crate) fn readiness() -> Value {
+    let sum = "double(self.evidence) + double(self.traces) + double(self.deployment)";
+    serde_json::json!([{
+        "rule": format!(
+            "[self.evidence, self.traces, self.deployment].all(weight, weight.matches('^(0([.][0-9]{{1,6}})?|1([.]0{{1,6}})?)$')) && \
+             {sum} > 0.9999999 && {sum} < 1.0000001"
+        ),
+        "message": format!("readiness is invalid: {RIGHT_WEIGHTS}"),
+    }])
+}
+
 /// Returns the rule that templates of evaluations have different names, as `x-kubernetes-validations`.
 pub(crate) fn unique_templates() -> Value {
     serde_json::json!([{

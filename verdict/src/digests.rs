@@ -37,43 +37,12 @@ pub fn report_digest(
     ReportDigest(Sha256::of(canonical(&Reported { data, golden, metrics, model })))
 }
 
-/// Replaces numbers that are not finite: JSON has no NaN and no infinity, so they travel as null and are hashed as null.
-fn with_finite_numbers(measurement: Measurement) -> Measurement {
-    let finite = |number: Option<f64>| number.filter(|number| number.is_finite());
-    match measurement {
-        Measurement::Mean { n, sum, sum_of_squares } => {
-            Measurement::Mean { n, sum: finite(sum), sum_of_squares: finite(sum_of_squares) }
-        }
-        Measurement::Difference { n, sum, sum_of_squares } => {
-            Measurement::Difference { n, sum: finite(sum), sum_of_squares: finite(sum_of_squares) }
-        }
-        Measurement::Estimate { value, lower, upper, n, confidence, method } => Measurement::Estimate {
-            value: finite(value),
-            lower: finite(lower),
-            upper: finite(upper),
-            n,
-            confidence: finite(confidence),
-            method,
-        },
-        Measurement::ClusterMean { n, items, sum, sum_of_squares } => {
-            Measurement::ClusterMean { n, items, sum: finite(sum), sum_of_squares: finite(sum_of_squares) }
-        }
-        Measurement::ClusterDifference { n, items, sum, sum_of_squares } => {
-            Measurement::ClusterDifference { n, items, sum: finite(sum), sum_of_squares: finite(sum_of_squares) }
-        }
-        Measurement::ClusterEstimate { value, lower, upper, n, items, confidence, method } => {
-            Measurement::ClusterEstimate {
-                value: finite(value),
-                lower: finite(lower),
-                upper: finite(upper),
-                n,
-                items,
-                confidence: finite(confidence),
-                method,
-            }
-        }
-        counts @ (Measurement::Share { .. } | Measurement::Duel { .. }) => counts,
+/// Removes numbers that are not finite: JSON has no NaN and no infinity, so they travel as null and are hashed as null.
+fn with_finite_numbers(mut measurement: Measurement) -> Measurement {
+    for number in measurement.numbers_mut() {
+        *number = number.filter(|number| number.is_finite());
     }
+    measurement
 }
 
 #[expect(clippy::expect_used, reason = "fails only for floats that are not finite and keys that are not strings")]

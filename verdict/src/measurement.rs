@@ -239,6 +239,19 @@ impl Measurement {
             | Self::Estimate { .. } => None,
         }
     }
+
+    /// Returns its numbers that are no counts.
+    pub(crate) fn numbers_mut(&mut self) -> Vec<&mut Option<f64>> {
+        match self {
+            Self::Share { .. } | Self::Duel { .. } => Vec::new(),
+            Self::Mean { sum, sum_of_squares, .. }
+            | Self::Difference { sum, sum_of_squares, .. }
+            | Self::ClusterMean { sum, sum_of_squares, .. }
+            | Self::ClusterDifference { sum, sum_of_squares, .. } => vec![sum, sum_of_squares],
+            Self::Estimate { value, lower, upper, confidence, .. }
+            | Self::ClusterEstimate { value, lower, upper, confidence, .. } => vec![value, lower, upper, confidence],
+        }
+    }
 }
 
 #[cfg(test)]

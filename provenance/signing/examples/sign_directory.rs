@@ -34,6 +34,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         reported: Some(Reported { data: BTreeMap::new() }),
         base: None,
         device: None,
+        adapter: None,
     };
     // Verifiers require an evaluation that passed; nothing was evaluated here.
     let gate =

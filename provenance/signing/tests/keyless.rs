@@ -2,7 +2,7 @@
 //!
 //! Fixtures: `fixtures/keyless/dsse.sigstore.json` is `a.dsse.staging-rekor-v2.txt.sigstore.json` of sigstore-python (Apache-2.0,
 //! commit 71b63df1aea910fbfe5ba0fb1dc1199a27f56b25): Rekor v2 and a timestamp. `trusted_root.json` is the trusted root of the
-//! staging instance.
+//! staging instance. `fixtures/conformance/public-good` has a bundle of the public instance: Rekor v1, whose log gives the time.
 
 #![allow(clippy::unwrap_used)]
 
@@ -53,6 +53,24 @@ fn a_recorded_bundle_is_verified_and_names_who_signed() {
         let statement: Value = serde_json::from_slice(&opened.payload).unwrap();
         assert_eq!(statement["subject"][0]["name"], json!("a.txt"));
     }
+}
+
+/// A bundle of somebody else from the public instance of Sigstore, with an entry of Rekor v1 and no timestamp of an authority.
+#[test]
+fn a_bundle_of_the_public_instance_is_verified() {
+    let read = |name: &str| std::fs::read(format!("tests/fixtures/conformance/public-good/{name}")).unwrap();
+    let (bundle, root) = (read("bundle.sigstore.json"), String::from_utf8(read("trusted_root.json")).unwrap());
+    let subject = "https://github.com/prefix-dev/sigstore-example/.github/workflows/action.yaml@refs/heads/main";
+    let opened = trust(&root, subject, ISSUER).open(&bundle).unwrap();
+    let identity = Identity { issuer: ISSUER.to_owned(), subject: subject.to_owned() };
+    assert_eq!(opened.identity, Some(identity));
+    let statement: Value = serde_json::from_slice(&opened.payload).unwrap();
+    assert_eq!(statement["predicateType"], json!("https://schemas.conda.org/attestations-publish-1.schema.json"));
+    let told = told(&bundle, &trust(&root, SUBJECT, ISSUER));
+    assert!(told.starts_with("was signed by another identity: "), "{told}");
+    assert!(trust(&ROOT, subject, ISSUER).open(&bundle).is_err(), "the staging instance has other authorities");
+    let no_entry = edited(&bundle, |bundle| bundle["verificationMaterial"]["tlogEntries"] = json!([]));
+    assert!(trust(&root, subject, ISSUER).open(&no_entry).is_err());
 }
 
 #[test]
@@ -127,13 +145,15 @@ fn another_log_another_authority_and_another_clock_are_refused() {
     });
     // Whether such a root is refused as a whole, or the bundle by it: nothing is verified.
     assert!(log.is_err() || log.as_ref().unwrap().contains("is not validly signed"), "{log:?}");
-    let authority = with(&|root| {
-        let authorities = root["certificateAuthorities"].as_array_mut().unwrap();
-        for authority in authorities {
-            authority["validFor"] = json!({"start": "2001-01-01T00:00:00Z", "end": "2001-02-01T00:00:00Z"});
-        }
-    });
-    assert!(authority.unwrap().starts_with("is not validly signed by an identity: "));
+    // Authorities whose time had ended.
+    for kind in ["certificateAuthorities", "timestampAuthorities"] {
+        let authority = with(&|root| {
+            for authority in root[kind].as_array_mut().unwrap() {
+                authority["validFor"] = json!({"start": "2001-01-01T00:00:00Z", "end": "2001-02-01T00:00:00Z"});
+            }
+        });
+        assert!(authority.unwrap().starts_with("is not validly signed by an identity: "), "{kind}");
+    }
     let clock = with(&|root| root["timestampAuthorities"] = json!([]));
     assert!(clock.unwrap().starts_with("is not validly signed by an identity: "));
 }

@@ -1,5 +1,6 @@
 //! Signatures of the reference implementation of OpenSSF Model Signing, made by `fixtures/make.sh`, verify here, and our
-//! statement about the same files equals the one of the reference.
+//! statement about the same files equals the one of the reference. Bundles of Sigstore's conformance suite, in
+//! `fixtures/conformance`, are opened or refused as it says.
 
 #![allow(clippy::unwrap_used)]
 
@@ -10,7 +11,7 @@ use codex_provenance::{manifest::Manifest, oms};
 use codex_signing::{
     bundle,
     key::PublicKey,
-    verify::{VerifyError, verify_signature},
+    verify::{VerifyError, read_promotion, verify_signature},
 };
 use serde_json::Value;
 
@@ -138,4 +139,43 @@ fn a_single_file_verifies_under_any_name() {
     // The statement covers one file and no directory.
     let manifest = Manifest::of_dir(directory.path()).unwrap();
     assert!(verify_signature(&manifest, &signature, &key, None).is_err());
+}
+
+/// Returns a bundle of the conformance suite, and the key that signed it.
+fn vector(name: &str) -> (Vec<u8>, PublicKey) {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/conformance").join(name);
+    let key = PublicKey::from_pem(&fs::read_to_string(folder.join("key.pub")).unwrap()).unwrap();
+    (fs::read(folder.join("bundle.sigstore.json")).unwrap(), key)
+}
+
+#[test]
+fn a_valid_bundle_of_the_conformance_suite_is_opened_with_its_key_alone() {
+    let (bundle, key) = vector("intoto-canonical-log-entry");
+    let statement: Value = serde_json::from_slice(&bundle::open(&bundle, &key).unwrap()).unwrap();
+    assert_eq!(statement["subject"][0]["name"], "a.txt");
+    let (_, other) = vector("dsse-statement-missing-type_fail");
+    assert!(bundle::open(&bundle, &other).is_err());
+    let mut changed: Value = serde_json::from_slice(&bundle).unwrap();
+    let payload = changed["dsseEnvelope"]["payload"].as_str().unwrap().replace("YS50eHQ", "Yi50eHQ");
+    changed["dsseEnvelope"]["payload"] = payload.into();
+    let changed = serde_json::to_vec(&changed).unwrap();
+    assert!(changed != bundle && bundle::open(&changed, &key).is_err());
+}
+
+/// Their signatures are valid, and what they hold is no statement.
+#[test]
+fn statements_of_no_known_type_are_refused_as_the_conformance_suite_demands() {
+    let (directory, _, _) = sample();
+    let manifest = Manifest::of_dir(directory.path()).unwrap();
+    for (name, why) in [
+        ("dsse-statement-missing-type_fail", "missing field `_type`"),
+        ("dsse-statement-unknown-type_fail", "its type is \"https://in-toto.io/Statement/v2\""),
+    ] {
+        let (bundle, key) = vector(name);
+        assert!(bundle::open(&bundle, &key).is_ok(), "{name}: the signature is valid");
+        let told = verify_signature(&manifest, &bundle, &key, None).unwrap_err();
+        assert!(matches!(&told, VerifyError::OmsStatement(told) if told.contains(why)), "{name}: {told}");
+        let told = read_promotion(&bundle, &key).unwrap_err();
+        assert!(matches!(&told, VerifyError::PromotionStatement(told) if told.contains(why)), "{name}: {told}");
+    }
 }

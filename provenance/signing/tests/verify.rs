@@ -83,6 +83,7 @@ fn promotion(manifest: &Manifest, oms_payload: OmsPayloadDigest, ring: &str) -> 
                 reported: Some(Reported { data: BTreeMap::new() }),
                 base: None,
                 device: None,
+                adapter: None,
             },
             evaluations: vec![evaluation("cot-lite"), evaluation("arithmetic")],
             policies: Vec::new(),

@@ -1,14 +1,16 @@
-//! What other programs read about a promotion: SLSA provenance, an in-toto test result and a SLSA verification summary. Each is a
-//! statement of its own about the model, in a bundle of its own beside that of the promotion. Pure.
+//! What other programs read about a promotion: SLSA provenance, an in-toto test result, a `CycloneDX` ML-BOM and a SLSA verification
+//! summary. Each is a statement of its own about the model, in a bundle of its own beside that of the promotion. Pure.
 //!
 //! They follow from the promotion statement and from the TrainingRun, whose uid is part of the name under which the promotion is
 //! recorded. So they hold nothing that this name does not cover but what the promotion statement itself holds, and the same promotion
 //! gives the same bytes. For this reason they name no version of the controller that signs, and no time of signing.
 //!
 //! Sources: <https://slsa.dev/spec/v1.0/provenance>, <https://slsa.dev/spec/v1.1/verification_summary>,
-//! <https://github.com/in-toto/attestation/blob/main/spec/predicates/test-result.md> and, for digests and names,
+//! <https://github.com/in-toto/attestation/blob/main/spec/predicates/test-result.md>,
+//! <https://github.com/in-toto/attestation/blob/main/spec/predicates/cyclonedx.md> and, for digests and names,
 //! <https://github.com/in-toto/attestation/blob/main/spec/v1/resource_descriptor.md>.
 
+mod ml_bom;
 mod provenance;
 mod summary;
 mod test_result;
@@ -21,7 +23,7 @@ use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use crate::{digest::Sha256, promotion::Promotion, statement, text::Printable};
+use crate::{digest::Sha256, manifest::File, promotion::Promotion, statement, text::Printable};
 
 /// The build type of provenance: what `externalParameters` mean. docs/attestations.md describes it.
 pub const BUILD_TYPE: &str = "https://codex-ml.dev/build/training-run/v1";
@@ -36,19 +38,22 @@ pub enum AttestationKind {
     SlsaProvenance,
     /// in-toto test result: the gates that it passed, and on which problems.
     TestResult,
+    /// `CycloneDX` ML-BOM: the files, data and base of the model, and what its gates measured, with bounds.
+    MlBom,
     /// SLSA verification summary: the policy that it was verified against, and the ring.
     VerificationSummary,
 }
 
 impl AttestationKind {
     /// Every kind, in the order in which they are signed.
-    pub const ALL: [Self; 3] = [Self::SlsaProvenance, Self::TestResult, Self::VerificationSummary];
+    pub const ALL: [Self; 4] = [Self::SlsaProvenance, Self::TestResult, Self::MlBom, Self::VerificationSummary];
 
     /// Returns the name in policies.
     pub const fn name(self) -> &'static str {
         match self {
             Self::SlsaProvenance => "slsaProvenance",
             Self::TestResult => "testResult",
+            Self::MlBom => "mlBom",
             Self::VerificationSummary => "verificationSummary",
         }
     }
@@ -58,6 +63,7 @@ impl AttestationKind {
         match self {
             Self::SlsaProvenance => "https://slsa.dev/provenance/v1",
             Self::TestResult => "https://in-toto.io/attestation/test-result/v0.1",
+            Self::MlBom => "https://cyclonedx.org/bom",
             Self::VerificationSummary => "https://slsa.dev/verification_summary/v1",
         }
     }
@@ -67,6 +73,7 @@ impl AttestationKind {
         match self {
             Self::SlsaProvenance => "slsa-provenance.json",
             Self::TestResult => "test-result.json",
+            Self::MlBom => "ml-bom.json",
             Self::VerificationSummary => "verification-summary.json",
         }
     }
@@ -108,7 +115,7 @@ impl fmt::Display for AttestationKind {
     }
 }
 
-/// What provenance says about a training beyond the promotion statement. The uid of the TrainingRun fixes all of it but
+/// What attestations say about a training and its model beyond the promotion statement. The uid of the TrainingRun fixes all of it but
 /// `configuration`, which a later controller may leave out.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
@@ -118,6 +125,9 @@ pub struct Build {
     /// Time at which the first pod started (RFC 3339), if it was recorded.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub started_at: Option<String>,
+    /// Files of the model, whose manifest has the model digest.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub files: Vec<File>,
 }
 
 /// A statement of one of these kinds, and the bytes to sign.
@@ -130,16 +140,17 @@ pub struct Unsigned {
 }
 
 /// Returns the statements that are signed beside a promotion. The summary names the others by the digests of their payloads.
-pub fn attestations(promotion: &Promotion, build: &Build) -> [Unsigned; 3] {
+pub fn attestations(promotion: &Promotion, build: &Build) -> [Unsigned; 4] {
     let written = |kind: AttestationKind, predicate: &Value| Unsigned {
         kind,
         payload: statement::write("model", promotion.model.0, kind.predicate_type(), predicate),
     };
     let provenance = written(AttestationKind::SlsaProvenance, &provenance::predicate(promotion, build));
     let tests = written(AttestationKind::TestResult, &test_result::predicate(promotion));
-    let inputs = [&provenance, &tests].map(|input| (input.kind.name(), Sha256::of(&input.payload)));
+    let bom = written(AttestationKind::MlBom, &ml_bom::predicate(promotion, build));
+    let inputs = [&provenance, &tests, &bom].map(|input| (input.kind.name(), Sha256::of(&input.payload)));
     let summary = written(AttestationKind::VerificationSummary, &summary::predicate(promotion, &inputs));
-    [provenance, tests, summary]
+    [provenance, tests, bom, summary]
 }
 
 /// The content of an attestation about a promotion.
@@ -170,6 +181,7 @@ impl Attestation {
         match kind {
             AttestationKind::SlsaProvenance => provenance::check(&predicate, promotion),
             AttestationKind::TestResult => test_result::check(&predicate, promotion),
+            AttestationKind::MlBom => ml_bom::check(&predicate, promotion),
             AttestationKind::VerificationSummary => summary::check(&predicate, promotion),
         }?;
         Ok(Self { kind, digest: Sha256::of(payload), predicate })
@@ -203,6 +215,7 @@ impl Attestation {
                 let count = self.predicate["passedTests"].as_array().map_or(0, Vec::len);
                 format!("PASSED, for every gate of the promotion ({count})")
             }
+            AttestationKind::MlBom => ml_bom::told(&self.predicate),
             AttestationKind::VerificationSummary => {
                 let policy = self.predicate.pointer("/policy/uri").and_then(Value::as_str).unwrap_or_default();
                 format!("PASSED against {}", Printable(policy))

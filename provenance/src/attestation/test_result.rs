@@ -45,7 +45,8 @@ fn tests(promotion: &Promotion) -> BTreeSet<String> {
     promotion.reasons.evaluations.iter().flat_map(of).collect()
 }
 
-fn name(gate: &Gate) -> String {
+/// Returns the name of a gate: its metric and limits.
+pub(super) fn name(gate: &Gate) -> String {
     let number = |limit: &Option<String>| limit.as_deref().map(shortest);
     let compared = |with: &Option<Comparison>| {
         let Comparison { evaluation, by } = with.as_ref()?;

@@ -6,6 +6,7 @@ use super::*;
 use crate::{
     canonical::canonical,
     digest::{ConfigDigest, DataDigest, GatesDigest, ModelDigest, OmsPayloadDigest, ReportDigest},
+    manifest::{File, Manifest},
     promotion::{Attested, Base, Evaluation, Gate, HeldPolicy, Object, Reasons, Reported, Training},
 };
 
@@ -45,6 +46,16 @@ fn evaluation(name: &str, gates: Vec<Gate>) -> Evaluation {
     }
 }
 
+/// The files of the model.
+fn files() -> Vec<File> {
+    let file = |path: &str| File { path: path.to_owned(), size: 7, sha256: digest(path) };
+    vec![file("config.json"), file("model.safetensors")]
+}
+
+fn model() -> ModelDigest {
+    Manifest::of_hashed(files()).unwrap().digest()
+}
+
 fn promotion() -> Promotion {
     let training = Training {
         run: Object { name: "cot".to_owned(), uid: "77aa".to_owned() },
@@ -61,6 +72,7 @@ fn promotion() -> Promotion {
             signer: None,
         }),
         device: None,
+        adapter: Some(ModelDigest(digest("adapter"))),
     };
     let reasons = Reasons {
         ring: "0D_base_".to_owned(),
@@ -73,13 +85,14 @@ fn promotion() -> Promotion {
         sign_offs: Vec::new(),
         parity: Vec::new(),
     };
-    Promotion { model: ModelDigest(digest("model")), reasons }
+    Promotion { model: model(), reasons }
 }
 
 fn build() -> Build {
     Build {
         parameters: json!({ "template": "cot-starter", "seed": 1, "configuration": configuration() }),
         started_at: Some("2026-11-28T07:00:00Z".to_owned()),
+        files: files(),
     }
 }
 
@@ -170,7 +183,7 @@ fn each_statement_fits_its_specification() {
             let (schema, found) = (schema(unsigned.kind), value(&unsigned));
             assert_eq!(fault(&schema, &schema, &found, "statement"), None, "{found:#}");
             assert_eq!(found["predicateType"], unsigned.kind.predicate_type());
-            assert_eq!(found["subject"], json!([{ "name": "model", "digest": { "sha256": digest("model") } }]));
+            assert_eq!(found["subject"], json!([{ "name": "model", "digest": { "sha256": model() } }]));
             // What lacks a required field does not fit.
             let mut wrong = found.clone();
             wrong["predicate"] = json!({});
@@ -181,7 +194,7 @@ fn each_statement_fits_its_specification() {
 
 #[test]
 fn provenance_says_what_the_run_was_given() {
-    let [provenance, tests, summary] = attestations(&promotion(), &build());
+    let [provenance, tests, _, summary] = attestations(&promotion(), &build());
     let provenance = value(&provenance);
     let definition = &provenance["predicate"]["buildDefinition"];
     assert_eq!(definition["externalParameters"]["template"], "cot-starter");
@@ -202,26 +215,26 @@ fn provenance_says_what_the_run_was_given() {
 }
 
 #[test]
-fn names_uids_and_orders_that_the_record_does_not_name_change_no_test_result_and_no_provenance() {
+fn names_uids_and_orders_that_the_record_does_not_name_change_the_summary_alone() {
     let of = |promotion: &Promotion| attestations(promotion, &build()).map(|it| it.payload);
-    let [provenance, tests, _] = of(&promotion());
+    let [provenance, tests, bom, _] = of(&promotion());
     let mut other = promotion();
     let reasons = &mut other.reasons;
     (reasons.evaluations[0].name, reasons.evaluations[0].uid) = ("again".to_owned(), "again-uid".to_owned());
     reasons.evaluations[0].completed_at = "2026-11-29T09:00:00Z".to_owned();
     reasons.evaluations[0].gates.reverse();
     reasons.evaluations[0].gates[0].min = Some("0.9".to_owned());
-    let [same_provenance, same_tests, _] = of(&other);
-    assert_eq!((provenance, tests), (same_provenance, same_tests));
+    let [same_provenance, same_tests, same_bom, _] = of(&other);
+    assert_eq!((provenance, tests, bom), (same_provenance, same_tests, same_bom));
 }
 
 #[test]
 fn what_was_signed_is_read_and_belongs_together() {
     let promotion = promotion();
-    let [provenance, tests, summary] =
+    let [provenance, tests, bom, summary] =
         attestations(&promotion, &build()).map(|it| Attestation::read(&it.payload, &promotion).unwrap());
-    assert_eq!([provenance.kind, tests.kind, summary.kind], AttestationKind::ALL);
-    summary.check_inputs([&provenance, &tests, &summary]).unwrap();
+    assert_eq!([provenance.kind, tests.kind, bom.kind, summary.kind], AttestationKind::ALL);
+    summary.check_inputs([&provenance, &tests, &bom, &summary]).unwrap();
     let mut other = build();
     other.parameters["seed"] = json!(2);
     let [foreign, ..] = attestations(&promotion, &other);
@@ -230,12 +243,45 @@ fn what_was_signed_is_read_and_belongs_together() {
     assert!(told.starts_with("its inputAttestations name another slsaProvenance: "), "{told}");
 }
 
+/// Returns the model of an ML-BOM.
+fn component(statement: &mut Value) -> &mut Value {
+    &mut statement["predicate"]["metadata"]["component"]
+}
+
+#[test]
+fn an_ml_bom_has_files_data_base_adapter_and_the_interval_of_the_verdict() {
+    let mut promotion = promotion();
+    let gate = &mut promotion.reasons.evaluations[0].gates[0];
+    (gate.lower, gate.upper) = (Some("0.97".to_owned()), Some("1".to_owned()));
+    let mut bom = value(&attestations(&promotion, &build())[2])["predicate"].clone();
+    assert!(bom["serialNumber"].as_str().unwrap().starts_with("urn:uuid:"));
+    let names = |list: &Value| list.as_array().unwrap().iter().map(|it| it["name"].clone()).collect::<Vec<_>>();
+    assert_eq!(names(&bom["components"]), ["arithmetic", "problems"]);
+    let model = bom["metadata"]["component"].take();
+    assert_eq!((&model["name"], &model["version"]), (&json!("cot"), &json!(promotion.model)));
+    assert_eq!(names(&model["components"]), ["config.json", "model.safetensors"]);
+    assert_eq!(
+        model["pedigree"]["ancestors"][0],
+        json!({ "type": "machine-learning-model", "name": "models/bases/small", "version": digest("base") })
+    );
+    let metrics = &model["modelCard"]["quantitativeAnalysis"]["performanceMetrics"];
+    assert_eq!(
+        metrics[0],
+        json!({
+            "type": "exact_match", "slice": format!("cot-lite, problems {}", digest("problems")), "value": "0.99",
+            "confidenceInterval": { "lowerBound": "0.97", "upperBound": "1" },
+        })
+    );
+    let told = |name: &str| model["properties"].as_array().unwrap().iter().filter(|it| it["name"] == name).count();
+    assert_eq!((told("codex:ring"), told("codex:adapterDigest"), told("codex:gate")), (1, 1, 2));
+}
+
 /// A change of a statement, by kind, and what the refusal says.
 #[test]
 fn a_statement_about_something_else_is_refused() {
-    use AttestationKind::{SlsaProvenance, TestResult, VerificationSummary};
+    use AttestationKind::{MlBom, SlsaProvenance, TestResult, VerificationSummary};
     type Edit = fn(&mut Value);
-    let changes: [(AttestationKind, Edit, &str); 19] = [
+    let changes: [(AttestationKind, Edit, &str); 27] = [
         (SlsaProvenance, |it| it["subject"][0]["digest"]["sha256"] = json!(digest("x")), "made for another model"),
         (SlsaProvenance, |it| it["predicateType"] = json!("https://slsa.dev/provenance/v0.2"), "its predicate type is"),
         (SlsaProvenance, |it| it["predicate"]["buildDefinition"]["buildType"] = json!("x"), "buildType is \"x\""),
@@ -286,6 +332,21 @@ fn a_statement_about_something_else_is_refused() {
             |it| it["predicate"]["timeVerified"] = json!("2030-01-01T00:00:00Z"),
             "timeVerified is not the time",
         ),
+        (MlBom, |it| it["predicate"]["bomFormat"] = json!("SPDX"), "bomFormat is \"SPDX\""),
+        (MlBom, |it| it["predicate"]["specVersion"] = json!("1.4"), "specVersion is \"1.4\""),
+        (MlBom, |it| drop(component(it)["components"].as_array_mut().unwrap().pop()), "are the files of the model "),
+        (MlBom, |it| component(it)["components"][0]["name"] = json!("../x"), "are not the files of a model: "),
+        (MlBom, |it| component(it)["components"][0]["properties"] = json!([]), "components[0] needs a name"),
+        (
+            MlBom,
+            |it| {
+                let metrics = &mut component(it)["modelCard"]["quantitativeAnalysis"]["performanceMetrics"];
+                metrics[0]["confidenceInterval"] = json!({ "lowerBound": "0.99", "upperBound": "1" });
+            },
+            "performanceMetrics is not that of the promotion",
+        ),
+        (MlBom, |it| it["predicate"]["components"] = json!([]), "its components is not that of the promotion"),
+        (MlBom, |it| drop(component(it)["pedigree"].take()), "pedigree is not that of the promotion"),
         (TestResult, |it| it["predicate"]["result"] = json!("FAILED"), "result is \"FAILED\""),
         (TestResult, |it| it["predicate"]["failedTests"] = json!(["bleu"]), "failedTests is not empty"),
         (TestResult, |it| it["predicate"]["passedTests"] = json!(["bleu"]), "passedTests are not the gates"),
@@ -322,7 +383,7 @@ fn a_statement_about_something_else_is_refused() {
 #[test]
 fn a_summary_names_the_policies() {
     let mut promotion = promotion();
-    let policy = |promotion: &Promotion| value(&attestations(promotion, &build())[2])["predicate"]["policy"].clone();
+    let policy = |promotion: &Promotion| value(&attestations(promotion, &build())[3])["predicate"]["policy"].clone();
     promotion.reasons.policies = vec![held("a")];
     let one = policy(&promotion);
     assert_eq!(one["uri"], "https://codex-ml.dev/policies/PromotionPolicy/a/rules/0D_base_");
@@ -332,7 +393,7 @@ fn a_summary_names_the_policies() {
     assert_eq!(several["annotations"]["policies"][0]["name"], "a");
     promotion.reasons.policies.reverse();
     assert_eq!(policy(&promotion), several, "their order does not count");
-    let [_, _, summary] = attestations(&promotion, &build());
+    let [.., summary] = attestations(&promotion, &build());
     promotion.reasons.policies[0].rule = digest("another rule");
     let told = Attestation::read(&summary.payload, &promotion).unwrap_err();
     assert!(told.contains("policy.digest.sha256 is"), "{told}");

@@ -3,18 +3,19 @@
 use std::path::Path;
 
 use codex_verdict::{Gate, GateSpec, MAX_GATES};
+use serde::Deserialize as _;
 use serde_yaml::{Mapping, Value};
 
 use super::{GatingError, input};
 
 /// The fields of a gate.
-const FIELDS: [&str; 7] = ["metric", "min", "max", "betterThan", "notWorseThan", "minSamples", "confidence"];
+const FIELDS: [&str; 8] = ["metric", "min", "max", "betterThan", "notWorseThan", "minSamples", "confidence", "margin"];
 /// The fields of what a gate compares with.
 const COMPARISON: [&str; 2] = ["evaluation", "by"];
 /// The fields that are decimals in quotes.
-const DECIMALS: [&str; 4] = ["min", "max", "by", "confidence"];
+const DECIMALS: [&str; 5] = ["min", "max", "by", "confidence", "margin"];
 
-/// Reads the gates of a file: a list, a mapping with `gates`, or an Evaluation.
+/// Reads the gates of a file: a list, a mapping with `gates`, or the one Evaluation among its objects.
 ///
 /// # Errors
 /// The file cannot be read, or a gate is invalid.
@@ -25,12 +26,22 @@ pub fn read(path: &Path) -> Result<Vec<Gate>, GatingError> {
 
 fn parse(bytes: &[u8]) -> Result<Vec<Gate>, String> {
     let right = "write a list of gates, such as - { metric: exact_match, min: \"0.95\", confidence: \"0.95\" }";
-    let document: Value = serde_yaml::from_slice(bytes).map_err(|error| match error.location() {
+    let documents = serde_yaml::Deserializer::from_slice(bytes).map(Value::deserialize);
+    let documents: Vec<Value> = documents.collect::<Result<_, _>>().map_err(|error| match error.location() {
         Some(at) => format!("it is no YAML (line {}, column {}): {right}", at.line(), at.column()),
         None => format!("it is no YAML: {right}"),
     })?;
-    let of = |value: &Value, field: &str| value.as_mapping().and_then(|mapping| mapping.get(field)).cloned();
-    let list = of(&document, "gates").or_else(|| of(&of(&document, "spec")?, "gates")).unwrap_or(document);
+    let list = match <[Value; 1]>::try_from(documents) {
+        Ok([document]) => of_document(&document).unwrap_or(document),
+        Err(documents) => {
+            let mut lists = documents.iter().filter_map(of_document);
+            let first = lists.next().unwrap_or_default();
+            if lists.next().is_some() {
+                return Err("several of its documents have gates: name a file with those of one Evaluation".to_owned());
+            }
+            first
+        }
+    };
     let Value::Sequence(list) = list else { return Err(format!("it has no gates: {right}")) };
     match list.len() {
         0 => return Err(format!("its list of gates is empty: {right}")),
@@ -38,6 +49,15 @@ fn parse(bytes: &[u8]) -> Result<Vec<Gate>, String> {
         _ => {}
     }
     list.into_iter().enumerate().map(|(index, gate)| one(gate).map_err(|why| format!("gates[{index}]{why}"))).collect()
+}
+
+/// Returns what a document has as gates.
+fn of_document(document: &Value) -> Option<Value> {
+    if document.is_sequence() {
+        return Some(document.clone());
+    }
+    let of = |value: &Value, field: &str| value.as_mapping().and_then(|mapping| mapping.get(field)).cloned();
+    of(document, "gates").or_else(|| of(&of(document, "spec")?, "gates"))
 }
 
 fn one(gate: Value) -> Result<Gate, String> {
@@ -72,21 +92,44 @@ fn check(fields: &Mapping, known: &[&str], below: &str) -> Result<(), String> {
 
 #[cfg(test)]
 mod tests {
+    use codex_verdict::{ComparisonSpec, Decimal};
+
     use super::*;
+
+    /// A field that the schema of Evaluations has and this list lacks would be refused here.
+    #[test]
+    fn the_fields_are_those_of_evaluations() {
+        let decimal = || Some(Decimal("0.5".to_owned()));
+        let comparison = || Some(ComparisonSpec { evaluation: "before".to_owned(), by: decimal() });
+        let spec = GateSpec {
+            metric: "exact_match".to_owned(),
+            min: decimal(),
+            max: decimal(),
+            better_than: comparison(),
+            not_worse_than: comparison(),
+            min_samples: Some(1),
+            confidence: decimal(),
+            margin: decimal(),
+        };
+        let value = serde_json::to_value(&spec).unwrap();
+        let names = |value: &serde_json::Value| value.as_object().unwrap().keys().cloned().collect::<Vec<_>>();
+        assert_eq!(names(&value), FIELDS);
+        assert_eq!(names(&value["betterThan"]), COMPARISON);
+    }
 
     #[test]
     fn lists_mappings_and_evaluations_hold_gates() {
-        let gate = "{ metric: exact_match, min: \"0.9\", confidence: \"0.95\", minSamples: 100 }";
+        let gate = "{ metric: exact_match, min: \"0.9\", confidence: \"0.95\", margin: \"0.02\", minSamples: 100 }";
         for text in [
             format!("- {gate}\n"),
+            format!("---\n- {gate}\n---\n"),
             format!("gates:\n- {gate}\n"),
             format!("kind: Evaluation\nspec:\n  preset: cot-lite\n  gates:\n  - {gate}\n"),
+            format!("kind: TrainingRun\nspec: {{ seed: 1 }}\n---\nkind: Evaluation\nspec:\n  gates:\n  - {gate}\n"),
         ] {
             let gates = parse(text.as_bytes()).unwrap();
-            assert_eq!(
-                gates,
-                ["exact_match>=0.9@0.95".parse::<Gate>().map(|it| Gate { min_samples: Some(100), ..it }).unwrap()]
-            );
+            let written = "exact_match>=0.9@0.95".parse::<Gate>().unwrap();
+            assert_eq!(gates, [Gate { min_samples: Some(100), margin: Some(0.02), ..written }]);
         }
     }
 
@@ -98,6 +141,7 @@ mod tests {
                 "gates[0].confidense: there is no such field: use metric, min",
             ),
             ("- {metric: exact_match, min: 0.9}", "gates[0].min: write a decimal in quotes, such as \"0.95\""),
+            ("- {metric: exact_match, min: \"0.9\", margin: 0.1}", "gates[0].margin: write a decimal in quotes"),
             ("- {metric: rouge, min: \"0.9\"}", "gates[0]: metric \"rouge\" is unknown"),
             (
                 "- {metric: exact_match, betterThan: {evaluation: a, than: b}}",
@@ -107,6 +151,8 @@ mod tests {
             ("- exact_match", "gates[0]: write a mapping"),
             ("[]", "its list of gates is empty: write a list"),
             ("metric: exact_match", "it has no gates: write a list"),
+            ("gates: []\n---\nspec: { gates: [] }", "several of its documents have gates: name a file"),
+            ("kind: TrainingRun\n---\nkind: ReasoningPod", "it has no gates: write a list"),
             ("a: [", "it is no YAML"),
             ("", "it has no gates"),
         ] {

@@ -9,7 +9,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use codex_verdict::{CorpusItem as _, Likelihood, Measurement, Metric, Resampling};
+use codex_verdict::{CorpusItem as _, Kind, Likelihood, Measurement, Metric, Resampling};
 use serde_json::{Map, Value};
 
 use super::{GatingError, input, input::Recorded};
@@ -214,7 +214,7 @@ fn item(line: usize, object: &Map<String, Value>, asked: &[Asked]) -> Result<Ite
             }
             _ => {
                 let number = value.as_bool().map(|right| f64::from(u8::from(right))).or_else(|| value.as_f64());
-                let is_share = *metric == Metric::ExactMatch;
+                let is_share = metric.kind() == Kind::Share;
                 let possible =
                     |number: &f64| (0.0..=1.0).contains(number) && (!is_share || *number <= 0.0 || *number >= 1.0);
                 let right = if is_share { "0 or 1" } else { "a number from 0 to 1" };
@@ -271,6 +271,7 @@ mod tests {
                 "exact_match",
                 "line 1 has no field exact_match: name the field of exact_match as --metric",
             ),
+            (r#"{"doc_id":0,"maj":0.5}"#, "maj_at_k=maj", "line 1: maj is not 0 or 1, which maj_at_k needs"),
             (r#"{"doc_id":0,"f1":1.5}"#, "token_f1=f1", "line 1: f1 is not a number from 0 to 1, which token_f1 needs"),
             (r#"{"doc_id":0,"f1":"high"}"#, "token_f1=f1", "line 1: f1 is not a number from 0 to 1"),
             (r#"{"doc_id":0,"bleu":0.3}"#, "bleu", "line 1: bleu is not a pair of reference and response"),

@@ -16,8 +16,11 @@ use crate::{
     error::{CommandError, chain},
     gating::{self, Report},
     run_folder::{Part, RunFolder},
-    verify::given::Outcome,
+    verify::given::{Given, Outcome},
 };
+
+/// Number of right and of wrong answers on the page of an evaluator.
+const EXAMPLES: usize = 5;
 
 /// What a page shows.
 #[derive(Debug)]
@@ -110,6 +113,38 @@ impl Content {
             signatures: outcome,
             command: signatures.command(&folder.model, ring),
             openssf_command: signatures.openssf_command(&folder.model),
+        })
+    }
+
+    /// Reads the results of an evaluation of the model with this manifest. Of a run, nothing but the model is known.
+    ///
+    /// # Errors
+    /// The results cannot be read.
+    pub(super) fn of_evaluation(
+        model: &Path,
+        manifest: &Manifest,
+        path: &Path,
+        gates: &[Gate],
+        references: &[(String, PathBuf)],
+    ) -> Result<Self, gating::GatingError> {
+        let report = Report::read("evaluation", path, None, references, None)?;
+        let gates = report.judge(gates.to_vec()).map_err(|why| chain(&why));
+        let examples = Examples::read(&path.with_file_name(super::examples::FILE), EXAMPLES);
+        let folder = RunFolder { root: model.to_owned(), model: model.to_owned(), artifacts: model.join("artifacts") };
+        Ok(Self {
+            name: manifest.digest().short(),
+            is_run: false,
+            metadata: folder.metadata(),
+            config: folder.config(),
+            checksums: folder.checksums(),
+            environment: folder.environment(),
+            ledger: folder.ledger(),
+            manifest: Part::Found(manifest.clone()),
+            evaluations: vec![Evaluated { path: path.to_owned(), report, gates: Some(gates), examples }],
+            damaged: Vec::new(),
+            signatures: Outcome::NotGiven,
+            command: Given::default().command(model, None),
+            openssf_command: None,
         })
     }
 

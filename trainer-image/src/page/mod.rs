@@ -11,17 +11,22 @@ mod render;
 #[cfg(test)]
 mod tests;
 
-use std::path::PathBuf;
+use std::{
+    path::{Path, PathBuf},
+    str::FromStr,
+};
 
 use clap::builder::PossibleValuesParser;
+use codex_provenance::manifest::Manifest;
 use codex_reports::exit;
-use codex_verdict::Ring;
+use codex_verdict::{Gate, GateSpec, Ring};
 
 use self::content::Content;
 use crate::{
     arguments::whole,
     atomic_fs,
     error::CommandError,
+    gating::GatingError,
     overlap::{self, Named},
     run_folder::RunFolder,
     verify::given::Given,
@@ -66,6 +71,40 @@ fn named(text: &str) -> Result<(String, PathBuf), String> {
         Some((name, path)) if !name.is_empty() && !path.is_empty() => Ok((name.to_owned(), path.into())),
         _ => Err("write EVALUATION=FILE, such as before=out/before/outcomes.json".to_owned()),
     }
+}
+
+/// The name of a page beside the results of an evaluation.
+pub(crate) const FILE: &str = "report.html";
+
+/// The gates of a page, as JSON.
+#[derive(Clone, Debug)]
+pub struct PageGates(pub Vec<Gate>);
+
+impl FromStr for PageGates {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let specs: Vec<GateSpec> = codex_json::from_str(text).map_err(|why| {
+            format!("{why}: write a JSON list of gates as in spec.gates of an Evaluation, such as []")
+        })?;
+        let gates: Result<Vec<Gate>, _> = specs.iter().map(Gate::try_from).collect();
+        gates.map(Self).map_err(|why| why.to_string())
+    }
+}
+
+/// Returns the page about the results of an evaluation that has just ended: `report` is its evaluation.json, `manifest` that of the
+/// model, which is not hashed again.
+///
+/// # Errors
+/// The results cannot be read.
+pub(crate) fn of_evaluation(
+    model: &Path,
+    manifest: &Manifest,
+    report: &Path,
+    gates: &[Gate],
+    references: &[(String, PathBuf)],
+) -> Result<String, GatingError> {
+    Ok(render::page(&Content::of_evaluation(model, manifest, report, gates, references)?).into_string())
 }
 
 impl Report {

@@ -349,6 +349,7 @@ fn base(content: &Content) -> Markup {
     rows.extend(base.repository.as_ref().map(|repository| ("Repository", code(repository))));
     rows.extend(base.commit.as_ref().map(|commit| ("Commit", code(commit))));
     rows.extend(base.signer.map(|signer| ("Signed by the key", code(signer))));
+    rows.extend(metadata.adapter.map(|adapter| ("Adapter beside it", code(adapter))));
     table(&rows)
 }
 

@@ -3,6 +3,7 @@
 use std::{fs, path::Path, process::Command};
 
 use clap::Parser;
+use codex_signing::{bundle, key::PublicKey};
 use serde_json::json;
 
 use super::*;
@@ -310,7 +311,13 @@ fn ml_boms_are_valid_by_the_schema_of_cyclonedx() {
     let line = ["--bundle", &bundle, "--key", &key, "--promotion", &promotion, "--ring", "main", "--ml-bom", &of_model];
     let line = [&line[..], &["--out", &out]].concat();
     assert_eq!(command(&promoted.path().join("model"), &line).run().unwrap(), exit::FINISHED);
-    ran(Command::new(python).arg(script("clients/bom.py")).args([of_run, of_model]));
+    // And the one that the controller signs.
+    let key = PublicKey::from_pem(&fs::read_to_string(&key).unwrap()).unwrap();
+    let statement = bundle::open(&fs::read(path(&promoted, "ml-bom.json")).unwrap(), &key).unwrap();
+    let statement: serde_json::Value = serde_json::from_slice(&statement).unwrap();
+    let beside = path(&promoted, "beside.json");
+    fs::write(&beside, statement["predicate"].to_string()).unwrap();
+    ran(Command::new(python).arg(script("clients/bom.py")).args([of_run, of_model, beside]));
 }
 
 /// `make test-page` installs the browser. Where `PAGES` names a folder, pages and screenshots stay there.

@@ -67,6 +67,9 @@ pub struct VerifiedPromotion {
     pub ring: String,
     /// Digest of the statement.
     pub digest: PromotionDigest,
+    /// Digest of the adapter beside the model; absent if the statement names none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub adapter: Option<ModelDigest>,
     /// Who signed.
     pub signer: SignedBy,
     /// The attestations about the promotion that are valid.
@@ -139,6 +142,7 @@ impl Verification {
         let promotion = outcome.promoted.as_ref().map(|promoted| VerifiedPromotion {
             ring: promoted.promotion.reasons.ring.clone(),
             digest: promoted.digest,
+            adapter: promoted.promotion.reasons.training.adapter,
             signer: SignedBy::of(promoted.signer, promoted.identity.as_ref()),
             attestations: outcome
                 .attested

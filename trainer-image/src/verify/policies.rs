@@ -5,7 +5,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use codex_provenance::{attestation::AttestationKind, files, promotion::Promotion, text::Printable};
+use codex_provenance::{Sha256, attestation::AttestationKind, files, promotion::Promotion, text::Printable};
 use codex_validate::Validator;
 use codex_verdict::{
     Ring,
@@ -93,6 +93,22 @@ pub(super) fn check(
     }
     let all: Vec<_> = refused.iter().map(|breach| Printable(&breach.sentence).to_string()).collect();
     Err(all.join("; "))
+}
+
+/// Checks that no policy denies the signer of a reproduction.
+///
+/// # Errors
+/// The policy that does.
+pub(super) fn check_reproduction(policies: &[Policy], signer: Sha256) -> Result<(), String> {
+    match policies.iter().find(|policy| policy.spec.denied.keys.contains(&signer)) {
+        Some(policy) => Err(format!(
+            "{}, denied.keys: the reproduction is signed with the key {}, which is revoked: have it signed with another key, or leave it \
+             out",
+            Printable(&policy.to_string()),
+            signer.short()
+        )),
+        None => Ok(()),
+    }
 }
 
 #[cfg(test)]

@@ -28,8 +28,8 @@ pub(crate) use reads::check_stated;
 pub use reads::told;
 pub use spec::{
     Denied, MAX_DENIED, MAX_IDENTITY, MAX_PARITY_REQUESTS, MAX_READS, MAX_RULES, MAX_SIGNERS, MAX_TEMPLATE_GATES,
-    MAX_TEMPLATES, MAX_USER, PolicyRule, PolicySpec, ReadBudget, RequiredEvaluation, RequiredParity, RequiredRing,
-    RequiredSignOffs, RequiredSigners, SignerIdentity,
+    MAX_TEMPLATES, MAX_USER, PolicyRule, PolicySpec, ReadBudget, ReadinessWeights, RequiredEvaluation, RequiredParity,
+    RequiredRing, RequiredSignOffs, RequiredSigners, SignerIdentity,
 };
 
 use crate::{Ring, digests::canonical};

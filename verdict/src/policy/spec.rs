@@ -4,7 +4,7 @@ use codex_provenance::{DataDigest, Identity, IdentityPattern, ModelDigest, Sha25
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::{GateSpec, Ring, cel, policy::MAX_PERIOD};
+use crate::{Decimal, GateSpec, Ring, cel, decimal, policy::MAX_PERIOD};
 
 /// The most rules of a policy: one for each ring.
 pub const MAX_RULES: usize = Ring::ALL.len();
@@ -64,8 +64,8 @@ pub struct PolicyRule {
     /// Keys and identities that may sign the model and its promotion. Without it, every trusted one may.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub signers: Option<RequiredSigners>,
-    /// Attestations that must be signed beside the promotion: slsaProvenance, testResult and verificationSummary. A server is rolled
-    /// out only if each is there and valid.
+    /// Attestations that must be signed beside the promotion: slsaProvenance, testResult, mlBom and verificationSummary. A server is
+    /// rolled out only if each is there and valid.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = AttestationKind::ALL.len()))]
     pub attestations: Vec<AttestationKind>,
@@ -185,6 +185,37 @@ impl SignerIdentity {
     /// Whether an identity is meant. An entry that is invalid means none.
     pub fn admits(&self, identity: &Identity) -> bool {
         IdentityPattern::new(&self.issuer, &self.subject).is_ok_and(|pattern| pattern.admits(identity))
+    }
+}
+
+/// The weights of readiness, R = aE + bT + gD, with which `status-report` surveys runs. They sum to 1.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+#[schemars(inline, extend("x-kubernetes-validations" = cel::readiness()))]
+pub struct ReadinessWeights {
+    /// a, the weight of the share of gates that passed, as a decimal in quotes, such as "0.5".
+    pub evidence: Decimal,
+    /// b, the weight of the measured trace coverage, as a decimal in quotes, such as "0.2".
+    pub traces: Decimal,
+    /// g, the weight of the share of checks that hold, as a decimal in quotes, such as "0.3".
+    pub deployment: Decimal,
+}
+
+impl ReadinessWeights {
+    /// Returns the weights as numbers.
+    ///
+    /// # Errors
+    /// They are no decimals from 0 to 1, or do not sum to 1; one sentence.
+    pub fn numbers(&self) -> Result<[f64; 3], String> {
+        let weights = [&self.evidence, &self.traces, &self.deployment];
+        let numbers = weights.map(|Decimal(text)| decimal::parse(text).filter(|number| (0.0..=1.0).contains(number)));
+        match numbers {
+            [Some(a), Some(b), Some(g)] if (a + b + g - 1.0).abs() < cel::WEIGHTS_TOLERANCE => Ok([a, b, g]),
+            _ => {
+                let found = weights.map(ToString::to_string).join(", ");
+                Err(format!("{found} are invalid: {}", cel::RIGHT_WEIGHTS))
+            }
+        }
     }
 }
 

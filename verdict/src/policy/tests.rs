@@ -6,9 +6,9 @@ use codex_provenance::{DataDigest, Identity, ModelDigest, Sha256, attestation::A
 use jiff::Timestamp;
 
 use super::{
-    Candidate, Demand, Denied, Earlier, Facts, Lineage, Policy, PolicyKind, PolicyRule, PolicySpec, RequiredEvaluation,
-    RequiredParity, RequiredRing, RequiredSignOffs, RequiredSigners, ShadowParity, Signatory, SignedOff,
-    SignerIdentity, breaches, demanded_attestations, denials, may_sign, stated,
+    Candidate, Demand, Denied, Earlier, Facts, Lineage, Policy, PolicyKind, PolicyRule, PolicySpec, ReadinessWeights,
+    RequiredEvaluation, RequiredParity, RequiredRing, RequiredSignOffs, RequiredSigners, ShadowParity, Signatory,
+    SignedOff, SignerIdentity, breaches, demanded_attestations, denials, may_sign, stated,
 };
 use crate::{Decimal, Gate, GateSpec, Ring};
 
@@ -301,9 +301,25 @@ fn attestations_are_demanded_by_every_policy() {
     assert!(with(&[])[0].1.contains("no valid slsaProvenance, verificationSummary: "));
     let mut policies = under(wanted.clone());
     policies.extend(under(PolicyRule { attestations: vec![TestResult], ..rule() }));
-    assert_eq!(demanded_attestations(&policies, Ring::Main), AttestationKind::ALL.into());
+    let all = [SlsaProvenance, TestResult, VerificationSummary];
+    assert_eq!(demanded_attestations(&policies, Ring::Main), all.into());
     assert!(demanded_attestations(&policies, Ring::Base0A).is_empty());
     // What a rule demands is part of its digest, so that a promotion is signed again when it changes.
     let digest = |rule: PolicyRule| stated(&under(rule), Ring::Main)[0].rule;
     assert_ne!(digest(wanted), digest(rule()));
+}
+
+#[test]
+fn weights_of_readiness_sum_to_one() {
+    let weights = |[evidence, traces, deployment]: [&str; 3]| {
+        let decimal = |text: &str| Decimal(text.to_owned());
+        ReadinessWeights { evidence: decimal(evidence), traces: decimal(traces), deployment: decimal(deployment) }
+            .numbers()
+    };
+    assert_eq!(weights(["0.5", "0.2", "0.3"]).unwrap().map(f64::to_bits), [0.5, 0.2, 0.3].map(f64::to_bits));
+    assert!(weights(["0.1", "0.2", "0.7"]).is_ok() && weights(["0", "0", "1"]).is_ok());
+    for wrong in [["0.5", "0.2", "0.300001"], ["1.5", "-0.5", "0"], ["1", "0", "NaN"], ["1", "", "0"]] {
+        let why = weights(wrong).unwrap_err();
+        assert!(why.contains("that sum to 1, such as \"0.5\""), "{why}");
+    }
 }
