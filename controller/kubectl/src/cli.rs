@@ -17,7 +17,7 @@ use serde::Serialize;
 use crate::{
     cluster::{Cluster, Found, Place},
     error::CommandError,
-    events, logs,
+    events, logs, promotion,
     reproduce::reproduction,
     subject::{Kind, Subject},
     text::{Painter, coloured},
@@ -126,6 +126,14 @@ enum Command {
         #[arg(long)]
         name: Option<String>,
     },
+    /// Check that a ReasoningPod may roll out, as codex deploy checks it from files; nothing is created.
+    ///
+    /// Exit codes: 0 every check holds or is waived, 1 blocked, 2 bad input.
+    Deploy(promotion::Deploy),
+    /// Survey how ready the run of a ReasoningPod is for its ring, as codex status-report surveys files.
+    StatusReport(promotion::StatusReport),
+    /// Show the settings that control a chain, each as path -> value.
+    RepoMap(promotion::RepoMap),
     /// Print a completion script for a shell.
     Completion {
         /// Shell to complete for.
@@ -153,7 +161,8 @@ impl From<Shell> for clap_complete::Shell {
     }
 }
 
-/// Reads the command line, runs the command and returns the exit code: 0, or 1 if it failed.
+/// Reads the command line, runs the command and returns the exit code: 0, 1 if it failed or what it checked is blocked, or 2 if a flag or
+/// an object is invalid.
 pub fn main() -> ExitCode {
     let arguments = Arguments::parse();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
@@ -162,21 +171,22 @@ pub fn main() -> ExitCode {
         Err(failure) => Err(CommandError::Output(failure)),
     };
     match result {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(code) => code,
         // The reader, such as `head`, has read enough.
         Err(CommandError::Output(failure)) if failure.kind() == io::ErrorKind::BrokenPipe => ExitCode::SUCCESS,
         Err(failure) => {
             // A message that cannot be printed changes nothing.
             let _ = writeln!(io::stderr(), "error: {}", Printable(&failure.to_string()));
-            ExitCode::FAILURE
+            failure.exit()
         }
     }
 }
 
-async fn run(arguments: Arguments) -> Result<(), CommandError> {
+async fn run(arguments: Arguments) -> Result<ExitCode, CommandError> {
     let PlaceFlags { namespace, context, kubeconfig } = arguments.place;
     let place = Place { namespace, context, kubeconfig };
     let mut out = io::stdout().lock();
+    let mut code = ExitCode::SUCCESS;
     match arguments.command {
         Command::Completion { shell } => {
             let mut script = Vec::new();
@@ -229,6 +239,9 @@ async fn run(arguments: Arguments) -> Result<(), CommandError> {
             let Found::Run(run) = cluster.find(&subject).await? else { return Err(CommandError::NoRun(subject.name)) };
             writeln!(out, "{}", serde_json::to_string_pretty(&reproduction(&run, name))?)?;
         }
+        Command::Deploy(command) => code = command.run(&place, &mut out).await?,
+        Command::StatusReport(command) => command.run(&place, &mut out).await?,
+        Command::RepoMap(command) => command.run(&place, &mut out).await?,
         Command::Events { named, output } => {
             let cluster = Cluster::connect(&place).await?;
             let found = cluster.find(&named.subject).await?;
@@ -247,7 +260,7 @@ async fn run(arguments: Arguments) -> Result<(), CommandError> {
         }
     }
     out.flush()?;
-    Ok(())
+    Ok(code)
 }
 
 /// Writes a result as JSON or as text.

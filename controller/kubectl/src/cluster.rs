@@ -142,7 +142,8 @@ impl Cluster {
         })
     }
 
-    async fn get_opt<K>(&self, name: &str) -> Result<Option<K>, CommandError>
+    /// Returns the object of this name, if it exists.
+    pub(crate) async fn get_opt<K>(&self, name: &str) -> Result<Option<K>, CommandError>
     where
         K: Resource<DynamicType = (), Scope = NamespaceResourceScope> + Clone + Debug + DeserializeOwned,
     {

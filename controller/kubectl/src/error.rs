@@ -1,6 +1,6 @@
 //! Why a command failed.
 
-use std::{io, path::PathBuf};
+use std::{io, path::PathBuf, process::ExitCode};
 
 use crate::subject::Kind;
 
@@ -53,6 +53,18 @@ pub(crate) enum CommandError {
     /// The object has no pod whose log could be shown.
     #[error("{0} has no pod yet: kubectl codex why says what it waits for")]
     NoPod(String),
+    /// A flag has a wrong value, or an object cannot be used as it is.
+    #[error("{0}")]
+    BadInput(String),
+    /// A file of `--out` cannot be written.
+    #[error("--out: {} cannot be written: {source}", path.display())]
+    Out {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
     /// The output cannot be written.
     #[error("the output cannot be written: {0}")]
     Output(#[from] io::Error),
@@ -62,6 +74,11 @@ pub(crate) enum CommandError {
 }
 
 impl CommandError {
+    /// Returns the exit code: 2 if another attempt with the same flags cannot succeed, else 1.
+    pub(crate) fn exit(&self) -> ExitCode {
+        if matches!(self, Self::BadInput(_)) { ExitCode::from(2) } else { ExitCode::FAILURE }
+    }
+
     /// Returns the error of a request for `what`.
     pub(crate) fn request(what: impl Into<String>) -> impl FnOnce(kube::Error) -> Self {
         let what = what.into();

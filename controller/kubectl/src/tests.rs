@@ -19,6 +19,8 @@ use crate::{
     why::{self, why},
 };
 
+mod promotion;
+
 const OBJECTS: &str = include_str!("tests/objects.yaml");
 
 fn now() -> Timestamp {

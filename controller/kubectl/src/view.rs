@@ -149,8 +149,10 @@ impl View {
         facts.add("preset", Some(evaluation.spec.preset.clone()));
         facts.add("gates", status.gates_passed.clone());
         facts.add("model", status.model.as_ref().map(|model| model.short.clone()));
+        facts.add("device", status.device.as_ref().map(|device| device.name.clone()));
         facts.add("evidence", status.evidence.map(|evidence| format!("{evidence:?}").to_lowercase()));
         facts.add("report", status.report_digest.map(|digest| short(&digest.to_string())));
+        facts.add("page", status.page.as_ref().map(|page| format!("{}/{}", page.claim_name, page.path)));
         let pending = status.phase.map_or_else(|| "Pending".to_owned(), |phase| format!("{phase:?}"));
         let planned = evaluation.spec.gates.iter().map(|gate| {
             let limit = |name: &str, limit: &Option<codex_verdict::Decimal>| {
@@ -181,6 +183,7 @@ impl View {
         facts.add("ready", status.ready.clone());
         facts.add("model", status.model.clone());
         facts.add("verified by", status.verified.as_ref().map(|verified| verified.by.clone()));
+        facts.add("device", status.device.as_ref().map(|device| device.name.clone()));
         facts.add("signed by", status.manifest.as_ref().map(|manifest| manifest.signer.clone()));
         let promotion = status.promotion.as_ref();
         facts.add("promotion", promotion.map(|promotion| short(&promotion.digest.to_string())));

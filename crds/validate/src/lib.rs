@@ -121,13 +121,16 @@ impl Validator {
         Ok(Self { kinds, rules })
     }
 
-    /// Checks all objects of a YAML or JSON file. Objects of other groups are counted and not checked; the items of a List are
-    /// checked each.
+    /// Checks all objects of a YAML or JSON file. Objects of other groups are counted and not checked, but the templates in ConfigMaps are
+    /// read; the items of a List are checked each.
     #[must_use]
     pub fn check(&self, text: &str) -> Checked {
         let mut checked = Checked::default();
         match document::read(text) {
-            Ok(documents) => documents.iter().for_each(|document| self.document(document, &mut checked)),
+            Ok(documents) => {
+                let config_maps = config_maps(&documents);
+                documents.iter().for_each(|document| self.document(document, &config_maps, &mut checked));
+            }
             Err(finding) => checked.findings.push(finding),
         }
         checked.findings.sort_by_key(|finding| finding.position);
@@ -153,13 +156,13 @@ impl Validator {
         Ok(objects.filter(ours).collect())
     }
 
-    fn document(&self, document: &Document, checked: &mut Checked) {
+    fn document(&self, document: &Document, config_maps: &[Value], checked: &mut Checked) {
         for root in roots(document) {
-            self.object(document, &root, checked);
+            self.object(document, &root, config_maps, checked);
         }
     }
 
-    fn object(&self, document: &Document, root: &Path, checked: &mut Checked) {
+    fn object(&self, document: &Document, root: &Path, config_maps: &[Value], checked: &mut Checked) {
         let mut object = document.at(root).clone();
         let text = |pointer: &str| object.pointer(pointer).and_then(Value::as_str).map(str::to_owned);
         let (version, kind) = (text("/apiVersion"), text("/kind"));
@@ -198,11 +201,17 @@ impl Validator {
         }
         let mut notices = Vec::new();
         if found.is_empty() {
-            configuration::check(&kind, &object, &mut found, &mut notices);
+            configuration::check(&kind, &object, config_maps, &mut found, &mut notices);
         }
         report(found, false);
         report(notices, true);
     }
+}
+
+/// Returns the ConfigMaps among documents.
+fn config_maps(documents: &[Document]) -> Vec<Value> {
+    let objects = documents.iter().flat_map(|document| roots(document).into_iter().map(|root| document.at(&root)));
+    objects.filter(|object| object["apiVersion"] == "v1" && object["kind"] == "ConfigMap").cloned().collect()
 }
 
 /// Returns the documents of a YAML or JSON file as kubectl reads them, without checking them. Empty ones are left out.

@@ -1,6 +1,9 @@
 #![allow(clippy::unwrap_used, reason = "an unexpected result ends the test")]
 
-use std::{fs, path::Path};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
 
 use serde_json::Value;
 
@@ -90,11 +93,11 @@ fn every_keyword_of_the_schemas_is_applied() {
     }
 }
 
-#[test]
-fn shipped_manifests_are_valid() {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../manifests/samples");
+/// Checks every YAML file below a folder of the repository. Returns the number of objects and the findings, each with its file.
+fn checked_below(folder: &str) -> (usize, Vec<(PathBuf, Finding)>) {
     let validator = Validator::new().unwrap();
-    let (mut folders, mut objects) = (vec![root], 0);
+    let mut folders = vec![Path::new(env!("CARGO_MANIFEST_DIR")).join("../..").join(folder)];
+    let (mut objects, mut findings) = (0, Vec::new());
     while let Some(folder) = folders.pop() {
         for entry in fs::read_dir(folder).unwrap() {
             let path = entry.unwrap().path();
@@ -102,14 +105,30 @@ fn shipped_manifests_are_valid() {
                 folders.push(path);
             } else if path.extension().is_some_and(|it| it == "yaml") {
                 let checked = validator.check(&fs::read_to_string(&path).unwrap());
-                assert!(checked.findings.is_empty(), "{}: {:?}", path.display(), checked.findings);
                 objects += checked.objects;
+                findings.extend(checked.findings.into_iter().map(|finding| (path.clone(), finding)));
             }
         }
     }
+    (objects, findings)
+}
+
+#[test]
+fn shipped_manifests_are_valid() {
+    let (objects, told) = checked_below("manifests/samples");
+    assert!(told.is_empty(), "{told:#?}");
     assert!(objects >= 5, "{objects}");
     assert_eq!(findings(RUN), [""; 0]);
     assert_eq!(findings(EVALUATION), [""; 0]);
+}
+
+/// An object that is stored and that the schema refuses could be read, and no longer be changed.
+#[test]
+fn objects_of_earlier_releases_are_valid() {
+    let (objects, mut told) = checked_below("crds/tests/stored");
+    told.retain(|(_, finding)| !finding.is_notice);
+    assert!(told.is_empty(), "{told:#?}");
+    assert!(objects >= 6, "{objects}");
 }
 
 #[test]
@@ -183,6 +202,38 @@ fn rules_of_the_crds_are_evaluated() {
         let found = findings(&format!("{RUN}{pod}{quantity} }}\n"));
         assert!(found.len() == 1 && found[0].contains("spec.pod.resources"), "{quantity}: {found:?}");
     }
+}
+
+#[test]
+fn a_template_in_a_config_map_is_pointed_out() {
+    let run = RUN.replacen("cot-starter", "ours", 1);
+    let from = |run: &str, digest: &str| {
+        let source = "configMap: { name: templates, key: ours.yaml }";
+        findings(&format!("{run}  templateFrom: {{ {source}, sha256: \"{digest}\" }}\n"))
+    };
+    let zeros = "0".repeat(64);
+    let found = from(&run, &zeros);
+    assert!(found.len() == 1 && found[0].contains(": notice"), "{found:?}");
+    assert!(found[0].contains("the template is in the ConfigMap templates"), "{found:?}");
+    assert!(from(RUN, &zeros).iter().any(|it| it.contains("give yours another one")));
+    assert!(from(&run, "abc").iter().any(|it| it.contains("spec.templateFrom.sha256")));
+}
+
+#[test]
+fn a_template_in_a_config_map_of_the_same_file_is_checked() {
+    let run = RUN.replacen("cot-starter", "ours", 1);
+    let with = |text: &str| {
+        let source = "configMap: { name: templates, key: ours.yaml }";
+        let digest = codex_configs::template_digest("defaults: [cot-starter]");
+        let map = format!("metadata: {{ name: templates }}\ndata: {{ ours.yaml: {text:?} }}");
+        findings(&format!(
+            "{run}  templateFrom: {{ {source}, sha256: \"{digest}\" }}\n---\napiVersion: v1\nkind: ConfigMap\n{map}\n"
+        ))
+    };
+    assert_eq!(with("defaults: [cot-starter]"), [""; 0]);
+    let found = with("defaults: [cot-startr]");
+    assert!(found.iter().any(|it| it.contains("spec.templateFrom.sha256")), "{found:?}");
+    assert!(found.iter().any(|it| it.contains("did you mean cot-starter?")), "{found:?}");
 }
 
 #[test]
@@ -398,6 +449,12 @@ fn policies_and_sign_offs_are_checked() {
     assert_eq!(findings(&POLICY.replace("kind: P", "kind: ClusterP")), [""; 0]);
     assert_eq!(findings(&POLICY.replace("minimumTimeInRing: 24h", "attestations: [slsaProvenance]")), [""; 0]);
     assert_eq!(findings(SIGN_OFF), [""; 0]);
+    let weighed = |evidence: &str, traces: &str| {
+        format!("  readiness: {{ evidence: \"{evidence}\", traces: \"{traces}\", deployment: \"0\" }}\n  rules:\n")
+    };
+    for (evidence, traces) in [("0.5", "0.5"), ("1", "0"), ("0.333333", "0.666667")] {
+        assert_eq!(findings(&POLICY.replace("  rules:\n", &weighed(evidence, traces))), [""; 0]);
+    }
     for (from, to, said) in [
         ("ring: 0D_base_", "ring: main", "rules[].requires.ring must come before rules[].ring"),
         (
@@ -419,6 +476,13 @@ fn policies_and_sign_offs_are_checked() {
         ("min: \"0.95\"", "min: \"0.95\", max: \"1\"", "exactly one of min, max"),
         ("minimumTimeInRing: 24h", "signOffs: { count: 0 }", "count"),
         ("minimumTimeInRing: 24h", "attestations: [provenance]", "attestations[0]"),
+        (
+            "  rules:\n",
+            weighed("0.5", "0.6").as_str(),
+            "readiness is invalid: write evidence, traces and deployment as decimals",
+        ),
+        ("  rules:\n", weighed("0.5", "-0.5").as_str(), "that sum to 1"),
+        ("  rules:\n", weighed("0.5", "half").as_str(), "that sum to 1"),
     ] {
         let found = one(POLICY, from, to);
         assert!(found.contains(said), "{to}: {found}");

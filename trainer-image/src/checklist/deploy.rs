@@ -2,25 +2,29 @@
 
 use std::path::PathBuf;
 
+use codex_checklist::{Checklist, surveys};
+use codex_provenance::text::Printable;
 use codex_reports::exit;
 
 use super::{
-    Checklist, SCHEMA_VERSION, State,
-    chain::Chain,
-    checks::{self, Inputs},
-    named, reports_of,
+    gather::{self, Inputs},
+    named, objects, reports_of,
 };
 use crate::{arguments::Format, atomic_fs, error::CommandError, run_folder::RunFolder, verify::given::Given};
 
 /// Check from files that a ReasoningPod may roll out; nothing is created.
 ///
 /// Prints the checklist, or DEPLOYMENT BLOCKED with every reason. Exit codes: 0 every check holds or is waived, 1 blocked, 2 bad
-/// input.
+/// input. kubectl codex deploy checks the same in a cluster.
 #[derive(Debug, clap::Args)]
 pub struct Deploy {
-    /// The objects, as kubectl apply takes them: the ReasoningPod, its TrainingRun, its Evaluations, and SignOffs.
+    /// The objects, as kubectl apply takes them: the ReasoningPod, its TrainingRun, its Evaluations, and SignOffs. Those of the kinds
+    /// ResourceQuota and LimitRange limit the servers.
     #[arg(long, value_name = "FILE")]
     config: PathBuf,
+    /// A file with the ResourceQuotas and LimitRanges of the namespace, if --config does not hold them; repeatable.
+    #[arg(long, value_name = "FILE")]
+    limits: Vec<PathBuf>,
     /// The ReasoningPod, if the file holds several.
     #[arg(long, value_name = "NAME")]
     pod: Option<String>,
@@ -75,10 +79,18 @@ impl Deploy {
             ));
         }
         let reports = reports_of(&self.evaluation)?;
-        let chain = Chain::read(&self.config, self.pod.as_deref())?;
+        let chain = objects::read(&self.config, &self.limits, self.pod.as_deref())?;
         let folder =
             RunFolder::locate("--run-metadata-dir", &self.run_metadata_dir).map_err(CommandError::bad_input)?;
-        let inputs = Inputs {
+        let surveys = match &self.status_report {
+            Some(path) => {
+                let refused = |why: String| CommandError::bad_input(format!("--status-report: {}", Printable(&why)));
+                vec![(surveys::file_name(path), surveys::read(path).map_err(refused)?)]
+            }
+            None => surveys::in_folder(&folder.root),
+        };
+        let place = folder.root.display().to_string();
+        let facts = gather::facts(&Inputs {
             chain: Some(&chain),
             ring: chain.ring,
             folder,
@@ -86,20 +98,7 @@ impl Deploy {
             references: &self.reference,
             signatures: &self.signatures,
             unsigned: self.unsigned,
-            survey: self.status_report.clone(),
-        };
-        let checked = checks::check(&inputs)?;
-        let mut checks = checked.checks;
-        checks.push(checks::status_report(&inputs, checked.model)?);
-        checks.sort_by_key(|check| check.subject);
-        let blocked = checks.iter().any(|check| check.state == State::Blocked);
-        Ok(Checklist {
-            schema_version: SCHEMA_VERSION,
-            pod: chain.name.clone(),
-            ring: chain.ring,
-            model: checked.model,
-            blocked,
-            checks,
-        })
+        })?;
+        Ok(Checklist::of(&chain, &facts, &surveys, &place))
     }
 }

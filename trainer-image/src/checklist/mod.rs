@@ -1,178 +1,26 @@
 //! `codex deploy` and `codex status-report`: what a promotion needs, checked from files. Reads files; creates nothing in a cluster.
 //!
-//! The objects come from a file as `kubectl apply` takes it, everything else from the folder of the run. The checks are the same
-//! for both commands: one prints them as a checklist, the other counts them.
+//! The objects come from a file as `kubectl apply` takes it, everything else from the folder of the run. The checks, the numbers and
+//! the wording are those of [`codex_checklist`], which `kubectl codex` uses for a cluster.
 
-pub(crate) mod chain;
-mod checks;
 mod deploy;
-mod quantity;
+mod gather;
+mod objects;
 mod survey;
 
 #[cfg(test)]
 mod tests;
 
-use std::{fmt, path::PathBuf};
+use std::path::PathBuf;
 
-use codex_provenance::{ModelDigest, text::Printable};
-use codex_verdict::Ring;
-use schemars::JsonSchema;
-use serde::{Deserialize, Serialize};
+use codex_provenance::text::Printable;
 
 use crate::error::CommandError;
 
+pub use codex_checklist::{Checklist, Survey};
 pub use deploy::Deploy;
-pub use survey::{RunReadiness, StatusReport, Survey, Weights};
-
-/// The version of the shapes of a checklist and a survey.
-const SCHEMA_VERSION: u32 = 1;
-
-/// What a check is about.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase")]
-pub enum Subject {
-    /// The ring of the run is declared, and is that of the ReasoningPod.
-    Ring,
-    /// `run_metadata.json`, `config.yaml` and `dataset_checksums.json` are there and agree.
-    Artifacts,
-    /// The files of the model have the digest that every evaluation and statement names.
-    Manifest,
-    /// Every Evaluation of the ReasoningPod passed, or a person signed it off.
-    Evaluations,
-    /// The bundles are valid, by the pinned key.
-    Signatures,
-    /// A survey of `codex status-report` is about this model in this ring.
-    StatusReport,
-    /// The resources of the servers are stated and can hold the model.
-    Resources,
-}
-
-impl Subject {
-    /// Returns the name for people.
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Ring => "ring",
-            Self::Artifacts => "artifacts",
-            Self::Manifest => "manifest",
-            Self::Evaluations => "evaluations",
-            Self::Signatures => "signatures",
-            Self::StatusReport => "status report",
-            Self::Resources => "resources",
-        }
-    }
-}
-
-/// The result of a check.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase")]
-pub enum State {
-    /// It holds.
-    Holds,
-    /// A person waived it: by a SignOff, or by `--unsigned`.
-    Waived,
-    /// It does not hold.
-    Blocked,
-}
-
-/// One check of a promotion.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub struct Check {
-    /// What it is about.
-    pub subject: Subject,
-    /// Its result.
-    pub state: State,
-    /// What was found, in sentences.
-    pub found: Vec<String>,
-    /// Why it does not hold, in sentences that say what to change. Empty if it holds.
-    pub reasons: Vec<String>,
-}
-
-/// The checklist of a promotion: what `codex deploy --format json` prints.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-#[schemars(title = "codex deploy --format json")]
-pub struct Checklist {
-    /// The version of the shape.
-    #[schemars(extend("const" = SCHEMA_VERSION))]
-    pub schema_version: u32,
-    /// Name of the ReasoningPod.
-    pub pod: String,
-    /// Ring of the ReasoningPod.
-    pub ring: Ring,
-    /// The digest of the model, if its files could be hashed.
-    pub model: Option<ModelDigest>,
-    /// Whether a check does not hold.
-    pub blocked: bool,
-    /// Every check, in a fixed order.
-    pub checks: Vec<Check>,
-}
-
-/// Sentences of a check, while it is made.
-#[derive(Debug, Default)]
-struct Findings {
-    found: Vec<String>,
-    reasons: Vec<String>,
-    is_waived: bool,
-}
-
-impl Findings {
-    /// Starts with a reason.
-    fn lacking(reason: impl Into<String>) -> Self {
-        Self { reasons: vec![reason.into()], ..Self::default() }
-    }
-
-    fn finish(self, subject: Subject) -> Check {
-        let state = match (self.reasons.is_empty(), self.is_waived) {
-            (false, _) => State::Blocked,
-            (true, true) => State::Waived,
-            (true, false) => State::Holds,
-        };
-        Check { subject, state, found: self.found, reasons: self.reasons }
-    }
-}
-
-impl Checklist {
-    /// Returns the number of checks that hold or are waived.
-    pub fn held(&self) -> usize {
-        held(&self.checks)
-    }
-}
-
-/// Returns the number of checks that hold or are waived.
-fn held(checks: &[Check]) -> usize {
-    checks.iter().filter(|check| check.state != State::Blocked).count()
-}
-
-/// A checklist for people. Text from files is escaped.
-impl fmt::Display for Checklist {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { pod, ring, model, checks, .. } = self;
-        if self.blocked {
-            let reasons: Vec<_> = checks
-                .iter()
-                .flat_map(|check| check.reasons.iter().map(move |reason| (check.subject.name(), reason)))
-                .collect();
-            let (failed, all) = (checks.len() - self.held(), checks.len());
-            writeln!(f, "DEPLOYMENT BLOCKED: {} into {ring}: {failed} of {all} checks do not hold", Printable(pod))?;
-            for (name, reason) in reasons {
-                writeln!(f, "  {name}: {}", Printable(reason))?;
-            }
-            return write!(f, "nothing was created");
-        }
-        writeln!(f, "ReasoningPod {} may roll out into {ring}", Printable(pod))?;
-        if let Some(model) = model {
-            writeln!(f, "model {model}")?;
-        }
-        for check in checks {
-            let mark = if check.state == State::Waived { "waived" } else { "ok" };
-            for sentence in &check.found {
-                writeln!(f, "  {mark:<6}  {}: {}", check.subject.name(), Printable(sentence))?;
-            }
-        }
-        write!(f, "nothing was created: apply the objects with kubectl or Argo CD")
-    }
-}
+pub(crate) use objects::read as read_chain;
+pub use survey::StatusReport;
 
 /// Reads the values of `--evaluation`.
 ///

@@ -3,6 +3,7 @@
 use std::{fs, path::Path};
 
 use clap::Parser;
+use codex_checklist::{State, Subject};
 use codex_reports::exit;
 use serde_json::Value;
 
@@ -113,6 +114,7 @@ fn a_complete_run_may_roll_out() {
     let told = checklist.to_string();
     assert!(told.starts_with("ReasoningPod cot-rc may roll out into 0D_base_\nmodel "), "{told}");
     assert!(told.contains("\n  ok      evaluations: lite: 2 of 2 gates passed\n"), "{told}");
+    assert!(told.contains("\n  ok      resources: deployment.preset is custom\n"), "{told}");
     assert!(told.contains("\n  waived  signatures: not checked (--unsigned)"), "{told}");
     assert!(told.ends_with("nothing was created: apply the objects with kubectl or Argo CD"), "{told}");
     let json: Value = serde_json::to_value(&checklist).unwrap();
@@ -273,6 +275,54 @@ fn resources_must_be_stated() {
     assert!(told.contains("requests.cpu is \"0\": write a quantity above 0"), "{told}");
     let told = with("replicas: 1", "replicas: 0");
     assert!(told.contains("spec.replicas is 0"), "{told}");
+}
+
+#[test]
+fn quotas_beside_the_objects_limit_the_servers() {
+    let root = complete(OBJECTS, 990);
+    let quota = |cpu: &str| {
+        format!(
+            "apiVersion: v1\nkind: ResourceQuota\nmetadata: {{ name: team }}\nspec: {{ hard: {{ requests.cpu: {cpu} }} }}\n"
+        )
+    };
+    let with = |cpu: &str| {
+        fs::write(root.path().join("objects.yaml"), format!("{OBJECTS}---\n{}", quota(cpu))).unwrap();
+        deploy(root.path(), &["--unsigned"])
+    };
+    let checklist = with("200m").unwrap();
+    assert!(!checklist.blocked, "{checklist}");
+    assert!(checklist.to_string().contains("resources: the servers are within ResourceQuota team"), "{checklist}");
+    let told = reasons(&with("199m").unwrap());
+    assert!(told.contains("ResourceQuota team allows 0.199 of requests.cpu, others use 0"), "{told}");
+    let (code, told) = with("lots").unwrap_err();
+    assert!(code == exit::BAD_INPUT && told.contains("spec.hard.requests.cpu is \"lots\""), "{told}");
+
+    fs::write(root.path().join("objects.yaml"), OBJECTS).unwrap();
+    let path = root.path().join("limits.yaml");
+    let limits = ["--unsigned", "--limits", path.to_str().unwrap()];
+    let range = "{ apiVersion: v1, kind: LimitRange, metadata: { name: sizes }, spec: { limits: [{ type: Container, max: { memory: 256Mi } }] } }";
+    fs::write(&path, format!("apiVersion: v1\nkind: List\nitems: [{range}]\n")).unwrap();
+    let told = reasons(&deploy(root.path(), &limits).unwrap());
+    assert!(told.contains("limits.memory is 512Mi, and LimitRange sizes asks for at most 256Mi"), "{told}");
+    fs::write(&path, "kind: ConfigMap\n").unwrap();
+    let (code, told) = deploy(root.path(), &limits).unwrap_err();
+    assert!(code == exit::BAD_INPUT && told.contains("it holds no ResourceQuota and no LimitRange"), "{told}");
+}
+
+#[test]
+fn policies_state_the_weights_of_readiness() {
+    let root = complete(OBJECTS, 990);
+    let policy = "---\napiVersion: codex-ml.dev/v1alpha1\nkind: PromotionPolicy\nmetadata: { name: team }\nspec:\n  readiness: \
+                  { evidence: \"0\", traces: \"1\", deployment: \"0\" }\n";
+    fs::write(root.path().join("objects.yaml"), format!("{OBJECTS}{policy}")).unwrap();
+    let found = survey(root.path(), &["--unsigned"]).unwrap();
+    assert!((found.readiness - 0.9).abs() < 1e-9 && found.weights.traces > 0.99, "{found:?}");
+    assert_eq!(survey(root.path(), &["--unsigned", "--weights", "0,1,0"]).unwrap(), found);
+    let (code, told) = survey(root.path(), &["--unsigned", "--weights", "1,0,0"]).unwrap_err();
+    assert!(
+        code == exit::BAD_INPUT && told.contains("PromotionPolicy team states the weights 0,1,0: remove the flag"),
+        "{told}"
+    );
 }
 
 #[test]
