@@ -3,6 +3,7 @@
     train_speed.py one SHAPE eager|compile fp32|bf16 STEPS THREADS   one JSON object, as train_speed prints it
     train_speed.py peak THREADS                                      how fast large products are
     train_speed.py compare PROGRAM ROUNDS                            tables, from interleaved runs of both
+    train_speed.py products PROGRAM ROUNDS                           the share of the processor's speed in bf16 that training reaches
     train_speed.py sizes PROGRAM OUTPUT.svg                          what a step costs from 1M to 100M parameters
 """
 
@@ -181,6 +182,26 @@ def compare(program, rounds):
     print(f"\nload after: {os.getloadavg()[0]:.1f}")
 
 
+def products(program, rounds):
+    """Compares the speed of training in bf16 with that of PyTorch's large products, measured right before it."""
+    print(f"load before: {os.getloadavg()[0]:.1f}")
+    results = {name: [] for name in ["12M", "100M"]}
+    for _ in range(rounds):
+        for name, rows in results.items():
+            peak = run([sys.executable, __file__, "peak", "2"])["bf16_gflops"]
+            row = run([program, name, "bf16", "3", "2"])
+            rows.append({**row, "peak": peak, "share": row["gflops"] / peak})
+    print("\n| Parameters | Code path | Training, GFLOP/s | Large products of the kernels | of PyTorch | Training, share of the latter |")
+    print("|---|---|---|---|---|---|")
+    for rows in results.values():
+        middle = lambda field: statistics.median(row[field] for row in rows)
+        print(
+            f"| {rows[0]['parameters'] / 1e6:.1f}M | `{rows[0]['path']}` | {middle('gflops'):.0f} | {middle('peak_gflops'):.0f} | "
+            f"{middle('peak'):.0f} | {100 * middle('share'):.0f} % |"
+        )
+    print(f"\nload after: {os.getloadavg()[0]:.1f}")
+
+
 def sizes(program, output):
     """Draws the seconds of a step over the number of parameters, on logarithmic axes."""
     names = ["1M", "4M", "12M", "36M", "100M"]
@@ -221,6 +242,8 @@ match sys.argv[1:]:
         peak(int(threads))
     case ["compare", program, rounds]:
         compare(program, int(rounds))
+    case ["products", program, rounds]:
+        products(program, int(rounds))
     case ["sizes", program, output]:
         sizes(program, output)
     case _:

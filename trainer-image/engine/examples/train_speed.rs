@@ -138,7 +138,7 @@ fn run() -> Result<(), Failure> {
     let batch = random(0, vocabulary, tokens, sequences);
     println!(
         "{{\"shape\": \"{name}\", \"path\": \"{}\", \"parameters\": {}, \"threads\": {}, \"tokens_per_second\": {:.0}, \
-         \"gflops\": {:.1}, \"step_seconds\": {per_step:.5}, \"fastest_seconds\": {:.5}, \"processor_seconds\": {:.5}, \"clip_share\": {:.4}, \
+         \"gflops\": {:.1}, \"peak_gflops\": {:.1}, \"step_seconds\": {per_step:.5}, \"fastest_seconds\": {:.5}, \"processor_seconds\": {:.5}, \"clip_share\": {:.4}, \
          \"accumulation_cost\": {:.4}, \"update_share\": {:.4}, \"first_step_seconds\": {first:.3}, \"peak_mb\": {:.0}, \"held_mb\": {:.0}, \
          \"loss\": [{:.4}, {:.4}]}}",
         engine.path(),
@@ -146,6 +146,7 @@ fn run() -> Result<(), Failure> {
         rayon::current_num_threads(),
         batch.tokens.len() as f64 / per_step,
         flops(&config, &layout, &batch) / per_step / 1e9,
+        engine.peak_flops()? / 1e9,
         times[0],
         processor_seconds,
         median(&mut clipping) / per_step,

@@ -47,8 +47,11 @@ impl Settings {
             (Backend::Candle(Device::Cpu), _) => "candle-f32",
             (Backend::Candle(Device::Cuda), Precision::F32) => "candle-cuda-f32",
             (Backend::Candle(Device::Cuda), Precision::Bf16) => "candle-cuda-bf16",
+            (Backend::Candle(Device::Cuda), Precision::F16) => "candle-cuda-f16",
             (Backend::Kernels, Precision::F32) => f32::path(),
             (Backend::Kernels, Precision::Bf16) => Bf16::path(),
+            // No engine is made for it.
+            (Backend::Kernels, Precision::F16) => "cpu-f16",
         }
     }
 }
@@ -63,6 +66,7 @@ pub fn engine(config: ModelConfig, state: EngineState, settings: Settings) -> Re
         (Backend::Candle(device), precision) => Box::new(CandleEngine::new(config, &state, open(device, precision)?)?),
         (Backend::Kernels, Precision::F32) => Box::new(CpuEngine::<f32>::new(&config, state, settings)?),
         (Backend::Kernels, Precision::Bf16) => Box::new(CpuEngine::<Bf16>::new(&config, state, settings)?),
+        (Backend::Kernels, Precision::F16) => return Err(EngineError::Half),
     })
 }
 
@@ -90,6 +94,7 @@ pub fn lora_engine(
         (Backend::Kernels, Precision::Bf16) => {
             Box::new(CpuEngine::<Bf16>::with_adapters(&config, base, lora, state, settings)?)
         }
+        (Backend::Kernels, Precision::F16) => return Err(EngineError::Half),
     })
 }
 
@@ -141,6 +146,7 @@ pub fn load_decoder<E: From<EngineError>>(
         }
         (Backend::Kernels, Precision::F32) => Box::new(CpuDecoder::<f32>::load(config, slots, &mut read)?),
         (Backend::Kernels, Precision::Bf16) => Box::new(CpuDecoder::<Bf16>::load(config, slots, &mut read)?),
+        (Backend::Kernels, Precision::F16) => return Err(EngineError::Half.into()),
     })
 }
 

@@ -1,6 +1,6 @@
 //! The trait that a generation backend implements, and the bookkeeping of its slots. Pure.
 
-use super::{EngineError, ModelConfig};
+use super::{EngineError, LogProbabilities, ModelConfig};
 
 /// A generation backend: a model with a fixed number of slots, each of which holds one sequence and its key-value cache.
 ///
@@ -23,6 +23,14 @@ pub trait Decoder: Send {
     /// # Errors
     /// The prompt is empty, too long or has an unknown token id, or the slot is not free.
     fn prefill(&mut self, slot: usize, tokens: &[u32]) -> Result<(), PromptError>;
+
+    /// As [`prefill`](Self::prefill), and asks for the log-probability of each token of the prompt but the first, with those of the
+    /// `count` most likely ones in its place. [`Logits::scored`] has them in the steps that process the prompt. The prompt is computed
+    /// whole: it takes over nothing that slots hold.
+    ///
+    /// # Errors
+    /// As [`prefill`](Self::prefill).
+    fn prefill_scored(&mut self, slot: usize, tokens: &[u32], count: usize) -> Result<(), PromptError>;
 
     /// Processes all pending tokens and returns the logits that follow them, for each slot in use in ascending order. Call
     /// [`push`](Self::push) for each of these slots before the next call.
@@ -82,11 +90,11 @@ pub trait Decoder: Send {
     /// # Errors
     /// A tensor operation fails.
     fn step_by(&mut self, choose: &mut dyn FnMut(usize, &[f32]) -> u32) -> Result<Vec<Emitted>, EngineError> {
-        self.step_within(usize::MAX, choose)
+        Ok(self.step_within(usize::MAX, choose)?.emitted)
     }
 
-    /// As [`step_by`](Self::step_by), within the budget of [`logits_within`](Self::logits_within). Slots whose prompts are not complete
-    /// yield nothing.
+    /// As [`step_by`](Self::step_by), within the budget of [`logits_within`](Self::logits_within), with the log-probabilities of prompts
+    /// that are scored. Slots whose prompts are not complete yield no token.
     ///
     /// # Errors
     /// A tensor operation fails.
@@ -94,15 +102,14 @@ pub trait Decoder: Send {
         &mut self,
         budget: usize,
         choose: &mut dyn FnMut(usize, &[f32]) -> u32,
-    ) -> Result<Vec<Emitted>, EngineError> {
-        let Logits { slots, rows, vocabulary } = self.logits_within(budget)?;
+    ) -> Result<Step, EngineError> {
+        let Logits { slots, rows, vocabulary, scored } = self.logits_within(budget)?;
         let chosen = slots.into_iter().zip(rows.chunks_exact(vocabulary.max(1)));
-        Ok(chosen
-            .map(|(slot, logits)| {
-                let token = choose(slot, logits);
-                Emitted { slot, token, end: self.push(slot, token) }
-            })
-            .collect())
+        let emitted = chosen.map(|(slot, logits)| {
+            let token = choose(slot, logits);
+            Emitted { slot, token, end: self.push(slot, token) }
+        });
+        Ok(Step { emitted: emitted.collect(), scored })
     }
 }
 
@@ -126,6 +133,18 @@ pub struct Logits {
     pub rows: Vec<f32>,
     /// Size of the vocabulary.
     pub vocabulary: usize,
+    /// The log-probabilities of the next tokens of prompts that are scored, with their slots. Those of a slot are in the order of its
+    /// prompt, over as many steps as process it.
+    pub scored: Vec<(usize, LogProbabilities)>,
+}
+
+/// What a step yielded.
+#[derive(Clone, Debug, Default)]
+pub struct Step {
+    /// The tokens, in ascending order of slots.
+    pub emitted: Vec<Emitted>,
+    /// As [`Logits::scored`]. Those of a prompt are complete with the first token that its slot yields.
+    pub scored: Vec<(usize, LogProbabilities)>,
 }
 
 /// A token that a slot yielded.
@@ -202,6 +221,8 @@ pub(crate) struct Slot {
     pub(crate) cached: usize,
     /// The number of its prompt.
     came: u64,
+    /// How many of the most likely tokens are scored beside each token of the prompt, if those are scored.
+    scores: Option<usize>,
 }
 
 impl Slot {
@@ -222,6 +243,17 @@ pub(crate) struct Turn {
     pub(crate) tokens: Vec<u32>,
     /// Whether no token is left after them, so that their logits are wanted.
     pub(crate) last: bool,
+    /// What is scored after them.
+    pub(crate) targets: Targets,
+}
+
+/// The tokens of a prompt that are scored in a step.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Targets {
+    /// The token after each of the first tokens of a turn; none if the prompt is not scored.
+    pub(crate) next: Vec<u32>,
+    /// How many of the most likely tokens are scored beside each.
+    pub(crate) count: usize,
 }
 
 impl Slots {
@@ -256,9 +288,10 @@ impl Slots {
         self.computed
     }
 
-    /// Returns the prompt of a slot if the model has not begun to process it.
+    /// Returns the prompt of a slot if the model has not begun to process it and it may take over what slots hold.
     pub(crate) fn new_prompt(&self, slot: usize) -> Option<&[u32]> {
-        let slot = self.all.get(slot).filter(|slot| slot.cached == 0 && !slot.pending.is_empty())?;
+        let is_new = |slot: &&Slot| slot.cached == 0 && !slot.pending.is_empty() && slot.scores.is_none();
+        let slot = self.all.get(slot).filter(is_new)?;
         Some(&slot.pending)
     }
 
@@ -272,7 +305,7 @@ impl Slots {
         // A prompt is never kept waiting by responses alone.
         let mut left = budget.saturating_sub(shares.len()).max(1);
         for (index, slot) in prompts {
-            let known = if slot.cached == 0 { known(&slot.pending) } else { 0 };
+            let known = if slot.cached == 0 && slot.scores.is_none() { known(&slot.pending) } else { 0 };
             let count = left.min(slot.pending.len() - known);
             if count == 0 {
                 break;
@@ -289,14 +322,16 @@ impl Slots {
         shares.sort_unstable();
         self.computed = before + shares.iter().map(|(_, count)| count).sum::<usize>();
         let turn = |(slot, count): (usize, usize)| {
-            let Slot { pending, cached, .. } = self.all.get_mut(slot)?;
+            let Slot { pending, cached, scores, .. } = self.all.get_mut(slot)?;
             let (last, cached_before) = (count >= pending.len(), *cached);
+            let targets = scores
+                .map(|beside| Targets { next: pending.iter().skip(1).take(count).copied().collect(), count: beside });
             // The tokens before logits stay pending until a token is pushed.
             let tokens = if last { pending.clone() } else { pending.drain(..count).collect() };
             if !last {
                 *cached += count;
             }
-            Some(Turn { slot, cached: cached_before, tokens, last })
+            Some(Turn { slot, cached: cached_before, tokens, last, targets: targets.unwrap_or_default() })
         };
         shares.into_iter().filter_map(turn).collect()
     }
@@ -327,10 +362,17 @@ impl Slots {
             None => Err(PromptError::Slot { slot, state: "does not exist", slots }),
             Some(used) if !used.pending.is_empty() => Err(PromptError::Slot { slot, state: "is in use", slots }),
             Some(free) => {
-                *free = Slot { pending: tokens.to_vec(), cached: 0, came };
+                *free = Slot { pending: tokens.to_vec(), cached: 0, came, scores: None };
                 self.clock = came;
                 Ok(())
             }
+        }
+    }
+
+    /// Scores the prompt that a slot was just given; see [`Decoder::prefill_scored`].
+    pub(crate) fn score(&mut self, slot: usize, count: usize) {
+        if let Some(slot) = self.all.get_mut(slot) {
+            slot.scores = Some(count);
         }
     }
 
@@ -339,6 +381,7 @@ impl Slots {
         let used = self.all.get_mut(slot)?;
         used.cached += used.pending.len();
         used.pending.clear();
+        used.scores = None;
         let end = if config.eos_token_ids.contains(&token) {
             Some(End::Stop)
         } else if used.cached + 1 >= config.max_position_embeddings {

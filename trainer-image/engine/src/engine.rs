@@ -19,11 +19,23 @@ pub trait Engine: Send {
     /// Returns the floating-point operations of [`accumulate`](Self::accumulate) over a batch; see [`flops`](crate::flops).
     fn flops(&self, batch: &Packed) -> f64;
 
+    /// Measures the floating-point operations in a second that this engine reaches in a large product, in its precision and on all
+    /// its threads: what [`flops`](Self::flops) in a second can be compared with. Takes a fraction of a second.
+    ///
+    /// # Errors
+    /// The device fails.
+    fn peak_flops(&self) -> Result<f64, EngineError>;
+
     /// Sets all gradients to 0.
     ///
     /// # Errors
     /// The device fails.
     fn clear_gradients(&mut self) -> Result<(), EngineError>;
+
+    /// Multiplies losses by `scale` from now on before their gradients are computed, and divides the gradients by it after that, so that
+    /// small ones are not rounded to 0 in `f16`; too large a scale makes gradients infinite. What is returned does not depend on it. The
+    /// scale is 1 at first. Engines that never compute in `f16` need none, and ignore it.
+    fn scale_losses(&mut self, _scale: f64) {}
 
     /// Adds the gradients of (Σ over the batch's targets of the cross-entropy in nats) / `total_targets`, and returns the
     /// batch's share of the loss. `total_targets` counts the targets of all batches of the step, so that accumulated batches

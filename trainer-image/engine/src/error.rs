@@ -46,6 +46,9 @@ pub enum EngineError {
     /// CUDA has no usable GPU.
     #[error("no GPU is usable")]
     Cuda(#[source] Box<candle_core::Error>),
+    /// `f16` on a processor.
+    #[error("fp16 needs a GPU: use bf16 or fp32")]
+    Half,
     /// candle does not multiply `bf16` on a processor.
     #[error("candle multiplies no bf16 on a CPU: use fp32")]
     Precision,

@@ -24,6 +24,7 @@ mod error;
 mod model;
 mod optim;
 mod packed;
+mod peak;
 mod sampling;
 mod settings;
 mod state;
@@ -34,7 +35,7 @@ mod widen;
 pub use self::engine::Engine;
 pub use backend::{check_cuda, decoder, engine, load_decoder, lora_engine, lora_memory, memory};
 pub use cpu::{Isa, KERNELS, MAX_CPU_ISA, UnknownIsa, arch, instruction_set, round_to_eight_bits};
-pub use decoder::{Decoder, Emitted, End, Logits, PromptError, Slots};
+pub use decoder::{Decoder, Emitted, End, Logits, PromptError, Slots, Step};
 pub use error::EngineError;
 pub use model::{
     ConfigError, Family, HEAD_WIDTHS, Layout, Lora, LoraError, ModelConfig, Projection, RopeScaling, Shape, Tensor,

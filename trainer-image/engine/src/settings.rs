@@ -8,6 +8,8 @@ pub enum Precision {
     F32,
     /// `bf16`: rounded to the nearest, ties to even.
     Bf16,
+    /// `f16`, on a GPU only. Training needs [`scale_losses`](crate::Engine::scale_losses).
+    F16,
 }
 
 /// A device on which candle computes.

@@ -65,6 +65,18 @@ fn state(config: &ModelConfig, seed: u64) -> EngineState {
     EngineState::new(layout, parameters)
 }
 
+/// Every backend measures itself; how fast a machine is cannot be asserted.
+#[test]
+fn the_speed_of_large_products_is_measured() {
+    for (settings, path) in [(Settings::default(), "cpu-f32"), (BF16, "cpu-bf16")] {
+        let engine = start(&tiny(), 1, settings);
+        assert!(engine.path().starts_with(path));
+        let measured = engine.peak_flops().unwrap();
+        assert!(measured.is_finite() && measured > 1e6, "{path}: {measured}");
+    }
+    assert!(plain(&tiny(), 1).peak_flops().unwrap() > 1e6, "candle");
+}
+
 const BF16: Settings =
     Settings { precision: Precision::Bf16, gradient_checkpointing: false, backend: Backend::Kernels };
 

@@ -22,7 +22,8 @@ use std::{collections::BTreeMap, path::Path, sync::Arc};
 
 use codex_configs::Device;
 use codex_engine::{
-    Decoder, Emitted, End, EngineError, Layout, ModelConfig, PromptError, Sampler, Settings, decoder, load_decoder,
+    Decoder, Emitted, End, EngineError, Layout, ModelConfig, PromptError, Sampler, Settings, Step, decoder,
+    load_decoder,
 };
 use codex_provenance::sealed::Held;
 
@@ -69,19 +70,20 @@ struct Running<'a> {
 }
 
 /// A text that grows until one of some texts stands in it.
-struct Until<'a> {
+pub(crate) struct Until<'a> {
     stream: TextStream<'static>,
     stops: Stops<'a>,
     text: String,
 }
 
 impl<'a> Until<'a> {
-    fn new(tokenizer: &Tokenizer, stop: &'a [String]) -> Self {
+    /// Begins a text that ends before the first of these texts, none of which is empty.
+    pub(crate) fn new(tokenizer: &Tokenizer, stop: &'a [String]) -> Self {
         Self { stream: tokenizer.clone().into_stream(), stops: Stops::new(stop), text: String::new() }
     }
 
     /// Takes the next token. Returns the text before the first of the texts once that is complete.
-    fn push(&mut self, token: u32) -> Result<Option<String>, TokenizerError> {
+    pub(crate) fn push(&mut self, token: u32) -> Result<Option<String>, TokenizerError> {
         self.text.push_str(&self.stops.push(&self.stream.push(token)?));
         Ok(self.stops.reached().then(|| std::mem::take(&mut self.text)))
     }
@@ -259,6 +261,15 @@ impl Generator {
         Ok(self.decoder.prefill(slot, tokens)?)
     }
 
+    /// Puts a prompt into a free slot whose tokens are scored, with the `count` most likely ones beside each; see
+    /// [`Decoder::prefill_scored`].
+    ///
+    /// # Errors
+    /// As [`prefill`](Self::prefill).
+    pub fn prefill_scored(&mut self, slot: usize, tokens: &[u32], count: usize) -> Result<(), GenerateError> {
+        Ok(self.decoder.prefill_scored(slot, tokens, count)?)
+    }
+
     /// Yields the most likely token for every slot in use, in ascending order of slots.
     ///
     /// # Errors
@@ -276,7 +287,7 @@ impl Generator {
     }
 
     /// As [`step_by`](Self::step_by), but computes at most `budget` tokens: prompts are processed in chunks, and those that are not
-    /// complete yield nothing; see [`Decoder::logits_within`].
+    /// complete yield no token; see [`Decoder::step_within`].
     ///
     /// # Errors
     /// The decoder fails.
@@ -284,7 +295,7 @@ impl Generator {
         &mut self,
         budget: usize,
         mut choose: impl FnMut(usize, &[f32]) -> u32,
-    ) -> Result<Vec<Emitted>, GenerateError> {
+    ) -> Result<Step, GenerateError> {
         Ok(self.decoder.step_within(budget, &mut choose)?)
     }
 

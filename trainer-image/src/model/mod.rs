@@ -2,6 +2,8 @@
 
 mod adapter;
 mod directory;
+#[cfg(test)]
+mod families;
 mod files;
 mod generate;
 mod golden;
@@ -20,6 +22,7 @@ pub use directory::describe;
 pub(crate) use directory::{check_weights, open, read_parameters};
 pub(crate) use files::is_kept;
 pub use files::{ModelError, ModelFiles, read_directory};
+pub(crate) use generate::Until;
 pub use generate::{Completion, GenerateError, Generator};
 pub use golden::{Differs, NotReproduced};
 pub(crate) use rewrite::rewrite;

@@ -14,7 +14,7 @@ use std::{
 };
 
 use codex_engine::{Layout, Precision};
-use codex_provenance::sealed::{Held, Sealed};
+use codex_provenance::sealed::{Held, PIECE, Sealed};
 use safetensors::{Dtype, tensor::TensorView};
 use serde::Deserialize;
 
@@ -28,8 +28,9 @@ use crate::atomic_fs::{self, FileError};
 const MAX_HEADER: u64 = 100_000_000;
 /// Values that are compared at once.
 const CHUNK: usize = 1 << 20;
-/// Values that are read at once: their bytes stay in the cache until they are converted.
-const READ: usize = 1 << 17;
+/// Bytes that are read at once: they stay in the cache until they are converted. Reads end at a multiple of it, so that hashed files are
+/// read in whole pieces, without a copy.
+const READ: usize = 4 * PIECE;
 
 /// The values of a tensor, in memory or in a file.
 pub(super) trait Values {
@@ -266,12 +267,17 @@ impl Values for Place {
 
     fn read(&self, first: usize, to: &mut [f32]) -> Result<(), ModelError> {
         let width = width(self.dtype).unwrap_or(4);
-        let mut bytes = vec![0; width * to.len().min(READ)];
-        for (at, to) in to.chunks_mut(READ).enumerate() {
-            let bytes = &mut bytes[..width * to.len()];
-            let offset = self.start + (width * (first + at * READ)) as u64;
+        let mut bytes = vec![0; READ.min(width * to.len())];
+        let (mut offset, mut rest) = (self.start + (width * first) as u64, to);
+        while !rest.is_empty() {
+            let room = READ - (offset % READ as u64) as usize;
+            // The bytes of a value may lie in two pieces.
+            let count = (room / width).clamp(1, rest.len());
+            let (now, after) = rest.split_at_mut(count);
+            let bytes = &mut bytes[..width * count];
             self.file.read(bytes, offset)?;
-            convert(self.dtype, bytes, to);
+            convert(self.dtype, bytes, now);
+            (offset, rest) = (offset + bytes.len() as u64, after);
         }
         Ok(())
     }
@@ -403,6 +409,34 @@ mod tests {
         without.sealed.clear();
         let refused = Stored::held(without, &layout("trained")).unwrap_err();
         assert!(matches!(refused, ModelError::Missing(_)), "{refused}");
+    }
+
+    /// Also where values begin at an odd byte, so that one lies in two pieces.
+    #[test]
+    fn values_across_pieces_are_what_the_file_holds() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join(WEIGHTS);
+        let bytes: Vec<u8> = (0..2 * READ + 3 * PIECE).map(|at| (at / 3 + at / PIECE) as u8).collect();
+        std::fs::write(&path, &bytes).unwrap();
+        let open = || Source::Open(path.clone(), File::open(&path).unwrap());
+        let sealed = || Source::Sealed(Arc::new(Sealed::open(&path, u64::MAX).unwrap()));
+        for (file, dtype) in
+            [(open(), Dtype::F32), (sealed(), Dtype::F32), (open(), Dtype::BF16), (sealed(), Dtype::BF16)]
+        {
+            let (file, width) = (Arc::new(file), width(dtype).unwrap());
+            for start in [0, 8, 7, PIECE - 1, READ - 3] {
+                let count = (bytes.len() - start) / width;
+                let mut expected = vec![0.0; count];
+                convert(dtype, &bytes[start..], &mut expected);
+                let place = Place { file: Arc::clone(&file), start: start as u64, dtype, shape: vec![count] };
+                for range in [0..count, 1..count - 1, READ / width - 2..READ / width + 2, 5..5] {
+                    let mut found = vec![0.0; range.len()];
+                    place.read(range.start, &mut found).unwrap();
+                    let same = found.iter().zip(&expected[range.clone()]).all(|(a, b)| a.to_bits() == b.to_bits());
+                    assert!(same, "{dtype:?} from {start}, {range:?}");
+                }
+            }
+        }
     }
 
     #[test]

@@ -9,13 +9,16 @@ use super::{
     ops,
 };
 use crate::{
-    Decoder, EngineError, Layout, ModelConfig, PromptError,
+    Decoder, EngineError, Layout, LogProbabilities, ModelConfig, PromptError,
     decoder::{End, Logits, Slots, Turn},
     model::Read,
 };
 
 /// Positions that a cache has room for at first. It doubles when it is full.
 const ROOM: usize = 256;
+
+/// Rows that are scored at once, at most: each has a logit for every token of the vocabulary.
+const SCORED: usize = 64;
 
 /// A decoder in candle's operations.
 #[derive(Debug)]
@@ -56,15 +59,20 @@ impl CandleDecoder {
         let turns = slots.take(slots.share_out(budget, |_| 0), 0);
         let (mut tokens, mut positions, mut last) = (Vec::new(), Vec::new(), Vec::new());
         let (mut sequences, mut used) = (Vec::new(), Vec::new());
+        // The row before a token that is scored, its slot, the token, and how many are scored beside it.
+        let mut wanted: Vec<(u32, usize, u32, usize)> = Vec::new();
         for (turn, caches) in turns.iter().zip(taken(caches, &turns)) {
             let (cached, rows) = (turn.cached, turn.tokens.len());
             sequences.push(Sequence {
                 first_row: tokens.len(),
                 rows,
                 cached,
-                rope: Rope::new(config, place, cached, rows)?,
+                rope: Rope::new(config, place, cached..cached + rows)?,
+                mask: ops::causal(rows, cached + rows, &place.device)?,
                 caches,
             });
+            let next = turn.targets.next.iter().zip(tokens.len()..);
+            wanted.extend(next.map(|(token, row)| (row as u32, turn.slot, *token, turn.targets.count)));
             tokens.extend_from_slice(&turn.tokens);
             positions.extend((cached..cached + rows).map(|position| position as u32));
             if turn.last {
@@ -77,12 +85,20 @@ impl CandleDecoder {
         }
         let model = Model { config, place, weights, frozen: true, adapters: None };
         let hidden = model.hidden(&tokens, &positions, &mut Cached { sequences })?;
-        if used.is_empty() {
-            return Ok(Logits { vocabulary: config.vocab_size, ..Logits::default() });
+        let head = model.head()?.1.t()?;
+        let logits = |rows: &[u32]| -> Result<Vec<f32>> {
+            let logits = hidden.index_select(&place.indices(rows)?, 0)?.matmul(&head)?;
+            logits.to_dtype(candle_core::DType::F32)?.flatten_all()?.to_vec1::<f32>()
+        };
+        let mut scored = Vec::with_capacity(wanted.len());
+        for wanted in wanted.chunks(SCORED) {
+            let rows = logits(&wanted.iter().map(|(row, ..)| *row).collect::<Vec<_>>())?;
+            let rows = rows.chunks_exact(config.vocab_size).zip(wanted);
+            scored
+                .extend(rows.map(|(row, (_, slot, token, count))| (*slot, LogProbabilities::of(row, *token, *count))));
         }
-        let logits = hidden.index_select(&place.indices(&last)?, 0)?.matmul(&model.head()?.1.t()?)?;
-        let rows = logits.to_dtype(candle_core::DType::F32)?.flatten_all()?.to_vec1::<f32>()?;
-        Ok(Logits { slots: used, rows, vocabulary: config.vocab_size })
+        let rows = if used.is_empty() { Vec::new() } else { logits(&last)? };
+        Ok(Logits { slots: used, rows, vocabulary: config.vocab_size, scored })
     }
 }
 
@@ -107,6 +123,7 @@ struct Sequence<'a> {
     /// Positions that the cache holds already.
     cached: usize,
     rope: Rope,
+    mask: Tensor,
     caches: &'a mut Vec<Option<Tensor>>,
 }
 
@@ -132,8 +149,7 @@ impl Sequence<'_> {
         cache.slice_set(&new, 2, self.cached)?;
         let kv = cache.narrow(2, 0, all)?;
         let [query, key, value] = ops::grouped(&q, &kv.contiguous()?)?;
-        let mask = ops::causal(self.rows, all, &q)?;
-        let out = ops::probabilities(&query, &key, &mask)?.matmul(&value)?.reshape(q.shape())?;
+        let out = ops::probabilities(&query, &key, &self.mask)?.matmul(&value)?.reshape(q.shape())?;
         let (_, heads, rows, width) = q.dims4()?;
         out.transpose(1, 2)?.reshape((rows, heads * width))
     }
@@ -173,6 +189,12 @@ impl Decoder for CandleDecoder {
 
     fn prefill(&mut self, slot: usize, tokens: &[u32]) -> std::result::Result<(), PromptError> {
         self.slots.prefill(&self.config, slot, tokens)
+    }
+
+    fn prefill_scored(&mut self, slot: usize, tokens: &[u32], count: usize) -> std::result::Result<(), PromptError> {
+        self.slots.prefill(&self.config, slot, tokens)?;
+        self.slots.score(slot, count);
+        Ok(())
     }
 
     fn logits_within(&mut self, budget: usize) -> std::result::Result<Logits, EngineError> {

@@ -2,7 +2,7 @@
 
 use candle_core::{DType, Device as CandleDevice, Result, Tensor};
 
-use crate::{Device, EngineError, Layout, Precision};
+use crate::{Device, EngineError, Layout, Precision, peak};
 
 /// A device and the type of activations on it.
 #[derive(Clone, Debug)]
@@ -27,6 +27,8 @@ pub(crate) fn open(device: Device, precision: Precision) -> std::result::Result<
         (Precision::F32, _) => DType::F32,
         (Precision::Bf16, Device::Cuda) => DType::BF16,
         (Precision::Bf16, Device::Cpu) => return Err(EngineError::Precision),
+        (Precision::F16, Device::Cuda) => DType::F16,
+        (Precision::F16, Device::Cpu) => return Err(EngineError::Half),
     };
     Ok(Place { device: place, dtype })
 }
@@ -37,8 +39,21 @@ impl Place {
         match (self.device.is_cuda(), self.dtype) {
             (false, _) => "candle-f32",
             (true, DType::BF16) => "candle-cuda-bf16",
+            (true, DType::F16) => "candle-cuda-f16",
             (true, _) => "candle-cuda-f32",
         }
+    }
+
+    /// Measures the floating-point operations in a second of a large product.
+    pub(super) fn peak_flops(&self) -> Result<f64> {
+        let factor = Tensor::ones((peak::SIZE, peak::SIZE), self.dtype, &self.device)?;
+        let mut computed = Ok(());
+        let fastest = peak::fastest(|| {
+            if computed.is_ok() {
+                computed = factor.matmul(&factor).and_then(|_| self.device.synchronize());
+            }
+        });
+        computed.map(|()| fastest)
     }
 
     /// Copies numbers to the device as `f32`.

@@ -7,8 +7,10 @@ use candle_core::{D, DType, Result, Tensor, Var};
 use super::{
     attention::Sequences,
     device::Place,
+    documents::NOTHING,
     head,
     model::{Adapters, Model, Weights},
+    ops,
 };
 use crate::{
     AdamW, Engine, EngineError, EngineState, Layout, Lora, ModelConfig, MomentFormat, Moments, Muon, Packed, Rates,
@@ -30,6 +32,8 @@ pub(crate) struct CandleEngine {
     eight: Option<Moments>,
     average: Option<Vec<Tensor>>,
     gradients: Vec<Tensor>,
+    /// Factor of the losses while gradients have the type of activations.
+    loss_scale: f64,
     frozen: Option<Frozen>,
 }
 
@@ -91,6 +95,7 @@ impl CandleEngine {
             eight,
             average: state.average.as_deref().map(|average| place.tensors(&layout, average)).transpose()?,
             gradients: parameters.iter().map(Tensor::zeros_like).collect::<Result<_>>()?,
+            loss_scale: 1.0,
             config,
             place,
             layout,
@@ -119,7 +124,7 @@ impl CandleEngine {
     fn rows(&self, model: &Model, batch: &Packed) -> Result<Tensor> {
         let positions: Vec<u32> =
             batch.cu_seqlens.windows(2).flat_map(|bounds| 0..(bounds[1] - bounds[0]) as u32).collect();
-        let mut sequences = Sequences::new(&self.config, &self.place, batch)?;
+        let mut sequences = Sequences::new(&self.config, &self.place, batch, &positions)?;
         model.hidden(&batch.tokens, &positions, &mut sequences)
     }
 
@@ -128,7 +133,12 @@ impl CandleEngine {
         let hidden = self.rows(model, batch)?;
         let (rows, ids): (Vec<u32>, Vec<u32>) =
             batch.targets.iter().map(|target| (target.row as u32, target.id)).unzip();
-        Ok((hidden.index_select(&self.place.indices(&rows)?, 0)?, self.place.indices(&ids)?))
+        let mut back = vec![NOTHING; batch.tokens.len()];
+        for (place, target) in batch.targets.iter().enumerate() {
+            back[target.row] = place as u32;
+        }
+        let chosen = ops::select(&hidden, &self.place.indices(&rows)?, self.place.indices(&back)?)?;
+        Ok((chosen, self.place.indices(&ids)?))
     }
 
     /// Runs both passes. `weigh` gets the loss of each target, if it wants it, and returns the scale of each. Returns Σ of the losses.
@@ -143,7 +153,7 @@ impl CandleEngine {
         let (head_name, weight) = model.head()?;
         let (states, detached) = (hidden.detach(), weight.detach());
         let scales = weigh(&mut || head::losses(&states, &detached, &ids))?;
-        let scales = self.place.tensor(&scales, &[scales.len(), 1])?;
+        let scales = (self.place.tensor(&scales, &[scales.len(), 1])? * self.loss_scale)?;
         let loss = head::gradients(&states, &detached, &ids, &scales, self.frozen.is_none())?;
         // The gradient of this product by `hidden` is the head's.
         let store = (hidden * loss.of_hidden)?.sum_all()?.backward()?;
@@ -152,7 +162,7 @@ impl CandleEngine {
             let head = loss.of_weight.as_ref().filter(|_| tensor.name == head_name);
             let mut sum = before.clone();
             for part in [store.get(variable), head].into_iter().flatten() {
-                sum = (sum + part)?;
+                sum = (sum + (part * (1.0 / self.loss_scale))?)?;
             }
             if store.get(variable).is_none() && head.is_none() {
                 candle_core::bail!("{} has no gradient", tensor.name);
@@ -249,10 +259,14 @@ fn orthogonalized(matrix: &Tensor) -> Result<Tensor> {
     Ok(x)
 }
 
+/// Returns Σ x² of each row of a gradient, on the device.
+fn row_squares(gradient: &Tensor) -> Result<Tensor> {
+    gradient.sqr()?.sum(D::Minus1)?.flatten_all()
+}
+
 /// Returns Σ x² of a gradient. Rows are summed on the device, their sums in `f64`.
 fn squares(gradient: &Tensor) -> Result<f64> {
-    let rows = gradient.sqr()?.sum(D::Minus1)?.flatten_all()?.to_vec1::<f32>()?;
-    Ok(rows.into_iter().map(f64::from).sum())
+    Ok(row_squares(gradient)?.to_vec1::<f32>()?.into_iter().map(f64::from).sum())
 }
 
 /// Returns moments in `f32` on the device, or those in eight bits.
@@ -292,9 +306,17 @@ impl Engine for CandleEngine {
         }
     }
 
+    fn peak_flops(&self) -> std::result::Result<f64, EngineError> {
+        Ok(self.place.peak_flops()?)
+    }
+
     fn clear_gradients(&mut self) -> std::result::Result<(), EngineError> {
         self.gradients = self.gradients.iter().map(Tensor::zeros_like).collect::<Result<_>>()?;
         Ok(())
+    }
+
+    fn scale_losses(&mut self, scale: f64) {
+        self.loss_scale = scale;
     }
 
     fn accumulate(&mut self, batch: &Packed, total_targets: usize) -> std::result::Result<f64, EngineError> {
@@ -376,9 +398,12 @@ impl Engine for CandleEngine {
     }
 
     fn gradient_norm(&self) -> std::result::Result<f64, EngineError> {
+        let rows: Vec<Tensor> = self.gradients.iter().map(row_squares).collect::<Result<_>>()?;
+        // One copy from the device for all tensors, because each waits for it.
+        let mut all = Tensor::cat(&rows, 0)?.to_vec1::<f32>()?.into_iter();
         let mut sum = 0.0;
-        for (tensor, gradient) in self.layout.tensors().iter().zip(&self.gradients) {
-            let squares = squares(gradient)?;
+        for (tensor, rows) in self.layout.tensors().iter().zip(&rows) {
+            let squares: f64 = all.by_ref().take(rows.elem_count()).map(f64::from).sum();
             if !squares.is_finite() {
                 return Err(EngineError::NotFinite { tensor: tensor.name.clone() });
             }

@@ -2,7 +2,7 @@
 
 use candle_core::{D, DType, Result, Tensor};
 
-/// Logits that exist at once.
+/// Logits that exist at once, unless one target has more.
 pub(super) const LOGITS: usize = 1 << 24;
 
 /// The loss of hidden states, and its gradients.
@@ -19,7 +19,7 @@ pub(super) struct HeadLoss {
 pub(super) fn cross_entropy(hidden: &Tensor, weight: &Tensor, ids: &Tensor) -> Result<f64> {
     let mut sum = 0.0;
     for (hidden, ids) in pieces(hidden, weight, ids)? {
-        sum += Piece::new(&hidden, weight)?.sum(&ids)?;
+        sum += Piece::new(&hidden, weight, &ids)?.losses()?.iter().sum::<f64>();
     }
     Ok(sum)
 }
@@ -28,7 +28,7 @@ pub(super) fn cross_entropy(hidden: &Tensor, weight: &Tensor, ids: &Tensor) -> R
 pub(super) fn losses(hidden: &Tensor, weight: &Tensor, ids: &Tensor) -> Result<Vec<f64>> {
     let mut losses = Vec::new();
     for (hidden, ids) in pieces(hidden, weight, ids)? {
-        losses.extend(Piece::new(&hidden, weight)?.losses(&ids)?);
+        losses.extend(Piece::new(&hidden, weight, &ids)?.losses()?);
     }
     Ok(losses)
 }
@@ -45,11 +45,11 @@ pub(super) fn gradients(
     let (mut sum, mut of_hidden, mut of_weight) = (0.0, Vec::new(), None);
     let mut first = 0;
     for (hidden, ids) in pieces(hidden, weight, ids)? {
-        let piece = Piece::new(&hidden, weight)?;
-        sum += piece.sum(&ids)?;
+        let piece = Piece::new(&hidden, weight, &ids)?;
+        sum += piece.losses()?.iter().sum::<f64>();
         let scales = scales.narrow(0, first, ids.dim(0)?)?;
         first += ids.dim(0)?;
-        let of_logits = piece.gradient(&ids)?.broadcast_mul(&scales)?.to_dtype(weight.dtype())?;
+        let of_logits = piece.gradient()?.broadcast_mul(&scales)?.to_dtype(weight.dtype())?;
         of_hidden.push(of_logits.matmul(weight)?);
         if train_weight {
             let part = of_logits.t()?.matmul(&hidden)?.to_dtype(DType::F32)?;
@@ -62,48 +62,67 @@ pub(super) fn gradients(
     Ok(HeadLoss { sum, of_hidden: Tensor::cat(&of_hidden, 0)?, of_weight })
 }
 
-/// Splits targets into pieces whose logits may exist at once.
+/// Returns the first target and the number of targets of each piece.
+fn bounds(targets: usize, vocabulary: usize) -> impl Iterator<Item = (usize, usize)> {
+    let rows = (LOGITS / vocabulary).max(1);
+    (0..targets).step_by(rows).map(move |first| (first, rows.min(targets - first)))
+}
+
+/// Splits targets into pieces whose logits may exist at once: hidden states, and ids [targets, 1].
 fn pieces(hidden: &Tensor, weight: &Tensor, ids: &Tensor) -> Result<Vec<(Tensor, Tensor)>> {
-    let (targets, rows) = (hidden.dim(0)?, (LOGITS / weight.dim(0)?).max(1));
-    (0..targets)
-        .step_by(rows)
-        .map(|first| {
-            let count = rows.min(targets - first);
-            Ok((hidden.narrow(0, first, count)?, ids.narrow(0, first, count)?.unsqueeze(1)?))
-        })
+    bounds(hidden.dim(0)?, weight.dim(0)?)
+        .map(|(first, count)| Ok((hidden.narrow(0, first, count)?, ids.narrow(0, first, count)?.unsqueeze(1)?)))
         .collect()
 }
 
-/// The logits of some targets, minus each row's maximum, and the sums of their exponentials.
-struct Piece {
-    shifted: Tensor,
+/// What the loss and the gradient of some targets need of their logits.
+struct Piece<'a> {
+    ids: &'a Tensor,
+    /// The logit of each target, minus the row's maximum.
+    chosen: Tensor,
+    /// Exponentials of all logits minus the row's maximum, and their sums.
     exponentials: Tensor,
     sums: Tensor,
 }
 
-impl Piece {
-    fn new(hidden: &Tensor, weight: &Tensor) -> Result<Self> {
+impl<'a> Piece<'a> {
+    fn new(hidden: &Tensor, weight: &Tensor, ids: &'a Tensor) -> Result<Self> {
         let logits = hidden.matmul(&weight.t()?)?.to_dtype(DType::F32)?;
         let shifted = logits.broadcast_sub(&logits.max_keepdim(D::Minus1)?)?;
-        let exponentials = shifted.exp()?;
+        drop(logits);
+        let (chosen, exponentials) = (shifted.gather(ids, 1)?, shifted.exp()?);
         let sums = exponentials.sum_keepdim(D::Minus1)?;
-        Ok(Self { shifted, exponentials, sums })
-    }
-
-    /// Returns Σ of −ln softmax at the targets' ids [targets, 1].
-    fn sum(&self, ids: &Tensor) -> Result<f64> {
-        Ok(self.losses(ids)?.into_iter().sum())
+        Ok(Self { ids, chosen, exponentials, sums })
     }
 
     /// Returns −ln softmax at each target's id.
-    fn losses(&self, ids: &Tensor) -> Result<Vec<f64>> {
-        let losses = (self.sums.log()? - self.shifted.gather(ids, 1)?)?.flatten_all()?.to_vec1::<f32>()?;
+    fn losses(&self) -> Result<Vec<f64>> {
+        let losses = (self.sums.log()? - &self.chosen)?.flatten_all()?.to_vec1::<f32>()?;
         Ok(losses.into_iter().map(f64::from).collect())
     }
 
     /// Returns the gradient of the sum by the logits: softmax, minus 1 at the target.
-    fn gradient(&self, ids: &Tensor) -> Result<Tensor> {
-        let minus = Tensor::full(-1.0_f32, ids.shape(), ids.device())?;
-        self.exponentials.broadcast_div(&self.sums)?.scatter_add(ids, &minus, 1)
+    fn gradient(&self) -> Result<Tensor> {
+        let minus = Tensor::full(-1.0_f32, self.ids.shape(), self.ids.device())?;
+        self.exponentials.broadcast_div(&self.sums)?.scatter_add(self.ids, &minus, 1)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// No piece has more logits than may exist at once, and together they are all targets.
+    #[test]
+    fn logits_never_exist_for_more_targets_than_fit() {
+        for (targets, vocabulary) in [(16_384, 151_936), (2_048, 8_192), (2_049, 8_192), (1, 50_257), (0, 10)] {
+            let mut covered = 0;
+            for (first, count) in bounds(targets, vocabulary) {
+                assert_eq!(first, covered);
+                assert!(count > 0 && count * vocabulary <= LOGITS, "{count} of {targets} targets, {vocabulary}");
+                covered += count;
+            }
+            assert_eq!(covered, targets);
+        }
     }
 }

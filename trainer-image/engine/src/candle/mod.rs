@@ -2,12 +2,13 @@
 //! kernels do not know. It is also the oracle that the kernels are tested against.
 //!
 //! - `model.rs` is the forward pass, `attention.rs` connects the rows of sequences, `head.rs` is the loss.
-//! - `ops.rs` holds operations with gradients of their own.
+//! - `ops.rs` holds operations with gradients of their own, `documents.rs` that of attention in a packed batch.
 //! - `engine.rs` trains, `decoder.rs` generates.
 
 mod attention;
 mod decoder;
 mod device;
+mod documents;
 mod engine;
 mod head;
 mod memory;

@@ -4,7 +4,7 @@
 //! Every operation computes its value outside the graph, then enters the graph as one node that holds its inputs.
 
 use candle_core::{
-    CpuStorage, CudaStorage, CustomOp2, CustomOp3, D, DType, Layout, Result, Shape, Tensor,
+    CpuStorage, CudaStorage, CustomOp2, CustomOp3, D, DType, Device, Layout, Result, Shape, Tensor,
     backend::BackendStorage as _,
 };
 use candle_nn::{ops, rotary_emb};
@@ -17,10 +17,10 @@ struct One<F> {
 }
 
 /// A node with two differentiable inputs and a given value: (a, b, value) → value.
-struct Two<F> {
-    name: &'static str,
+pub(super) struct Two<F> {
+    pub(super) name: &'static str,
     /// (a, b, value, gradient of the value) → gradients of a and b.
-    backward: F,
+    pub(super) backward: F,
 }
 
 impl<F: Fn(&Tensor, &Tensor, &Tensor) -> Result<Tensor>> CustomOp2 for One<F> {
@@ -148,33 +148,17 @@ pub(super) fn swiglu(gate: &Tensor, up: &Tensor) -> Result<Tensor> {
     gate.apply_op3(up, &value, Two { name: "swiglu", backward })
 }
 
-/// Causal attention of queries [sequences, heads, rows, width] over the same sequences' keys and values
-/// [sequences, key-value heads, rows, 2 · width], which hold a row's key, then its value. The backward pass computes the
-/// probabilities again instead of keeping them.
-pub(super) fn attention(q: &Tensor, kv: &Tensor) -> Result<Tensor> {
-    let (q, kv) = (q.contiguous()?, kv.contiguous()?);
-    let [query, key, value] = grouped(&q.detach(), &kv.detach())?;
-    let rows = q.dim(2)?;
-    let mask = causal(rows, rows, &q)?;
-    let out = probabilities(&query, &key, &mask)?.matmul(&value)?.reshape(q.shape())?;
-    let backward = move |q: &Tensor, kv: &Tensor, out: &Tensor, gradient: &Tensor| {
-        let [query, key, value] = grouped(q, kv)?;
-        let shape = query.shape();
-        let (out, gradient) = (out.reshape(shape)?, gradient.contiguous()?.reshape(shape)?);
-        let scale = 1.0 / (q.dim(D::Minus1)? as f64).sqrt();
-        let p = probabilities(&query, &key, &mask)?;
-        let of_value = p.t()?.matmul(&gradient)?;
-        let along = (&gradient * out)?.to_dtype(DType::F32)?.sum_keepdim(D::Minus1)?.to_dtype(p.dtype())?;
-        let of_scores = (gradient.matmul(&value.t()?)?.broadcast_sub(&along)?.mul(&p)? * scale)?;
-        let of_key = of_scores.t()?.matmul(&query)?;
-        let of_query = of_scores.matmul(&key)?.reshape(q.shape())?;
-        Ok((of_query, Tensor::cat(&[of_key, of_value], 2)?.reshape(kv.shape())?))
-    };
-    q.apply_op3(&kv, &out, Two { name: "attention", backward })
+/// Selects rows of [rows, width], each at most once: [selected, width]. `back` has the place of each row among the selected, or
+/// [`NOTHING`](super::documents::NOTHING). candle's own gradient adds the rows up one after another.
+pub(super) fn select(x: &Tensor, rows: &Tensor, back: Tensor) -> Result<Tensor> {
+    let value = x.detach().index_select(rows, 0)?;
+    let backward = move |_: &Tensor, _: &Tensor, gradient: &Tensor| gradient.contiguous()?.index_select(&back, 0);
+    x.apply_op2(&value, One { name: "select", backward })
 }
 
-/// Splits what [`attention`] takes into queries [sequences · key-value heads, heads of a group · rows, width], keys and values
-/// [sequences · key-value heads, rows, width]. Query heads that share a key-value head are neighbours.
+/// Splits queries [sequences, heads, rows, width], and keys and values [sequences, key-value heads, columns, 2 · width], into queries
+/// [sequences · key-value heads, heads of a group · rows, width], keys and values [sequences · key-value heads, columns, width]. Query
+/// heads that share a key-value head are neighbours.
 pub(super) fn grouped(q: &Tensor, kv: &Tensor) -> Result<[Tensor; 3]> {
     let (sequences, heads, rows, width) = q.dims4()?;
     let (_, shared, columns, _) = kv.dims4()?;
@@ -187,16 +171,17 @@ pub(super) fn grouped(q: &Tensor, kv: &Tensor) -> Result<[Tensor; 3]> {
 pub(super) fn probabilities(q: &Tensor, k: &Tensor, mask: &Tensor) -> Result<Tensor> {
     let (pairs, grouped_rows, width) = q.dims3()?;
     let (rows, columns) = mask.dims2()?;
-    let scores = (q.matmul(&k.t()?)? * (1.0 / (width as f64).sqrt()))?.to_dtype(DType::F32)?;
+    // Queries are scaled before they are multiplied, because unscaled scores leave the range of `f16` first.
+    let scores = (q * (1.0 / (width as f64).sqrt()))?.matmul(&k.t()?)?.to_dtype(DType::F32)?;
     let scores = scores.reshape((pairs, grouped_rows / rows, rows, columns))?.broadcast_add(mask)?;
     ops::softmax_last_dim(&scores)?.to_dtype(q.dtype())?.reshape((pairs, grouped_rows, columns))
 }
 
 /// Returns the mask of the last `rows` of `columns` positions: 0 up to a row's own position, −∞ after it.
-pub(super) fn causal(rows: usize, columns: usize, like: &Tensor) -> Result<Tensor> {
+pub(super) fn causal(rows: usize, columns: usize, device: &Device) -> Result<Tensor> {
     let hidden = |row: usize, column: usize| column > row + columns - rows;
     let mask: Vec<f32> = (0..rows)
         .flat_map(|row| (0..columns).map(move |column| if hidden(row, column) { f32::NEG_INFINITY } else { 0.0 }))
         .collect();
-    Tensor::from_vec(mask, (rows, columns), like.device())
+    Tensor::from_vec(mask, (rows, columns), device)
 }

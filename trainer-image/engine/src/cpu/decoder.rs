@@ -19,7 +19,7 @@ use super::{
     team::in_team,
 };
 use crate::{
-    Decoder, EngineError, ModelConfig, PromptError,
+    Decoder, EngineError, LogProbabilities, ModelConfig, PromptError,
     decoder::{End, Logits, Slots},
     model::{Linear, Model, Norm, Read},
 };
@@ -29,6 +29,20 @@ const ROWS: usize = 512;
 
 /// Tokens at the start of a prompt that are worth taking over from another slot.
 const SHARED: usize = 16;
+
+/// Rows that are scored at once, at most: each has a logit for every token of the vocabulary.
+const SCORED: usize = 64;
+
+/// A token of a prompt that is scored.
+#[derive(Clone, Copy, Debug)]
+struct Wanted {
+    slot: usize,
+    /// The row of the token before it.
+    row: usize,
+    token: u32,
+    /// How many of the most likely tokens are scored beside it.
+    count: usize,
+}
 
 /// The decoder on processors, with activations of type `N`.
 #[derive(Debug)]
@@ -246,6 +260,19 @@ impl<N: Dtype> CpuDecoder<N> {
         module.linear(&model.head, &normed, Out::Set(&mut logits));
         logits
     }
+
+    /// Returns the log-probabilities of tokens after rows of the residual stream, with their slots.
+    fn scores(&self, wanted: &[Wanted]) -> Vec<(usize, LogProbabilities)> {
+        let mut scored = Vec::with_capacity(wanted.len());
+        for wanted in wanted.chunks(SCORED) {
+            let rows: Vec<usize> = wanted.iter().map(|one| one.row).collect();
+            let logits = self.head(&rows);
+            let rows = logits.par_chunks_exact(self.model.config.vocab_size);
+            let of = |(row, one): (&[f32], &Wanted)| (one.slot, LogProbabilities::of(row, one.token, one.count));
+            scored.par_extend(rows.zip(wanted).map(of));
+        }
+        scored
+    }
 }
 
 /// Returns how many of the first tokens of `prompt` are those of `held`. The last one is not taken over, because its logits are
@@ -307,16 +334,27 @@ impl<N: Dtype> Decoder for CpuDecoder<N> {
         self.slots.prefill(&self.model.config, slot, tokens)
     }
 
+    fn prefill_scored(&mut self, slot: usize, tokens: &[u32], count: usize) -> Result<(), PromptError> {
+        self.slots.prefill(&self.model.config, slot, tokens)?;
+        self.slots.score(slot, count);
+        self.reused[slot] = 0;
+        Ok(())
+    }
+
     fn logits_within(&mut self, budget: usize) -> Result<Logits, EngineError> {
         let (shares, computed) = self.share(budget);
         let work = self.slots.take(shares, computed);
         let mut logits = Logits { vocabulary: self.model.config.vocab_size, ..Logits::default() };
         let (mut parts, mut tokens, mut last): (Vec<Part>, Vec<u32>, Vec<usize>) = Default::default();
+        let mut wanted: Vec<Wanted> = Vec::new();
         for (at, turn) in work.iter().enumerate() {
             let (pending, mut done) = (&turn.tokens, 0);
             while done < pending.len() {
                 let count = (pending.len() - done).min(self.rows - tokens.len());
                 parts.push(Part { slot: turn.slot, row: tokens.len(), count, position: turn.cached + done });
+                let next = turn.targets.next.iter().skip(done).take(count).zip(tokens.len()..);
+                let beside = turn.targets.count;
+                wanted.extend(next.map(|(token, row)| Wanted { slot: turn.slot, row, token: *token, count: beside }));
                 tokens.extend_from_slice(&pending[done..done + count]);
                 done += count;
                 if turn.last && done == pending.len() {
@@ -331,6 +369,8 @@ impl<N: Dtype> Decoder for CpuDecoder<N> {
                         if last.is_empty() { Vec::new() } else { self.head(&last) }
                     };
                     logits.rows.extend(if few { in_team(work) } else { work() });
+                    logits.scored.extend(self.scores(&wanted));
+                    wanted.clear();
                     parts.clear();
                     tokens.clear();
                     last.clear();

@@ -385,6 +385,10 @@ impl<N: Dtype> Engine for CpuEngine<N> {
         }
     }
 
+    fn peak_flops(&self) -> Result<f64, EngineError> {
+        Ok(super::peak::peak_flops::<N>())
+    }
+
     fn clear_gradients(&mut self) -> Result<(), EngineError> {
         let matrices = self.frozen.iter_mut().map(|frozen| &mut frozen.gradients);
         for gradients in matrices.chain([&mut self.gradients]) {

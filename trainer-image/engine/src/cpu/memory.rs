@@ -16,7 +16,9 @@ use crate::{
 pub(crate) fn memory(config: &ModelConfig, settings: Settings, rows: usize, longest: usize, threads: usize) -> usize {
     match settings.precision {
         Precision::F32 => of::<f32>(config, settings, rows) + thread::<f32>(config, rows, longest) * threads,
-        Precision::Bf16 => of::<Bf16>(config, settings, rows) + thread::<Bf16>(config, rows, longest) * threads,
+        Precision::Bf16 | Precision::F16 => {
+            of::<Bf16>(config, settings, rows) + thread::<Bf16>(config, rows, longest) * threads
+        }
     }
 }
 
@@ -35,7 +37,7 @@ pub(crate) fn lora_memory(
     let adapters = lora.adapters(config)?;
     let extra = match settings.precision {
         Precision::F32 => of_adapters::<f32>(config, &adapters, rows, threads),
-        Precision::Bf16 => of_adapters::<Bf16>(config, &adapters, rows, threads),
+        Precision::Bf16 | Precision::F16 => of_adapters::<Bf16>(config, &adapters, rows, threads),
     };
     Ok(memory(config, settings, rows, longest, threads) + extra)
 }

@@ -20,6 +20,7 @@ mod matrix;
 mod memory;
 mod norm;
 mod panel;
+mod peak;
 mod team;
 mod tile;
 

@@ -328,6 +328,84 @@ fn a_prompt_that_waits_takes_over_more() {
     assert!(found.rows.chunks_exact(config.vocab_size).all(|row| row == alone));
 }
 
+/// Runs steps within a budget until slot 0 yields its first token, and returns the log-probabilities of its prompt.
+fn scores_of_prompt(decoder: &mut dyn Decoder, budget: usize) -> Vec<LogProbabilities> {
+    let mut found = Vec::new();
+    loop {
+        let step = decoder.step_within(budget, &mut |_, _| 3).unwrap();
+        found.extend(step.scored.into_iter().filter(|(slot, _)| *slot == 0).map(|(_, scores)| scores));
+        if step.emitted.iter().any(|emitted| emitted.slot == 0) {
+            return found;
+        }
+    }
+}
+
+/// Asserts that the scores of a prompt have the bits of a forward pass over the whole sequence, whatever slots hold and beside any
+/// other prompt.
+fn assert_scores_have_the_bits_of_training<N: Dtype>(config: &ModelConfig) {
+    let state = state(config, 3);
+    let tokens = words(45, 9);
+    let mut engine = CpuEngine::<N>::new(config, state.clone(), Settings::default()).unwrap();
+    let whole = engine.logits(&Packed::new([(&tokens[..], 1)]));
+    let expected: Vec<LogProbabilities> = tokens[1..]
+        .iter()
+        .zip(whole.chunks_exact(config.vocab_size))
+        .map(|(token, row)| LogProbabilities::of(row, *token, 2))
+        .collect();
+    for rows in [512, 7, 1] {
+        for budget in [usize::MAX, 20, 1] {
+            let mut decoder = loaded::<N>(config, &state.parameters).with_rows(rows);
+            decoder.prefill(0, &tokens[..30]).unwrap();
+            decoder.logits().unwrap();
+            decoder.release(0);
+            // The other prompt begins alike, and may take over what the first slot holds.
+            decoder.prefill_scored(0, &tokens, 2).unwrap();
+            decoder.prefill(1, &tokens[..25]).unwrap();
+            let found = scores_of_prompt(&mut decoder, budget);
+            assert!(found == expected, "{rows} rows, budget {budget}");
+            assert_eq!(decoder.reused(0), 0, "a prompt that is scored takes over nothing");
+            decoder.release(0);
+            // Nor does it stay scored.
+            decoder.prefill(0, &tokens).unwrap();
+            assert!(scores_of_prompt(&mut decoder, budget).is_empty());
+            assert_eq!(decoder.reused(0), 44);
+        }
+    }
+}
+
+#[test]
+fn scores_of_prompts_have_the_bits_of_training() {
+    for config in shapes() {
+        assert_scores_have_the_bits_of_training::<f32>(&config);
+        assert_scores_have_the_bits_of_training::<Bf16>(&config);
+    }
+}
+
+#[test]
+fn scores_of_prompts_agree_with_candle() {
+    for config in shapes() {
+        let parameters = state(&config, 3).parameters;
+        let tokens = words(40, 9);
+        let scores = |backend, budget| {
+            let settings = Settings { backend, ..Settings::default() };
+            let mut decoder = decoder(&config, &parameters, settings, 2).unwrap();
+            decoder.prefill(1, &words(11, 7)).unwrap();
+            decoder.prefill_scored(0, &tokens, 1).unwrap();
+            scores_of_prompt(&mut *decoder, budget)
+        };
+        let kernels = scores(Backend::Kernels, usize::MAX);
+        assert_eq!(kernels.len(), 39);
+        for budget in [usize::MAX, 9] {
+            let candle = scores(Backend::Candle(Device::Cpu), budget);
+            assert_eq!(candle.len(), kernels.len());
+            for (found, expected) in candle.iter().zip(&kernels) {
+                assert!((found.chosen - expected.chosen).abs() < 1e-3, "{found:?} {expected:?}");
+                assert!((found.top[0].1 - expected.top[0].1).abs() < 1e-3, "{found:?} {expected:?}");
+            }
+        }
+    }
+}
+
 #[test]
 fn logits_agree_with_candle() {
     for config in shapes() {
