@@ -33,7 +33,8 @@ pub struct AugmentationReport {
     pub kinds: Vec<String>,
 }
 
-/// A source of training data. Of `records`, `other_languages`, `filtered`, `duplicates` and `held_out` are left out, in this order.
+/// A source of training data. Of `records`, `other_languages`, `blocked`, `filtered`, `duplicates` and `held_out` are left out, in this
+/// order.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct SourceReport {
@@ -47,6 +48,12 @@ pub struct SourceReport {
     pub records: u64,
     /// Number of records in other languages than `data.languages`.
     pub other_languages: u64,
+    /// Number of records that a safety rule blocks.
+    #[serde(default)]
+    pub blocked: u64,
+    /// Number of other records of which a safety rule replaced something.
+    #[serde(default)]
+    pub redacted: u64,
     /// Number of records that the plugin of the run dropped.
     #[serde(default)]
     pub filtered: u64,

@@ -42,6 +42,10 @@ pub struct Environment {
     /// Why a processor computes although the configured device is `auto`; absent if it is the configured one, or a GPU computes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub fallback: Option<String>,
+    /// Whether the run has the bits of one without interruptions: false once it was resumed from a state that another program, engine,
+    /// instruction set, GPU or driver computed, or may have. Absent in files of earlier versions.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub exact: Option<bool>,
     /// Seed of the run.
     pub seed: u64,
     /// The command line.
@@ -62,7 +66,7 @@ pub struct Processor {
 
 impl Environment {
     /// Describes this process and its machine.
-    pub fn here(seed: u64, engine: &str, fallback: Option<String>) -> Self {
+    pub fn here(seed: u64, engine: &str, fallback: Option<String>, exact: bool) -> Self {
         let system = rustix::system::uname();
         let text = |part: &std::ffi::CStr| part.to_string_lossy().into_owned();
         let model = processor();
@@ -85,6 +89,7 @@ impl Environment {
             cuda: sensors.and_then(|sensors| sensors.cuda()),
             engine: engine.to_owned(),
             fallback,
+            exact: Some(exact),
             seed,
             command: std::env::args().collect(),
             hardware_fingerprint: Sha256::of(fingerprint.to_string()),

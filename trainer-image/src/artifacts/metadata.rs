@@ -42,6 +42,28 @@ pub struct RunMetadata {
     /// What a private run guarantees, as of its last attempt.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub privacy: Option<PrivacyReport>,
+    /// What safety rules did with the training data, if there are any.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub safety: Option<SafetyReport>,
+}
+
+/// Safety rules over the training data, and what they did.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct SafetyReport {
+    /// SHA-256 of the file of rules, if there is one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub file: Option<DataDigest>,
+    /// Groups of known forms whose records are left out.
+    pub block: Vec<String>,
+    /// Groups of known forms that are replaced.
+    pub redact: Vec<String>,
+    /// Number of records that were left out.
+    pub blocked: u64,
+    /// Number of other records of which something was replaced.
+    pub redacted: u64,
+    /// Number of records that each rule hit, by its id.
+    pub rules: BTreeMap<String, u64>,
 }
 
 /// The guarantee of a private run: (ε, δ)-differential privacy of the trained weights, for adding or removing one record.
@@ -80,6 +102,12 @@ pub struct Knobs {
     /// The source of reasoning traces that took effect: `disabled`, `weights` or `activations`; absent in files of earlier versions.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub trace_mode: Option<String>,
+    /// The preset of the Evaluations that the run is meant for; absent if none is named.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub evaluation_preset: Option<String>,
+    /// The deployment preset that the run is meant for; absent if none is named.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub deployment_preset: Option<String>,
 }
 
 /// What the settings that control a run lead to.
@@ -88,6 +116,20 @@ pub struct Knobs {
 pub struct ControlSurface {
     /// The curriculum.
     pub curriculum: CurriculumSurface,
+    /// The Evaluations that the run is meant for; absent if no preset is named.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub evaluation: Option<PresetSurface>,
+    /// The deployment that the run is meant for; absent if no preset is named.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub deployment: Option<PresetSurface>,
+}
+
+/// A preset that a run is meant for.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct PresetSurface {
+    /// Its name.
+    pub preset: String,
 }
 
 /// The curriculum of a run.
@@ -108,8 +150,17 @@ impl ControlSurface {
         let CurriculumSettings { preset, phase_schedule, phases } = &settings.curriculum;
         let phases = phases.iter().map(|phase| phase.id.clone()).collect();
         let curriculum = CurriculumSurface { preset: preset.clone(), phase_schedule: phase_schedule.clone(), phases };
-        let trace_mode = Some(settings.trace_mode().name().to_owned());
-        (Self { curriculum }, Knobs { curriculum_preset: phase_schedule.clone(), trace_mode })
+        let [evaluation_preset, deployment_preset] =
+            [&settings.evaluation, &settings.deployment].map(|intended| intended.preset.clone());
+        let [evaluation, deployment] =
+            [&evaluation_preset, &deployment_preset].map(|it| it.clone().map(|preset| PresetSurface { preset }));
+        let knobs = Knobs {
+            curriculum_preset: phase_schedule.clone(),
+            trace_mode: Some(settings.trace_mode().name().to_owned()),
+            evaluation_preset,
+            deployment_preset,
+        };
+        (Self { curriculum, evaluation, deployment }, knobs)
     }
 }
 

@@ -3,6 +3,7 @@
 use std::{fs, path::Path};
 
 use codex_configs::{DataFormat, DataSettings, Device, Sources, explain_training, is_settings, sweep::Axis};
+use codex_fuzz::{TEXT, Target};
 use codex_provenance::{
     ModelDigest, Sha256,
     attestation::{Attestation, Build, attestations as statements_beside},
@@ -18,7 +19,6 @@ use codex_signing::{
 use codex_validate::Validator;
 use serde_json::{Value, json};
 
-use super::Target;
 use crate::{
     checklist::Survey,
     evaluation::Baseline,
@@ -31,16 +31,8 @@ use crate::{
     verify::tests::promotion,
 };
 
-/// The parts of a file that is text may all change.
-const TEXT: usize = usize::MAX;
-
 fn file(path: &str) -> Vec<u8> {
     fs::read(Path::new(env!("CARGO_MANIFEST_DIR")).join(path)).unwrap()
-}
-
-fn target(name: &'static str, seeds: Vec<Vec<u8>>, head: usize, read: impl Fn(&[u8]) -> bool + 'static) -> Target {
-    assert!(!seeds.is_empty(), "{name} has no inputs to change");
-    Target { name, seeds, head, read: Box::new(read) }
 }
 
 pub(super) fn json() -> Target {
@@ -48,7 +40,7 @@ pub(super) fn json() -> Target {
         file("src/text/fixtures/smollm2/tokenizer_config.json"),
         br#"[{"a": [1, -2.5e3, null, "\u00e9"]}]"#.to_vec(),
     ];
-    target("json", seeds, TEXT, |bytes| codex_json::from_slice::<Value>(bytes).is_ok())
+    Target::new("json", seeds, TEXT, |bytes| codex_json::from_slice::<Value>(bytes).is_ok())
 }
 
 fn report() -> Value {
@@ -62,7 +54,7 @@ fn report() -> Value {
 }
 
 pub(super) fn reports() -> Target {
-    target("reports", vec![report().to_string().into_bytes()], TEXT, |bytes| {
+    Target::new("reports", vec![report().to_string().into_bytes()], TEXT, |bytes| {
         let read: Result<codex_reports::Report, _> = serde_json::from_slice(bytes);
         read.is_ok_and(|report| report.contradicts(&report.clone()).is_none())
     })
@@ -74,7 +66,7 @@ pub(super) fn copies() -> Target {
         "sampling": {"temperature": 0.7, "topP": 0.95, "topK": 0, "seed": 7}, "tokens": [4, 5], "stopped": false,
         "milliseconds": 12,
     });
-    target("copies", vec![copy.to_string().into_bytes()], TEXT, |bytes| {
+    Target::new("copies", vec![copy.to_string().into_bytes()], TEXT, |bytes| {
         codex_json::from_slice::<codex_reports::RequestCopy>(bytes).is_ok()
     })
 }
@@ -85,7 +77,7 @@ pub(super) fn manifests() -> Target {
     seeds.retain(|path| path.extension().is_some_and(|ending| ending == "yaml"));
     seeds.sort();
     let validator = Validator::new().unwrap();
-    target("manifests", seeds.iter().map(|path| fs::read(path).unwrap()).collect(), TEXT, move |bytes| {
+    Target::new("manifests", seeds.iter().map(|path| fs::read(path).unwrap()).collect(), TEXT, move |bytes| {
         let Ok(text) = std::str::from_utf8(bytes) else { return false };
         validator.check(text).findings.is_empty()
     })
@@ -93,7 +85,7 @@ pub(super) fn manifests() -> Target {
 
 pub(super) fn configurations() -> Target {
     let seeds = vec![b"training:\n  max_steps: 20\n  batch_size: 4\n".to_vec(), b"{training: {seed: 1}}\n".to_vec()];
-    target("configurations", seeds, TEXT, |bytes| {
+    Target::new("configurations", seeds, TEXT, |bytes| {
         let Ok(text) = std::str::from_utf8(bytes) else { return false };
         let sources = Sources { group: Some("cot-starter"), config: Some(text), ..Sources::default() };
         match explain_training(&sources, 1, None) {
@@ -112,7 +104,7 @@ pub(super) fn overrides() -> Target {
             .to_vec(),
         b"seed=range(1,3)\ntraining.learning_rate=choice(0.1,2e-3)\ntraining.dtype=glob(*)".to_vec(),
     ];
-    target("overrides", seeds, TEXT, |bytes| {
+    Target::new("overrides", seeds, TEXT, |bytes| {
         let Ok(text) = std::str::from_utf8(bytes) else { return false };
         let all: Vec<String> = text.lines().map(str::to_owned).collect();
         let swept = all.iter().all(|line| match Axis::parse(line) {
@@ -128,7 +120,7 @@ pub(super) fn overrides() -> Target {
 }
 
 pub(super) fn gguf() -> Target {
-    target("gguf", vec![import::tests::FILE.clone()], 14_000, |bytes| {
+    Target::new("gguf", vec![import::tests::FILE.clone()], 14_000, |bytes| {
         let place = tempfile::tempdir().unwrap();
         let source = place.path().join("source.gguf");
         fs::write(&source, bytes).unwrap();
@@ -143,7 +135,7 @@ fn trained() -> ModelFiles {
 /// A model directory one of whose files is the input.
 fn model_with(name: &'static str, target_name: &'static str, head: usize) -> Target {
     let files = trained();
-    target(target_name, vec![files[name].clone()], head, move |bytes| {
+    Target::new(target_name, vec![files[name].clone()], head, move |bytes| {
         let mut files = files.clone();
         files.insert(name.to_owned(), bytes.to_vec());
         Generator::load(&files, 1, Device::Cpu).is_ok()
@@ -161,7 +153,7 @@ pub(super) fn model_configurations() -> Target {
 pub(super) fn tokenizers() -> Target {
     let families = ["smollm2", "llama3"].map(|family| file(&format!("src/text/fixtures/{family}/tokenizer.json")));
     let seeds = families.into_iter().chain([trained()["tokenizer.json"].clone()]).collect();
-    target("tokenizers", seeds, TEXT, |bytes| {
+    Target::new("tokenizers", seeds, TEXT, |bytes| {
         let files = ModelFiles::from([("tokenizer.json".to_owned(), bytes.to_vec())]);
         let Ok(tokenizer) = Tokenizer::from_files(&files) else { return false };
         // A text may have no tokens in a mutated vocabulary.
@@ -176,7 +168,7 @@ fn has_records(file: &str, bytes: &[u8], settings: &DataSettings) -> bool {
 
 fn examples(name: &'static str, file: &'static str, seeds: Vec<Vec<u8>>, head: usize) -> Target {
     let settings = training::data_settings(DataFormat::Auto);
-    target(name, seeds, head, move |bytes| has_records(file, bytes, &settings))
+    Target::new(name, seeds, head, move |bytes| has_records(file, bytes, &settings))
 }
 
 pub(super) fn records() -> Target {
@@ -186,7 +178,7 @@ pub(super) fn records() -> Target {
     let chats = br#"{"chosen": [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": "Hi"}], "rejected": [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": "No"}]}"#;
     let seeds = vec![line.to_vec(), chat.to_vec(), texts.to_vec(), chats.to_vec(), [&line[..], b"\n", line].concat()];
     let settings = training::data_settings(DataFormat::Auto);
-    target("records", seeds, TEXT, move |bytes| {
+    Target::new("records", seeds, TEXT, move |bytes| {
         let free = parse_free_records("a.jsonl", bytes).is_ok();
         has_records("a.jsonl", bytes, &settings) || free
     })
@@ -202,7 +194,7 @@ pub(super) fn parquet() -> Target {
 
 pub(super) fn predictions() -> Target {
     let seeds = vec![br#"{"prompt": "1+1:", "prediction": "2"}"#.to_vec()];
-    target("predictions", seeds, TEXT, |bytes| Baseline::parse("a.jsonl", bytes).is_ok())
+    Target::new("predictions", seeds, TEXT, |bytes| Baseline::parse("a.jsonl", bytes).is_ok())
 }
 
 fn signed() -> (PrivateKey, Vec<u8>) {
@@ -215,13 +207,13 @@ fn signed() -> (PrivateKey, Vec<u8>) {
 
 pub(super) fn bundles() -> Target {
     let (key, bundle) = signed();
-    target("bundles", vec![bundle], TEXT, move |bytes| bundle::open(bytes, key.public()).is_ok())
+    Target::new("bundles", vec![bundle], TEXT, move |bytes| bundle::open(bytes, key.public()).is_ok())
 }
 
 pub(super) fn statements() -> Target {
     let (key, bundle) = signed();
     let payload = bundle::open(&bundle, key.public()).unwrap();
-    target("statements", vec![payload], TEXT, |bytes| {
+    Target::new("statements", vec![payload], TEXT, |bytes| {
         // What is read as a promotion was no statement about files.
         drop(Promotion::read(bytes));
         oms::Statement::read(bytes).is_ok_and(|statement| {
@@ -234,9 +226,10 @@ pub(super) fn statements() -> Target {
 pub(super) fn attestations() -> Target {
     let manifest = Manifest::of_files(&std::collections::BTreeMap::from([("a".to_owned(), "b")])).unwrap();
     let promotion = promotion(&manifest, b"payload", "lite", None);
-    let build = Build { parameters: json!({ "template": "cot-starter" }), started_at: None };
+    let parameters = json!({ "template": "cot-starter" });
+    let build = Build { parameters, files: manifest.files.clone(), ..Build::default() };
     let seeds = statements_beside(&promotion, &build).map(|it| it.payload).into();
-    target("attestations", seeds, TEXT, move |bytes| {
+    Target::new("attestations", seeds, TEXT, move |bytes| {
         Attestation::read(bytes, &promotion).is_ok_and(|read| {
             drop(read.told(&promotion));
             read.check_inputs([&read]).is_ok()
@@ -253,7 +246,7 @@ pub(super) fn logs() -> Target {
     let checkpoint = proof["checkpoint"]["envelope"].as_str().unwrap().as_bytes().to_vec();
     let [entry] = &log::logged(&bundle).unwrap()[..] else { panic!("one entry") };
     let tile = [&u16::try_from(entry.len()).unwrap().to_be_bytes()[..], entry].concat();
-    target("logs", vec![checkpoint, tile], TEXT, move |bytes| {
+    Target::new("logs", vec![checkpoint, tile], TEXT, move |bytes| {
         let tile =
             log::entries(bytes, 0, 1).map(|entries| entries.iter().any(|entry| !log::identities(entry).is_empty()));
         std::str::from_utf8(bytes).is_ok_and(|text| keys.open(text).is_ok()) || tile.unwrap_or_default()
@@ -264,7 +257,7 @@ pub(super) fn keys() -> Target {
     let (key, _) = signed();
     let public = key.public().to_pem().as_bytes().to_vec();
     let private = key.to_pem().unwrap().as_bytes().to_vec();
-    target("keys", vec![public, private], TEXT, |bytes| {
+    Target::new("keys", vec![public, private], TEXT, |bytes| {
         let Ok(text) = std::str::from_utf8(bytes) else { return false };
         trust::read(text).is_ok() || PublicKey::from_pem(text).is_ok() || PrivateKey::from_pem(text, b"").is_ok()
     })
@@ -277,13 +270,15 @@ pub(super) fn requests() -> Target {
         r#"{"prompt": "1", "response_format": {"type": "json_schema", "json_schema": {"schema": {"type": "object"}}}}"#,
         r#"{"prompt": "1", "structured_outputs": {"choice": ["a", "b"]}, "guided_regex": null}"#,
     ];
-    target("requests", seeds.map(|body| body.as_bytes().to_vec()).to_vec(), TEXT, |bytes| serving::read_any(bytes) > 0)
+    Target::new("requests", seeds.map(|body| body.as_bytes().to_vec()).to_vec(), TEXT, |bytes| {
+        serving::read_any(bytes) > 0
+    })
 }
 
 pub(super) fn expectations() -> Target {
     let digest = Sha256::of("model").to_string();
     let seeds = [format!("{digest}\n"), format!("{digest}  ./config.json\n{digest} *model.safetensors\n")];
-    target("expectations", seeds.map(String::into_bytes).to_vec(), TEXT, register::is_expectation)
+    Target::new("expectations", seeds.map(String::into_bytes).to_vec(), TEXT, register::is_expectation)
 }
 
 pub(super) fn surveys() -> Target {
@@ -296,7 +291,7 @@ pub(super) fn surveys() -> Target {
         "schemaVersion": 1, "ring": "main", "pr": 12, "date": "2026-11-28",
         "weights": { "evidence": 0.5, "traces": 0.2, "deployment": 0.3 }, "readiness": 0.5, "runs": [run],
     });
-    target("surveys", vec![survey.to_string().into_bytes()], TEXT, |bytes| {
+    Target::new("surveys", vec![survey.to_string().into_bytes()], TEXT, |bytes| {
         let read = codex_json::from_slice::<Survey>(bytes);
         // The page for people takes any text.
         read.is_ok_and(|survey| !survey.markdown().is_empty())

@@ -4,8 +4,8 @@ use std::ops::Range;
 
 use regex::Regex;
 
-/// A group of known forms.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, serde::Deserialize)]
+/// A group of known forms. The configuration of training lists their names, too.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub(super) enum Group {
     /// Keys and tokens.

@@ -1,4 +1,4 @@
-//! Safety rules over prompts and answers: block, allow or redact texts, by literals, regular expressions and known forms of
+//! Safety rules over prompts, answers and training data: block, allow or redact texts, by literals, regular expressions and known forms of
 //! secrets and personal data. Reads rule files; the checks are pure.
 //!
 //! A text is blocked if a rule that blocks hits and none that allows; matches of rules that redact are replaced by `{REDACTED}`
@@ -25,7 +25,7 @@ pub use self::{
 };
 
 /// The most bytes of a rule file; a ConfigMap holds no more.
-const MAX_RULES: usize = 1 << 20;
+pub(crate) const MAX_RULES: usize = 1 << 20;
 
 /// What the rules say about a text.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -115,7 +115,7 @@ fn read(path: &Path) -> Result<Vec<u8>, RulesError> {
     let unreadable = |source| RulesError::Unreadable { path: path.to_owned(), source };
     let bytes = files::read_start(path, MAX_RULES).map_err(unreadable)?;
     if bytes.len() > MAX_RULES {
-        return Err(RulesError::Invalid(format!("they have more than {MAX_RULES} bytes")));
+        return Err(RulesError::too_large());
     }
     Ok(bytes)
 }

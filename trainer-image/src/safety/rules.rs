@@ -2,11 +2,12 @@
 
 use std::{collections::BTreeMap, io, ops::Range, path::PathBuf};
 
+use codex_configs::SafetySettings;
 use regex::{Regex, RegexBuilder};
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Checked, Hit,
+    Checked, Hit, MAX_RULES,
     known::{self, FORMS, Group},
 };
 
@@ -79,8 +80,15 @@ pub enum RulesError {
     Invalid(String),
 }
 
+impl RulesError {
+    /// Returns the error of a file with more bytes than rules may have.
+    pub(crate) fn too_large() -> Self {
+        Self::Invalid(format!("they have more than {MAX_RULES} bytes"))
+    }
+}
+
 /// The file of rules.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 struct Written {
     #[serde(default)]
@@ -104,6 +112,7 @@ struct WrittenRule {
     on: Option<Vec<Direction>>,
 }
 
+#[derive(Debug)]
 struct Rule {
     id: String,
     action: Action,
@@ -113,6 +122,7 @@ struct Rule {
 }
 
 /// Compiled rules.
+#[derive(Debug)]
 pub struct Rules {
     rules: Vec<Rule>,
     output_cap: usize,
@@ -124,7 +134,30 @@ impl Rules {
     /// # Errors
     /// The text is no YAML, has other fields, or a rule is invalid.
     pub fn parse(bytes: &[u8]) -> Result<Self, RulesError> {
-        let written: Written = serde_yaml::from_slice(bytes).map_err(|why| RulesError::Invalid(why.to_string()))?;
+        Self::of(serde_yaml::from_slice(bytes).map_err(|why| RulesError::Invalid(why.to_string()))?)
+    }
+
+    /// Returns the rules over data: those of a file, if there is one, and an action for the groups of known forms that settings name.
+    ///
+    /// # Errors
+    /// As [`parse`](Self::parse), or the file has an action for one of the groups.
+    pub(crate) fn of_data(file: Option<&[u8]>, settings: &SafetySettings) -> Result<Self, RulesError> {
+        let invalid = |why: serde_yaml::Error| RulesError::Invalid(why.to_string());
+        let mut written: Written = file.map(serde_yaml::from_slice).transpose().map_err(invalid)?.unwrap_or_default();
+        for (names, action) in [(&settings.block, Action::Block), (&settings.redact, Action::Redact)] {
+            for name in names {
+                let group = serde_yaml::from_str(name).map_err(invalid)?;
+                if written.known.insert(group, action).is_some() {
+                    let why =
+                        format!("known.{name}: data.safety.{} has it, too: write it in one of them", action.name());
+                    return Err(RulesError::Invalid(why));
+                }
+            }
+        }
+        Self::of(written)
+    }
+
+    fn of(written: Written) -> Result<Self, RulesError> {
         let cap = written.output_cap.unwrap_or(OUTPUT_CAP);
         if cap == 0 {
             return Err(RulesError::Invalid("outputCap: 0 characters: use at least 1".to_owned()));
@@ -156,11 +189,22 @@ impl Rules {
 
     /// Checks a text.
     pub fn check(&self, text: &str, direction: Direction) -> Checked {
+        let cap = (direction == Direction::Answer).then_some(self.output_cap);
+        self.check_up_to(text, Some(direction), cap)
+    }
+
+    /// Checks a text of training data, by the rules of both directions without one. It is not cut at the cap of answers.
+    pub(crate) fn check_data(&self, text: &str, direction: Option<Direction>) -> Checked {
+        self.check_up_to(text, direction, None)
+    }
+
+    fn check_up_to(&self, text: &str, direction: Option<Direction>, cap: Option<usize>) -> Checked {
         let mut hits = Vec::new();
         let mut redacted: Vec<Range<usize>> = Vec::new();
-        let end = text.char_indices().nth(self.output_cap).map_or(text.len(), |(at, _)| at);
-        let cut = direction == Direction::Answer && end < text.len();
-        for rule in self.rules.iter().filter(|rule| rule.on.is_none_or(|on| on == direction)) {
+        let end = cap.and_then(|cap| text.char_indices().nth(cap)).map_or(text.len(), |(at, _)| at);
+        let cut = end < text.len();
+        let concerns = |rule: &&Rule| rule.on.is_none() || direction.is_none() || rule.on == direction;
+        for rule in self.rules.iter().filter(concerns) {
             let found: Vec<Range<usize>> = known::matches(&rule.pattern, rule.is_real, text).collect();
             if found.is_empty() {
                 continue;
@@ -174,7 +218,7 @@ impl Rules {
         if has(Action::Block) && !has(Action::Allow) {
             return Checked { text: None, hits, cut: false };
         }
-        let whole = without(text, redacted, if cut { end } else { text.len() });
+        let whole = without(text, redacted, end);
         Checked { text: Some(whole), hits, cut }
     }
 }

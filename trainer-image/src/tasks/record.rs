@@ -153,12 +153,23 @@ pub fn write_records<'a>(records: impl IntoIterator<Item = &'a Record>, mut out:
     Ok(())
 }
 
-/// Returns the steps of a response, in order: its parts between white space, without the final `#answer$`. The head of a
-/// calculation, as in `3+64:3+4+0=07`, is a step of its own (`3+64:`).
-pub fn steps(response: &str) -> Vec<&str> {
-    let mut steps: Vec<&str> = response.split_whitespace().flat_map(|part| part.split_inclusive(':')).collect();
-    if steps.last().is_some_and(|last| last.starts_with('#')) {
-        steps.pop();
+/// Returns the steps of a reference, in order: its parts between white space before the marked answer (`#answer$`). The head of a
+/// calculation, as in `3+64:3+4+0=07`, is a step of its own (`3+64:`). A reference without a marked answer is the answer itself and
+/// has no steps.
+pub fn steps(reference: &str) -> Vec<&str> {
+    let text = reference.trim_end();
+    let ends_in_mark = text.split_whitespace().next_back().is_some_and(|last| last.starts_with('#'));
+    if ends_in_mark || answer(text).is_some() { written_steps(text) } else { Vec::new() }
+}
+
+/// Returns the steps of a text that a model wrote, which may have been cut off before its answer: as [`steps`], but a text without a
+/// marked answer is steps alone.
+pub fn written_steps(text: &str) -> Vec<&str> {
+    let mut steps: Vec<&str> = text.split_whitespace().flat_map(|part| part.split_inclusive(':')).collect();
+    if let Some(mark) = steps.iter().rposition(|part| part.starts_with('#'))
+        && (mark + 1 == steps.len() || text.trim_end().ends_with(END))
+    {
+        steps.truncate(mark);
     }
     steps
 }
@@ -215,6 +226,22 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+
+    #[test]
+    fn only_marked_answers_have_steps() {
+        for (text, of_reference, written) in [
+            ("3+64:3+4+0=07 6+0=06 #67$", &["3+64:", "3+4+0=07", "6+0=06"][..], &["3+64:", "3+4+0=07", "6+0=06"][..]),
+            ("3+64: 3+4+0=07 #67\n", &["3+64:", "3+4+0=07"], &["3+64:", "3+4+0=07"]),
+            ("#67$", &[], &[]),
+            ("red + blue #dark violet$", &["red", "+", "blue"], &["red", "+", "blue"]),
+            // An answer alone, and a text that was cut off.
+            ("k", &[], &["k"]),
+            ("3+64:3+4", &[], &["3+64:", "3+4"]),
+            ("", &[], &[]),
+        ] {
+            assert_eq!((steps(text), written_steps(text)), (of_reference.to_vec(), written.to_vec()), "{text}");
+        }
+    }
 
     #[test]
     fn last_numbers_have_one_form() {

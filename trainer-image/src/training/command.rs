@@ -27,7 +27,8 @@ use super::{
 };
 use crate::{
     artifacts::segments,
-    atomic_fs, composing,
+    atomic_fs,
+    composing::{self, Template},
     error::CommandError,
     exposition::{Exposition, ExpositionError},
     hub::{self, Fetched, Hub, Repository},
@@ -44,8 +45,8 @@ pub struct Train {
     /// Resolved configuration, as the controller mounts it.
     #[arg(long, value_name = "FILE", conflicts_with_all = ["template", "set", "changes", "seed"])]
     pub(super) config: Option<PathBuf>,
-    /// Template of the configuration, such as cot-starter.
-    #[arg(long)]
+    /// Template of the configuration: an included one such as cot-starter, or a file such as ours.yaml.
+    #[arg(long, value_name = "NAME|FILE")]
     pub(super) template: Option<String>,
     /// Override a key of the template, such as `training.max_steps=200`.
     #[arg(long, value_name = "KEY=VALUE")]
@@ -301,9 +302,10 @@ impl Train {
         }
         let (chosen, set) = choose("template", &[self.set.clone(), self.changes.clone()].concat());
         let template = chosen.as_deref().or(self.template.as_deref());
+        let template = template.map(Template::read::<TrainError>).transpose()?;
         if template.is_none() && !has_options(&set) {
             let why = format!(
-                "--template: name one of {}, or write template=NAME or +reasoning=baseline",
+                "--template: name one of {} or a file, or write template=NAME or +reasoning=baseline",
                 TEMPLATES.join(", ")
             );
             return Err(TrainError::Arguments(why));
@@ -315,9 +317,9 @@ impl Train {
             data.push(Data { name: name.clone(), sha256: Some(sha256), synthetic: None });
         }
         if !data.iter().any(Data::is_trained_on) {
-            data.extend(default_data(template.unwrap_or_default()));
+            data.extend(default_data(template.as_ref().map_or("", |template| template.name.as_str())));
         }
-        Ok(composing::compose(template, &set, self.seed.unwrap_or(1), data)?)
+        Ok(composing::compose(template.as_ref(), &set, self.seed.unwrap_or(1), data)?)
     }
 }
 

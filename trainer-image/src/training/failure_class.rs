@@ -35,7 +35,9 @@ impl FailureClass {
     /// Returns the class of an engine's failure. Another attempt finds the same program, processor and GPU.
     pub(crate) fn of_engine(error: &EngineError) -> Self {
         match error {
-            EngineError::WithoutCuda | EngineError::Cuda(_) | EngineError::Precision => Self::INVALID_CONFIGURATION,
+            EngineError::WithoutCuda | EngineError::Cuda(_) | EngineError::Precision | EngineError::Half => {
+                Self::INVALID_CONFIGURATION
+            }
             _ => Self::TRAINING_FAILED,
         }
     }

@@ -92,4 +92,19 @@ mod tests {
         let threads = checkpoint::Origin { threads: 77, ..here() };
         assert!(!here().after(Some(&threads)).mixed, "threads change no bit");
     }
+
+    #[test]
+    fn a_state_of_another_gpu_or_driver_mixes_the_run() {
+        let on = |gpu: Option<&str>| checkpoint::Origin {
+            engine: "candle-cuda-f32".to_owned(),
+            kernels: None,
+            gpu: gpu.map(str::to_owned),
+            ..here()
+        };
+        let card = Some("H100, driver 580.65");
+        assert!(!on(card).after(Some(&on(card))).mixed);
+        for (before, now) in [(card, Some("H100, driver 580.82")), (card, None), (None, card), (None, None)] {
+            assert!(on(now).after(Some(&on(before))).mixed, "{before:?} {now:?}");
+        }
+    }
 }

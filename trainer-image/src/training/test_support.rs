@@ -92,10 +92,19 @@ fn rotating(
     Attempt { outcome, state: reporter.state() }
 }
 
-/// Runs an attempt, and returns its Prometheus metrics.
+/// Runs an attempt without files, and returns its Prometheus metrics.
 pub(crate) fn metered(resolved: &Resolved<Training>, output: &Path) -> (Attempt, String) {
+    metered_with(resolved, &[], output)
+}
+
+/// Runs an attempt, and returns its Prometheus metrics.
+pub(crate) fn metered_with(
+    resolved: &Resolved<Training>,
+    files: &[(String, PathBuf)],
+    output: &Path,
+) -> (Attempt, String) {
     let (reporter, metrics) = (Reporter::<TrainingState>::nowhere(), TrainerMetrics::new().unwrap());
-    let session = Session { metrics: Some(&metrics), ..Session::new(resolved, &[], output, &reporter, &|| false) };
+    let session = Session { metrics: Some(&metrics), ..Session::new(resolved, files, output, &reporter, &|| false) };
     let outcome = session.run();
     let counted = prometheus::TextEncoder::new().encode_to_string(&metrics.registry().gather()).unwrap();
     (Attempt { outcome, state: reporter.state() }, counted)

@@ -2,13 +2,16 @@
 
 use std::{fs, sync::OnceLock};
 
-use codex_engine::{Isa, Settings};
+use codex_engine::{Backend, Device, Isa, Settings};
 use codex_provenance::Sha256;
 use codex_reports::Computation;
 use serde::{Deserialize, Serialize};
 use sha2::Digest as _;
 
-use crate::artifacts::environment;
+use crate::{
+    artifacts::environment,
+    gpu::{self, Gpu},
+};
 
 /// Content of `origin.json`: the program and machine that wrote a checkpoint.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -29,7 +32,10 @@ pub(crate) struct Origin {
     /// Architecture and instruction set of the kernels, such as `x86_64 avx512`; `None` on a GPU, and in files of earlier versions.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) kernels: Option<String>,
-    /// Whether an earlier attempt computed with another program, engine or kernels, or may have.
+    /// Name of the GPU and version of its driver; `None` on a processor, without NVML, and in files of earlier versions.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) gpu: Option<String>,
+    /// Whether an earlier attempt computed with another program, engine, kernels, GPU or driver, or may have.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub(crate) mixed: bool,
     /// Number of threads.
@@ -46,6 +52,7 @@ impl Origin {
             engine: settings.path().to_owned(),
             instructions: instructions(),
             kernels: settings.kernels(),
+            gpu: gpu_of(settings.backend),
             mixed: false,
             threads: rayon::current_num_threads(),
         }
@@ -54,10 +61,16 @@ impl Origin {
     /// Returns the origin of what this process computes from the state of a checkpoint with the origin `before`, if that is known.
     pub(crate) fn after(self, before: Option<&Self>) -> Self {
         let same = before.is_some_and(|before| {
-            let all = |origin: &Self| (origin.program.clone(), origin.engine.clone(), origin.kernels.clone());
-            !before.mixed && all(before) == all(&self) && self.program.is_some()
+            let all = |it: &Self| (it.program.clone(), it.engine.clone(), it.kernels.clone(), it.gpu.clone());
+            let known = self.program.is_some() && (self.gpu.is_some() || !self.on_gpu());
+            !before.mixed && all(before) == all(&self) && known
         });
         Self { mixed: !same, ..self }
+    }
+
+    /// Whether the engine computes on a GPU.
+    pub(crate) fn on_gpu(&self) -> bool {
+        self.engine.contains("cuda")
     }
 
     /// Returns what computes, for reports; `None` on a GPU, or if the program cannot be read.
@@ -69,6 +82,15 @@ impl Origin {
             mixed: self.mixed,
         })
     }
+}
+
+/// Returns the GPU on which a backend computes, which is the first one, and its driver.
+fn gpu_of(backend: Backend) -> Option<String> {
+    if backend != Backend::Candle(Device::Cuda) {
+        return None;
+    }
+    let Gpu { name, driver, .. } = gpu::sensors()?.describe().into_iter().next()?;
+    Some(format!("{name}, driver {driver}"))
 }
 
 /// Returns the SHA-256 of this program, if it can be read: two builds of one version may compute different bits.

@@ -82,7 +82,10 @@ impl fmt::Display for ResumeDiff {
 const NO_EFFECT: &[&str] = &[
     // The phases decide, which are compared on their own.
     "curriculum.preset",
+    "deployment.preset",
+    "evaluation.preset",
     "logging.reasoning_trace",
+    "metadata.model_card",
     "metadata.owner",
     "trace_capture.mode",
     "trace_capture.pooling",
@@ -218,6 +221,12 @@ impl ResumeDiff {
         compare("version", origin.map_or_else(unknown, version), version(now), Effect::OtherBits);
         compare("engine", of(|origin| origin.engine.clone()), now.engine.clone(), Effect::OtherBits);
         compare("processor", of(|origin| origin.instructions.clone()), now.instructions.clone(), Effect::OtherBits);
+        if now.on_gpu() {
+            let before = of(|origin| origin.gpu.clone().unwrap_or_else(|| "unknown".to_owned()));
+            // Without NVML nothing shows that it is the same one.
+            let here = now.gpu.clone().unwrap_or_else(|| "unknown, because NVML cannot be used".to_owned());
+            compare("gpu", before, here, Effect::OtherBits);
+        }
         compare("threads", of(|origin| origin.threads.to_string()), now.threads.to_string(), Effect::SameBits);
         let base = |identity: &RunIdentity| identity.base.map_or_else(|| "none".to_owned(), |base| base.short());
         if info.identity.base.is_some() || identity.base.is_some() {
@@ -278,7 +287,7 @@ impl ResumeDiff {
 
     /// Returns the differences of seed, data and configuration, not those of the machine, with at least this `effect`.
     pub(crate) fn requested(&self, effect: Effect) -> Vec<&ComparedValue> {
-        const MACHINE: [&str; 4] = ["version", "engine", "processor", "threads"];
+        const MACHINE: [&str; 5] = ["version", "engine", "processor", "gpu", "threads"];
         self.differences().filter(|value| value.effect >= effect && !MACHINE.contains(&&*value.name)).collect()
     }
 }
@@ -315,6 +324,7 @@ mod tests {
             engine: text("cpu-f32"),
             instructions: text("avx2"),
             kernels: Some(text("x86_64 avx2")),
+            gpu: None,
             mixed: false,
             threads,
         }
@@ -401,10 +411,34 @@ mod tests {
         assert!(text.contains("same bits          threads: 2"), "{text}");
     }
 
+    #[test]
+    fn another_gpu_or_driver_may_compute_other_bits() {
+        let on = |gpu: Option<&str>| Origin {
+            engine: "candle-cuda-bf16".to_owned(),
+            kernels: None,
+            gpu: gpu.map(str::to_owned),
+            ..origin(2)
+        };
+        let (card, updated) = (on(Some("H100, driver 580.65")), on(Some("H100, driver 580.82")));
+        let plan = |before: &Origin, now: &Origin| {
+            ResumeDiff::compare(&about(&[]), Some(before), &identity(&[], b"data"), now)
+        };
+        let same = plan(&card, &card);
+        assert_eq!(same.effect(), Effect::SameBits);
+        assert!(same.to_string().contains("same bits          gpu: H100, driver 580.65"), "{same}");
+        for (before, now) in [(&card, &updated), (&card, &on(None)), (&on(None), &card), (&on(None), &on(None))] {
+            let diff = plan(before, now);
+            assert_eq!((diff.effect(), diff.requested(Effect::OtherBits).len()), (Effect::OtherBits, 0), "{diff}");
+        }
+        assert!(!plan(&origin(2), &origin(2)).to_string().contains("gpu"), "a processor computes");
+    }
+
     /// A new key that changes no weight belongs into `NO_EFFECT`; every name there must be an existing key.
     #[test]
     fn keys_without_effect_exist() {
-        let settings = serde_json::to_value(&resolved(&[], both()).spec().settings).unwrap();
+        // Settings with these defaults are left out.
+        let set = ["deployment.preset=single", "evaluation.preset=cot-lite", "metadata.model_card=true"];
+        let settings = serde_json::to_value(&resolved(&set, both()).spec().settings).unwrap();
         let mut known = Vec::new();
         leaves(&settings, "", &mut known);
         for key in NO_EFFECT {

@@ -305,6 +305,7 @@ pub(super) mod testing {
             engine: text("e"),
             instructions: text("i"),
             kernels: None,
+            gpu: None,
             mixed: false,
             threads: 2,
         }

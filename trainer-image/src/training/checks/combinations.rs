@@ -16,7 +16,8 @@ use crate::{
     training::{
         BaseError, TrainError,
         base::{TrainedModel, needs_base},
-        data::{Encoder, check_first_record},
+        data::{Encoder, check_first_record, count_safety_rules},
+        listing::counted,
         objective::Rewards,
         resources::{check_model_size, memory_limit},
         run::{check_names, model_config},
@@ -125,6 +126,10 @@ impl Combination<'_> {
                 format!("training.dtype is bf16, but heads have {width} numbers, for which {}", EngineError::Precision);
             findings.take::<()>(Err(TrainError::Arguments(why)));
         }
+        if engine.precision == Precision::F16 && engine.backend != Backend::Candle(codex_engine::Device::Cuda) {
+            let why = format!("training.dtype is fp16, but a processor computes, and {}", EngineError::Half);
+            findings.take::<()>(Err(TrainError::Arguments(why)));
+        }
         findings.checked.push(format!("{} trained parameters on {}", model.trained, engine.path()));
         findings.take(check_model_size(model, settings, memory_limit(Path::new("/")).as_ref()));
     }
@@ -145,7 +150,10 @@ impl Combination<'_> {
         let has_plugin = training.data.iter().any(|data| data.name == PLUGIN_REWARD);
         let rewards = settings.training.rewards().filter(|_| !has_plugin);
         let rewards = rewards.and_then(|settings| findings.take(Rewards::of(&settings.reward, None)));
-        for data in training.data.iter().filter(|data| !data.is_plugin()) {
+        if let Some(rules) = findings.take(count_safety_rules(training, self.files)).flatten() {
+            findings.checked.push(counted(rules as u64, "safety rule"));
+        }
+        for data in training.data.iter().filter(|data| data.has_records()) {
             let Some(response) = findings.take(check_first_record(data, self.files, encoder)) else { continue };
             findings.checked.push(match &data.synthetic {
                 Some(made) => format!("data {}: made by {}", data.name, made.task),

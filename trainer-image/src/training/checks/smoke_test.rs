@@ -21,7 +21,7 @@ use rustix::fs::{Advice, fadvise, statvfs};
 use super::SmokeError;
 use crate::{
     atomic_fs::{self, FileError},
-    composing,
+    composing::{self, Template},
     error::CommandError,
     model::ModelError,
     text::Tokenizer,
@@ -42,7 +42,7 @@ pub struct CheckpointSmoke {
     /// Directory on the volume, such as the output of a future run. Only a temporary subdirectory is written and removed.
     #[arg(value_name = "DIRECTORY")]
     directory: PathBuf,
-    /// Template of the model that is written.
+    /// Template of the model that is written: an included one, or a file such as ours.yaml.
     #[arg(long, default_value = "cot-starter")]
     template: String,
     /// Override a key of the template, such as `model.hidden_size=512`.
@@ -67,7 +67,9 @@ impl CheckpointSmoke {
     }
 
     fn check(&self, place: &Path) -> Result<(), TrainError> {
-        let run = composing::compose(Some(&self.template), &self.set, 1, default_data(&self.template).collect())?;
+        let template = Template::read::<TrainError>(&self.template)?;
+        let data = default_data(&template.name).collect();
+        let run = composing::compose(Some(&template), &self.set, 1, data)?;
         let training: &Training = run.spec();
         let tokenizer = Tokenizer::characters().map_err(ModelError::from)?;
         let config = model_config(training, &tokenizer)?;

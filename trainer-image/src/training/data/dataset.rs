@@ -3,7 +3,7 @@
 //! The records of a step depend only on the seed and the step, and are found without those before. Within a source every pass is
 //! a permutation of its own, or the order of the file without `training.shuffle`.
 
-use std::{fs::File, ops::ControlFlow, path::PathBuf};
+use std::{collections::BTreeMap, fs::File, ops::ControlFlow, path::PathBuf};
 
 use codex_configs::{AugmentationSettings, Data, PLUGIN_FILTER, PLUGIN_REWARD, TraceMode, Training};
 use codex_engine::Packed;
@@ -20,13 +20,17 @@ use super::{
     permutation::{permutation_key, permute},
     phases::{Phases, hash},
     records::{Counts, Limits, Treatment},
+    safety::Screen,
     selection::{Selection, Wanted, select},
     source::Source,
     token_store::TokenStore,
     tool_spans::ToolSpans,
 };
 use crate::{
-    artifacts::data_report::{AugmentationReport, DataReport, SourceReport},
+    artifacts::{
+        data_report::{AugmentationReport, DataReport, SourceReport},
+        metadata::SafetyReport,
+    },
     atomic_fs,
     plugins::{Kind, Plugin},
     tasks::Split,
@@ -49,12 +53,14 @@ pub(crate) struct Dataset {
     reference: Vec<Vec<Pair>>,
     /// What finds tokens of tool calls; `None` if nothing asks for it.
     tools: Option<ToolSpans>,
-    /// Files of plugins.
-    plugins: Vec<DataFile>,
+    /// Files of plugins and of safety rules.
+    others: Vec<DataFile>,
     /// The plugin that rewards sampled answers.
     reward: Option<Plugin>,
     /// Changed versions of prompts, if examples draw among them.
     augmentation: Option<AugmentationSettings>,
+    /// The safety rules that the records were checked by.
+    pub(super) safety: Option<Screen>,
 }
 
 /// Where the data of a run is written.
@@ -139,7 +145,7 @@ impl Dataset {
         let scratch = places.caches.scratch();
         let (mut inputs, mut stores) = (Vec::new(), Vec::new());
         let (mut filter, mut reward) = (None, None);
-        let (mut plugins, mut variants) = (Vec::new(), Vec::new());
+        let (mut others, mut variants) = (Vec::new(), Vec::new());
         let augmentation =
             Some(&training.settings.data.augmentation).filter(|augmentation| augmentation.probability > 0.0);
         for (name, kind, plugin) in
@@ -148,16 +154,17 @@ impl Dataset {
             let Some(data) = training.data.iter().find(|data| data.name == name) else { continue };
             let input = Input::open(data, Split::Train, files, stop, &mut seen)?;
             *plugin = Some(input.plugin(kind)?);
-            plugins.push(input.file);
+            others.push(input.file);
         }
+        let filtered_by = filter.as_ref().zip(others.first()).map(|(plugin, file)| (plugin, file.sha256));
+        let safety = Screen::of(training, files, stop, &mut seen)?;
         for data in training.data.iter().filter(|data| data.is_trained_on()) {
             let mut input = Input::open(data, Split::Train, files, stop, &mut seen)?.with_scratch(&scratch);
             if let (Some(keep), true) = (&places.synthetic, data.synthetic.is_some()) {
                 input.keep(&keep.join(format!("{}.jsonl", data.name)))?;
             }
-            let filter = filter.as_ref().zip(plugins.first()).map(|(plugin, file)| (plugin, file.sha256));
             let tokens = |augmenter| {
-                let treatment = Treatment { filter, augmenter };
+                let treatment = Treatment { safety: safety.as_ref(), filter: filtered_by, augmenter };
                 TokenStore::of(&input, encoder, treatment, &places.caches, Limits::default(), stop)
             };
             let store = tokens(None)?;
@@ -185,8 +192,8 @@ impl Dataset {
             if selection.sums.records == 0 {
                 let (name, counts) = (input.file.name, store.counts);
                 let Selection { duplicates, held, .. } = selection;
-                let Counts { seen, foreign, filtered, .. } = counts;
-                return Err(DataError::NoneLeft { name, seen, foreign, filtered, duplicates, held });
+                let Counts { seen, foreign, blocked, filtered, .. } = counts;
+                return Err(DataError::NoneLeft { name, seen, foreign, blocked, filtered, duplicates, held });
             }
             sources.push(Source::new((input, store), selection, variants)?);
         }
@@ -198,8 +205,21 @@ impl Dataset {
         let adapts = adapter && training.settings.trace_mode() != TraceMode::Disabled;
         let tools = (supervision.is_some() || adapts).then(|| ToolSpans::new(encoder.tokenizer, supervision));
         let (reference, augmentation) = (Vec::new(), augmentation.cloned());
-        let dataset =
-            Self { sources, mix, seed, shuffle, phases, scratch, reference, tools, plugins, reward, augmentation };
+        others.extend(safety.as_ref().and_then(|safety| safety.file.clone()));
+        let dataset = Self {
+            sources,
+            mix,
+            seed,
+            shuffle,
+            phases,
+            scratch,
+            reference,
+            tools,
+            others,
+            reward,
+            augmentation,
+            safety,
+        };
         let (batch, records) = (training.settings.training.batch_size, dataset.records() as usize);
         if batch > records {
             return Err(DataError::Batch { batch, records });
@@ -241,9 +261,9 @@ impl Dataset {
         addresses.iter().map(|address| find(address).copied().unwrap_or([f64::NAN; 2])).collect()
     }
 
-    /// Files that were read, those of plugins included.
+    /// Files that were read, those of plugins and of safety rules included.
     pub(crate) fn files(&self) -> impl Iterator<Item = &DataFile> {
-        self.sources.iter().map(|source| &source.input.file).chain(&self.plugins)
+        self.sources.iter().map(|source| &source.input.file).chain(&self.others)
     }
 
     /// Returns the plugin that rewards sampled answers.
@@ -255,13 +275,16 @@ impl Dataset {
     pub(crate) fn report(&self) -> DataReport {
         let source = |(source, share): (&Source, f64)| {
             let (file, selection) = (&source.input.file, &source.selection);
+            let counts = &source.store.counts;
             SourceReport {
                 name: file.name.clone(),
                 sha256: file.sha256,
                 size: file.size,
-                records: source.store.counts.seen,
-                other_languages: source.store.counts.foreign,
-                filtered: source.store.counts.filtered,
+                records: counts.seen,
+                other_languages: counts.foreign,
+                blocked: counts.blocked,
+                redacted: counts.redacted,
+                filtered: counts.filtered,
                 duplicates: selection.duplicates,
                 held_out: selection.held,
                 trained: selection.sums.records,
@@ -277,6 +300,24 @@ impl Dataset {
             kinds: settings.kinds.iter().map(|kind| kind.name().to_owned()).collect(),
         });
         DataReport { sources: self.sources.iter().zip(self.mix.shares()).map(source).collect(), augmentation }
+    }
+
+    /// Returns what the safety rules did with the records; `None` without rules.
+    pub(crate) fn safety_report(&self) -> Option<SafetyReport> {
+        let Screen { file, settings, .. } = self.safety.as_ref()?;
+        let all = || self.sources.iter().map(|source| &source.store.counts);
+        let mut rules = BTreeMap::<String, u64>::new();
+        for (rule, records) in all().flat_map(|counts| &counts.rules) {
+            *rules.entry(rule.clone()).or_default() += records;
+        }
+        Some(SafetyReport {
+            file: file.as_ref().map(|file| file.sha256),
+            block: settings.block.clone(),
+            redact: settings.redact.clone(),
+            blocked: all().map(|counts| counts.blocked).sum(),
+            redacted: all().map(|counts| counts.redacted).sum(),
+            rules,
+        })
     }
 
     /// Number of records that are trained on.
@@ -419,7 +460,7 @@ impl Dataset {
     pub(super) fn of(sources: Vec<Source>, seed: u64, shuffle: bool) -> Self {
         let mix = Mix::new(sources.iter().map(Source::name), None);
         let (phases, scratch) = (Phases::default(), std::env::temp_dir());
-        let (reference, plugins) = (Vec::new(), Vec::new());
+        let (reference, others) = (Vec::new(), Vec::new());
         Self {
             sources,
             mix,
@@ -429,9 +470,10 @@ impl Dataset {
             scratch,
             reference,
             tools: None,
-            plugins,
+            others,
             reward: None,
             augmentation: None,
+            safety: None,
         }
     }
 }

@@ -140,6 +140,19 @@ impl Encoder<'_> {
         })
     }
 
+    /// Checks that a record of a model that is trained from random weights still ends in a mark after safety rules redacted its response.
+    ///
+    /// # Errors
+    /// [`DataError::RedactedEnd`] names the record.
+    pub(super) fn check_end(&self, name: &str, record: u64, example: &Example) -> Result<(), DataError> {
+        match example {
+            Example::Pair { response, .. } if !self.given && !self.preferences && !response.ends_with(END) => {
+                Err(DataError::RedactedEnd { name: name.to_owned(), record })
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// Encodes records of the data `name`, each with its number from 0, with the prompts that `augmenter` changes. A record that cannot be
     /// trained on with a changed prompt, because it is too long or has characters that the model does not know, stays as it is.
     pub(super) fn encode(

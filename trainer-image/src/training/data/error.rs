@@ -6,6 +6,7 @@ use super::FormatError;
 use crate::{
     atomic_fs::{FileError, Misnamed},
     plugins::PluginError,
+    safety::RulesError,
     tasks::{RecordError, TaskError},
     text::TokenizerError,
     training::{failure_class::FailureClass, listing::counted},
@@ -81,8 +82,8 @@ pub enum DataError {
     },
     /// No record of a source is trained on.
     #[error(
-        "data {name} has no record left to train on: of {}, {foreign} are in other languages than data.languages, {filtered} \
-         are dropped by the plugin (plugin-filter), {duplicates} repeat others (data.deduplicate), and {held} are held out (data.validation)", counted(*seen, "record")
+        "data {name} has no record left to train on: of {}, {foreign} are in other languages than data.languages, {blocked} are \
+         blocked by safety rules (data.safety, safety-rules), {filtered} are dropped by the plugin (plugin-filter), {duplicates} repeat others (data.deduplicate), and {held} are held out (data.validation)", counted(*seen, "record")
     )]
     NoneLeft {
         /// Name of the data.
@@ -91,6 +92,8 @@ pub enum DataError {
         seen: u64,
         /// Number of those in other languages.
         foreign: u64,
+        /// Number of those that safety rules block.
+        blocked: u64,
         /// Number of those that the plugin dropped.
         filtered: u64,
         /// Number of those that repeat others.
@@ -107,6 +110,20 @@ pub enum DataError {
         found: DataDigest,
         /// Configured digest.
         expected: DataDigest,
+    },
+    /// The safety rules cannot be used.
+    #[error("data safety-rules")]
+    Safety(#[source] RulesError),
+    /// A safety rule replaced the mark that ends a response.
+    #[error(
+        "data {name}, record {record}: a safety rule redacts the $ that ends the response: write a rule that does not match it, or that \
+         blocks the record"
+    )]
+    RedactedEnd {
+        /// Name of the data.
+        name: String,
+        /// Number of the record, counted from 1.
+        record: u64,
     },
     /// A plugin cannot be used.
     #[error("data {name}: {file}: {source}")]
@@ -259,6 +276,8 @@ impl DataError {
             | Self::TooLong { .. }
             | Self::NoTarget { .. }
             | Self::Unrewarded { .. }
+            | Self::Safety(_)
+            | Self::RedactedEnd { .. }
             | Self::Plugin { .. }
             | Self::Filter { .. }
             | Self::Reward { .. }

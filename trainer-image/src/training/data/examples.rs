@@ -195,7 +195,9 @@ fn kind(value: &Value) -> &'static str {
 
 #[cfg(test)]
 pub(crate) mod testing {
-    use codex_configs::{AugmentationSettings, DataFormat, HeldOutShare, Loss, ReplaySampling, ReplaySettings};
+    use codex_configs::{
+        AugmentationSettings, DataFormat, HeldOutShare, Loss, ReplaySampling, ReplaySettings, SafetySettings,
+    };
 
     use super::*;
 
@@ -216,8 +218,8 @@ pub(crate) mod testing {
         let replay = ReplaySettings { buffer: 1, ratio: 0.0, interleave_every: 1, sampling };
         let languages = Vec::new();
         let augmentation = AugmentationSettings { probability: 0.0, rate: 0.1, variants: 1, kinds: Vec::new() };
-        let (weights, deduplicate) = (None, false);
-        DataSettings { format, fields, loss, weights, deduplicate, languages, validation, replay, augmentation }
+        let (weights, deduplicate, safety) = (None, false, SafetySettings::default());
+        DataSettings { format, fields, loss, weights, deduplicate, languages, safety, validation, replay, augmentation }
     }
 
     /// Reads the records of a file with this name and these bytes. The error is its chain.

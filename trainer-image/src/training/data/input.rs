@@ -172,14 +172,20 @@ impl Input {
     /// # Errors
     /// When it cannot be read, is not the file that was hashed, or is no plugin of this kind.
     pub(super) fn plugin(&self, kind: Kind) -> Result<Plugin, DataError> {
-        let mut bytes = Vec::new();
-        // One byte more than a plugin may have, so that a larger file is refused and not read.
-        let reader = self.reader()?.take(MAX_BYTES as u64 + 1).read_to_end(&mut bytes);
-        reader.map_err(FileError::of("reading", Path::new(&self.label)))?;
         let unusable = |source| DataError::Plugin { name: self.file.name.clone(), file: self.label.clone(), source };
-        let plugin = Plugin::load(&bytes, kind).map_err(unusable)?;
-        let changed = DataDigest(Sha256::of(&bytes)) != self.file.sha256;
-        if changed { Err(DataError::Changed { name: self.file.name.clone() }) } else { Ok(plugin) }
+        Plugin::load(&self.start(MAX_BYTES)?, kind).map_err(unusable)
+    }
+
+    /// Reads a file of at most `most` bytes; of a larger one, a byte more, so that it is refused and not read.
+    ///
+    /// # Errors
+    /// When it cannot be read, or is not the file that was hashed.
+    pub(super) fn start(&self, most: usize) -> Result<Vec<u8>, DataError> {
+        let mut bytes = Vec::new();
+        let read = self.reader()?.take(most as u64 + 1).read_to_end(&mut bytes);
+        read.map_err(FileError::of("reading", Path::new(&self.label)))?;
+        let changed = bytes.len() <= most && DataDigest(Sha256::of(&bytes)) != self.file.sha256;
+        if changed { Err(DataError::Changed { name: self.file.name.clone() }) } else { Ok(bytes) }
     }
 
     /// Opens the data for reading from its beginning.

@@ -2,7 +2,7 @@
 //! evaluations during training. Reads files, and writes token caches; everything else is pure.
 //!
 //! Inputs are read as streams (`input`, `formats`, `examples`), tokenized a bounded number of records at a time (`records`) and
-//! stored (`token_store`), and again with changed prompts if the run asks for it (`augmentation`). `selection` leaves records out, `mix` and `permutation` say which record an example is, `phases` does so
+//! stored (`token_store`), and again with changed prompts if the run asks for it (`augmentation`). `languages` and `safety` leave records out as they are read, `selection` does so afterwards, `mix` and `permutation` say which record an example is, `phases` does so
 //! for the phases of a curriculum. Nothing grows with the size of an input but a bit per record while records are selected.
 
 mod augmentation;
@@ -19,6 +19,7 @@ mod permutation;
 mod phases;
 mod preferences;
 mod records;
+mod safety;
 mod scratch;
 mod selection;
 mod source;
@@ -37,5 +38,6 @@ pub(crate) use examples::{Example, each_record};
 pub(crate) use formats::FormatError;
 pub(crate) use input::{Input, Stop};
 pub(crate) use lengths::{HeldOutLengths, RecordLengths};
+pub(crate) use safety::count_safety_rules;
 pub(crate) use token_store::Caches;
 pub(crate) use validation::{Evaluated, Sample, SampleMetrics, ValidationSet};

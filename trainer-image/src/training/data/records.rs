@@ -1,6 +1,6 @@
 //! Reads the records of an input and tokenizes them, a bounded number at a time. Reads files.
 
-use std::ops::ControlFlow;
+use std::{collections::BTreeMap, ops::ControlFlow};
 
 use codex_provenance::DataDigest;
 
@@ -11,6 +11,7 @@ use super::{
     examples::Example,
     input::Input,
     languages::Languages,
+    safety::Screen,
 };
 use crate::plugins::Plugin;
 
@@ -31,12 +32,18 @@ impl Default for Limits {
 }
 
 /// What was read.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Counts {
     /// Records of the input.
     pub(super) seen: u64,
     /// Records that were left out because of their language.
     pub(super) foreign: u64,
+    /// Records that were left out because a safety rule blocks them.
+    pub(super) blocked: u64,
+    /// Other records of which a safety rule redacted something.
+    pub(super) redacted: u64,
+    /// Number of records that each safety rule hit.
+    pub(super) rules: BTreeMap<String, u64>,
     /// Records that the plugin of the run dropped.
     pub(super) filtered: u64,
     /// The most bytes of text that were in memory at once; 0 if the tokens were there already.
@@ -46,6 +53,8 @@ pub(super) struct Counts {
 /// What happens to the records of an input before they are tokenized.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Treatment<'a> {
+    /// The safety rules that block records and redact their texts.
+    pub(super) safety: Option<&'a Screen>,
     /// The plugin that selects records, and the digest of its file.
     pub(super) filter: Option<(&'a Plugin, DataDigest)>,
     /// What changes their prompts.
@@ -60,7 +69,8 @@ pub(super) struct Tokenized {
     pub(super) encoded: Encoded,
 }
 
-/// Tokenizes the records of an input that are in one of the `languages` and that the filter keeps, and hands them to `each` in their order.
+/// Tokenizes the records of an input that are in one of the `languages`, as the safety rules leave them, and that the filter keeps. Hands
+/// them to `each` in their order.
 ///
 /// # Errors
 /// When the input cannot be read or a record cannot be trained on, and [`DataError::Interrupted`] soon after `stop` returns
@@ -83,12 +93,17 @@ pub(super) fn tokenize(
         }
         Ok(())
     };
-    encoder.each_record(input, |example| {
+    encoder.each_record(input, |mut example| {
         let number = u32::try_from(counts.seen).map_err(|_| DataError::TooMany { name: name.to_owned() })?;
         counts.seen += 1;
         if !languages.keep(&example) {
             counts.foreign += 1;
             return Ok(ControlFlow::Continue(()));
+        }
+        if let Some(safety) = treatment.safety {
+            let Some(checked) = safety.check(example, &mut counts) else { return Ok(ControlFlow::Continue(())) };
+            encoder.check_end(name, u64::from(number) + 1, &checked)?;
+            example = checked;
         }
         if let Some((filter, _)) = treatment.filter {
             let (asked, rest) = example.question_and_rest();

@@ -3,7 +3,7 @@
 use std::{
     collections::BTreeSet,
     fs,
-    path::Path,
+    path::{Path, PathBuf},
     sync::atomic::{AtomicU64, Ordering},
 };
 
@@ -21,7 +21,9 @@ use super::{
 use crate::{
     tasks::{Split, Task, materialise},
     text::Tokenizer,
-    training::test_support::{attempt, dataset, encoder, finished, resolved, scratch, synthetic, with_files},
+    training::test_support::{
+        attempt, dataset, encoder, finished, metered_with, resolved, scratch, synthetic, with_files,
+    },
 };
 
 /// Returns a store whose records are these token ids.
@@ -303,10 +305,102 @@ fn nothing_left_to_train_on_is_refused() {
     let refused = with_files(&run, &files, &directory.path().join("run"), &|| false).outcome.unwrap_err();
     assert_eq!(
         refused.to_string(),
-        "data two has no record left to train on: of 2 records, 0 are in other languages than data.languages, 0 are dropped by the plugin \
-         (plugin-filter), 2 repeat others (data.deduplicate), and 0 are held out (data.validation)"
+        "data two has no record left to train on: of 2 records, 0 are in other languages than data.languages, 0 are blocked by safety \
+         rules (data.safety, safety-rules), 0 are dropped by the plugin (plugin-filter), 2 repeat others (data.deduplicate), and 0 are held out (data.validation)"
     );
     assert_eq!(refused.exit(), codex_reports::exit::BAD_INPUT);
+}
+
+/// A file of sums and of three records that the rules hit, and the rules.
+fn screened(directory: &Path) -> [(String, PathBuf); 2] {
+    let line = |prompt: &str, response: &str| serde_json::json!({ "prompt": prompt, "response": response }).to_string();
+    let hit = [("to jane.doe@example.com:", "sent #1$"), ("drop table users:", "done #1$"), ("codeword:", "xyzzy #1$")];
+    let sums = (10..30).map(|number| line(&format!("{number}+1:"), &format!("#{}$", number + 1)));
+    let lines: Vec<String> = sums.chain(hit.map(|(prompt, response)| line(prompt, response))).collect();
+    let rules = "rules: [{ id: word, action: block, literal: xyzzy }]".to_owned();
+    [("mine", lines.join("\n")), ("safety-rules", rules)].map(|(name, text)| {
+        let path = directory.join(name);
+        fs::write(&path, text).unwrap();
+        (name.to_owned(), path)
+    })
+}
+
+fn screening(files: &[(String, PathBuf)], overrides: &[&str]) -> Resolved<Training> {
+    let data = files.iter().map(|(name, path)| {
+        let sha256 = Some(DataDigest(Sha256::of(fs::read(path).unwrap())));
+        Data { name: name.clone(), sha256, synthetic: None }
+    });
+    let set = ["data.safety.block=[sql]", "data.safety.redact=[pii]", "training.batch_size=4"];
+    resolved(&[&set[..], overrides].concat(), data.collect())
+}
+
+/// A run learns nothing that a rule blocks or redacts, and says what the rules did, also if the tokens are from the cache.
+#[test]
+fn safety_rules_decide_what_is_learned() {
+    let directory = tempfile::tempdir().unwrap();
+    let files = screened(directory.path());
+    let output = directory.path().join("run");
+    for stop in ["training.stop_after=1", "training.stop_after=2"] {
+        let (ended, metrics) = metered_with(&screening(&files, &[stop]), &files, &output);
+        finished(&ended);
+        for line in ["codex_ml_training_blocked_records 2", "codex_ml_training_redacted_records 1"] {
+            assert!(metrics.lines().any(|found| found == line), "{line}: {metrics}");
+        }
+        let read = |name: &str| -> serde_json::Value {
+            serde_json::from_slice(&fs::read(output.join("artifacts").join(name)).unwrap()).unwrap()
+        };
+        let report = read("data_report.json");
+        let counts = ["records", "blocked", "redacted", "trained"].map(|name| report["sources"][0][name].as_u64());
+        assert_eq!(counts, [23, 2, 1, 21].map(Some));
+        let safety = &read("run_metadata.json")["safety"];
+        assert_eq!(safety["rules"], serde_json::json!({ "pii.email": 1, "sql.drop": 1, "word": 1 }));
+        assert_eq!(safety["file"], Sha256::of(fs::read(&files[1].1).unwrap()).to_string());
+        assert_eq!((&safety["blocked"], &safety["redacted"]), (&2.into(), &1.into()));
+    }
+    let (run, tokenizer) = (screening(&files, &[]), Tokenizer::characters().unwrap());
+    let encoder = encoder(&run, &tokenizer);
+    let dataset = Dataset::read(run.spec(), &files, &Places::default(), encoder, &|| false, |_| ()).unwrap();
+    let texts: Vec<String> = dataset.all().map(|address| dataset.text(address, &tokenizer).unwrap()).collect();
+    assert_eq!(texts.len(), 21);
+    assert!(texts.iter().any(|text| text.starts_with("to {REDACTED}:")), "{texts:?}");
+    let left = texts.concat();
+    assert!(!["jane", "table", "xyzzy"].iter().any(|word| left.contains(word)), "{left}");
+    assert!(dataset.files().any(|file| file.name == "safety-rules"), "the rules are part of the run's identity");
+}
+
+/// Other rules are another configuration and other tokens; what rules cannot be read or leave nothing is trained without.
+#[test]
+fn a_run_without_valid_safety_rules_trains_nothing() {
+    let directory = tempfile::tempdir().unwrap();
+    let files = screened(directory.path());
+    let output = directory.path().join("run");
+    let said = |run: &Resolved<Training>| {
+        let error = with_files(run, &files, &output, &|| false).outcome.unwrap_err();
+        assert_eq!(error.exit(), codex_reports::exit::BAD_INPUT, "{error}");
+        assert!(!output.join("model").exists());
+        error.failure().message
+    };
+    let good = screening(&files, &[]);
+    for (rules, told) in [
+        ("rules: 5", "data safety-rules: the safety rules are invalid: "),
+        (
+            "known: { sql: redact }",
+            "data safety-rules: the safety rules are invalid: known.sql: data.safety.block has it",
+        ),
+        ("rules: [{ id: all, action: block, regex: '.' }]", "23 are blocked by safety rules"),
+        ("rules: [{ id: end, action: redact, regex: '#.*' }]", "data mine, record 1: a safety rule redacts the $"),
+    ] {
+        fs::write(&files[1].1, rules).unwrap();
+        let run = screening(&files, &[]);
+        assert_ne!(run.digest(), good.digest());
+        let found = said(&run);
+        assert!(found.contains(told), "{rules}: {found}");
+    }
+    assert!(said(&good).contains("data safety-rules has digest"), "other rules than the configuration names");
+    fs::remove_file(&files[1].1).unwrap();
+    assert!(said(&good).contains("does not exist"));
+    fs::create_dir(&files[1].1).unwrap();
+    assert!(said(&good).contains("is a directory"));
 }
 
 #[test]

@@ -7,13 +7,14 @@
 //! A token takes one, two or four bytes, as the vocabulary needs; its highest bit says whether it counts for the loss.
 
 use std::{
+    collections::BTreeMap,
     fs::{self, File, OpenOptions},
     io::{self, BufReader, BufWriter, Read, Write},
     os::unix::fs::FileExt as _,
     path::{Path, PathBuf},
 };
 
-use codex_configs::{AugmentationKind, AugmentationSettings, DataFields, DataFormat, Format, Loss};
+use codex_configs::{AugmentationKind, AugmentationSettings, DataFields, DataFormat, Format, Loss, SafetySettings};
 use codex_provenance::{DataDigest, Sha256};
 use serde::{Deserialize, Serialize};
 use sha2::Digest as _;
@@ -80,6 +81,9 @@ struct Key<'a> {
     fields: &'a DataFields,
     loss: Loss,
     languages: &'a [String],
+    /// The file of safety rules, and the groups of known forms.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    safety: Option<(Option<DataDigest>, &'a SafetySettings)>,
     #[serde(skip_serializing_if = "Option::is_none")]
     filter: Option<DataDigest>,
     /// Seed and number of a changed version, share of the changed words, and what is changed.
@@ -135,6 +139,15 @@ struct Description {
     seen: u64,
     /// Records that were left out because of their language.
     foreign: u64,
+    /// Records that were left out because a safety rule blocks them.
+    #[serde(default)]
+    blocked: u64,
+    /// Other records of which a safety rule redacted something.
+    #[serde(default)]
+    redacted: u64,
+    /// Number of records that each safety rule hit.
+    #[serde(default)]
+    rules: BTreeMap<String, u64>,
     /// Records that the plugin of the run dropped.
     #[serde(default)]
     filtered: u64,
@@ -265,7 +278,15 @@ impl TokenStore {
             entries,
             width: described.width as usize,
             sums: described.sums,
-            counts: Counts { seen: described.seen, foreign: described.foreign, filtered: described.filtered, held: 0 },
+            counts: Counts {
+                seen: described.seen,
+                foreign: described.foreign,
+                blocked: described.blocked,
+                redacted: described.redacted,
+                rules: described.rules,
+                filtered: described.filtered,
+                held: 0,
+            },
             path: directory.join(name),
         };
         Ok(Found::Whole(Box::new(store)))
@@ -344,6 +365,7 @@ fn key(input: &Input, encoder: Encoder, treatment: Treatment) -> Result<Sha256, 
         fields: &data.fields,
         loss: data.loss,
         languages: &data.languages,
+        safety: treatment.safety.map(|safety| (safety.file.as_ref().map(|file| file.sha256), &safety.settings)),
         filter: treatment.filter.map(|(_, digest)| digest),
         augmented: treatment.augmenter.map(|Augmenter { settings, seed, variant }| {
             let AugmentationSettings { rate, kinds, .. } = settings;
@@ -518,6 +540,9 @@ impl StoreWriter {
                 sums: self.sums,
                 seen: counts.seen,
                 foreign: counts.foreign,
+                blocked: counts.blocked,
+                redacted: counts.redacted,
+                rules: counts.rules.clone(),
                 filtered: counts.filtered,
                 tokens: tokens_digest,
                 entries: entries_digest,

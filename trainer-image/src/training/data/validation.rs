@@ -23,7 +23,8 @@ use super::{
     input::Input,
     languages::Languages,
     phases::{Labels, each_label},
-    records::{Limits, Treatment, tokenize},
+    records::{Counts, Limits, Treatment, tokenize},
+    safety::Screen,
     source::Source,
 };
 use crate::{
@@ -84,7 +85,7 @@ impl SampleMetrics {
         let mean = |values: Vec<f64>| (!values.is_empty()).then(|| values.iter().sum::<f64>() / values.len() as f64);
         let coverage = |sample: &Sample| {
             let reference = tasks::steps(&sample.response);
-            let written = sample.written.as_deref().map(tasks::steps).unwrap_or_default();
+            let written = sample.written.as_deref().map(tasks::written_steps).unwrap_or_default();
             let share = tasks::steps_in_order(&reference, &written) as f64 / reference.len() as f64;
             (!reference.is_empty()).then_some(share)
         };
@@ -151,7 +152,9 @@ impl ValidationSet {
         let held_out = if training.settings.data.validation.share > 0.0 {
             let sources = dataset.sources.iter();
             sources
-                .map(|source| of_source(source, Wanted::of(training, Some(source.name())), encoder))
+                .map(|source| {
+                    of_source((source, dataset.safety.as_ref()), Wanted::of(training, Some(source.name())), encoder)
+                })
                 .collect::<Result<Vec<_>, DataError>>()?
         } else {
             held_out(training, files, &dataset.scratch, encoder, stop, |read| {
@@ -444,8 +447,12 @@ fn of_input(input: &Input, wanted: Wanted, encoder: Encoder, stop: Stop) -> Resu
 }
 
 /// Returns the records that are held out of a source of training data. The questions are those that come first in the input, so
-/// that not all of it is read again.
-fn of_source(source: &Source, wanted: Wanted, encoder: Encoder) -> Result<HeldOut, DataError> {
+/// that not all of it is read again; they are as the safety rules leave them.
+fn of_source(
+    (source, safety): (&Source, Option<&Screen>),
+    wanted: Wanted,
+    encoder: Encoder,
+) -> Result<HeldOut, DataError> {
     let entries = source.selection.held_out.iter().map(|index| source.store.entry(u64::from(*index)));
     let entries = entries.collect::<Result<Vec<_>, _>>()?;
     let mut waiting: BTreeSet<u32> = entries.iter().map(|entry| entry.number).collect();
@@ -457,7 +464,12 @@ fn of_source(source: &Source, wanted: Wanted, encoder: Encoder) -> Result<HeldOu
     if wanted.questions > 0 {
         encoder.each_record(&source.input, |example| {
             if waiting.remove(&number) && wanted.lacks(&questions, set(number)) {
-                questions.extend(encoder.question(&example).map(|question| (question, set(number))));
+                let checked = match safety {
+                    Some(safety) => safety.check(example, &mut Counts::default()),
+                    None => Some(example),
+                };
+                let question = checked.and_then(|example| encoder.question(&example));
+                questions.extend(question.map(|question| (question, set(number))));
             }
             number += 1;
             let done = waiting.is_empty() || (wanted.phases.is_empty() && questions.len() >= wanted.questions);

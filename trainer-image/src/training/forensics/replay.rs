@@ -16,7 +16,7 @@ use crate::{
         listing::counted,
         objective::Measured,
         records::LedgerRow,
-        run::{StepBatches, StepData, StepRollouts, accumulate, accumulate_rollouts, record_loss},
+        run::{StepBatches, StepData, StepRollouts, accumulate, accumulate_rollouts, record_loss, scaled},
         schedule::executed_steps,
     },
 };
@@ -234,13 +234,14 @@ pub(crate) fn replay(rerun: &Rerun, step: u64) -> Result<Replayed, TrainError> {
             rerun.session().roll_out(&rollouts, state.engine.as_ref(), &rerun.dataset, of_step)?
         }
     };
-    state.engine.clear_gradients()?;
     let private = state.privacy.as_ref().map(|privacy| (privacy, state.step));
     let of_step = StepBatches { addresses: &addresses, batches: &batches, targets, private };
-    let measured = match &rolled {
-        None => accumulate(state.engine.as_mut(), preferences, &rerun.dataset, of_step, &|| false, None)?,
-        Some(rolled) => accumulate_rollouts(state.engine.as_mut(), rolled, &|| false)?,
-    };
+    // The step that is taken below begins with the same scale.
+    let mut loss_scale = state.loss_scale;
+    let measured = scaled(state.engine.as_mut(), loss_scale.as_mut(), |engine| match &rolled {
+        None => accumulate(engine, preferences, &rerun.dataset, of_step, &|| false, None),
+        Some(rolled) => accumulate_rollouts(engine, rolled, &|| false),
+    })?;
     let rollouts = rolled.map_or_else(|| Ok(Vec::new()), |rolled| groups(rerun, &addresses.concat(), &rolled))?;
     let Measured { loss, .. } = measured.ok_or(TrainError::Interrupted)?;
     let gradients = state.engine.gradients()?;

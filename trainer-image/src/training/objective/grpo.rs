@@ -10,7 +10,7 @@ use codex_configs::{ConfigError, GrpoSettings, RewardSettings};
 
 use crate::{
     plugins::{Plugin, PluginError},
-    tasks::{Answers, steps, steps_in_order},
+    tasks::{Answers, steps, steps_in_order, written_steps},
 };
 
 /// Rewards texts. A pure function of text and reference, of one version.
@@ -76,7 +76,7 @@ impl Rewards {
             answer.as_deref().zip(expected.as_deref()).is_some_and(|(answer, it)| self.answers.is_right(answer, it));
         let RewardSettings { correct, format, steps: weight, .. } = self.settings;
         let wanted = steps(reference);
-        let found = if wanted.is_empty() { 0.0 } else { steps_in_order(&wanted, &steps(text)) as f64 };
+        let found = if wanted.is_empty() { 0.0 } else { steps_in_order(&wanted, &written_steps(text)) as f64 };
         let earned = |holds: bool, reward: f64| if holds { reward } else { 0.0 };
         let total =
             earned(right, correct) + earned(answer.is_some(), format) + weight * found / wanted.len().max(1) as f64;
@@ -253,6 +253,12 @@ mod tests {
         let written = plain.verified("7+6+0=13 4+8+1=13 #1$", reference);
         assert_eq!((written.total, written.steps), (0.0, Some(2.0 / 3.0)));
         assert_eq!(plain.verified("7+6+0=13 #433$", "#433$").steps, None, "a reference without steps");
+        // A reference that is an answer alone has none either, and nothing is earned by them.
+        let letters = rewards(&["reward.answer=regex", "reward.pattern=k"]);
+        assert_eq!(letters.verified("a k", "k"), Reward { total: 1.0, right: true, answered: true, steps: None });
+        let whole = rewards(&["reward.answer=marked", "reward.reference=whole", "reward.steps=1.5"]);
+        let answered = Reward { total: 1.0, right: true, answered: true, steps: None };
+        assert_eq!(whole.verified("7+6+0=13 #433$", "433"), answered);
         let marked = ["reward.answer=marked", "reward.correct=2", "reward.format=0.25", "reward.steps=1.5"];
         let all = rewards(&marked);
         let of = |text: &str| all.verified(text, reference).total;

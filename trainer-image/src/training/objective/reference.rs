@@ -62,6 +62,7 @@ impl ReferenceCache {
         let name = match dtype {
             Dtype::Fp32 => "fp32",
             Dtype::Bf16 => "bf16",
+            Dtype::Fp16 => "fp16",
         };
         let path = run.join(DIRECTORY).join(format!("{}-{name}.json", base.short()));
         let (mut known, mut notice) = (BTreeMap::new(), None);

@@ -8,7 +8,7 @@ use std::{
 };
 
 use codex_configs::{Device, Resolved, Training};
-use codex_provenance::{DataDigest, manifest::Manifest};
+use codex_provenance::{DataDigest, ModelDigest, manifest::Manifest};
 use codex_reports::Failure;
 use jiff::Timestamp;
 
@@ -19,7 +19,7 @@ use crate::{
         environment::{self, Environment, variable},
         errors::{self, ErrorRow},
         ledger::{self, Row as MetricsRow},
-        metadata::{self, BaseModel, Checksums, ControlSurface, Metadata, PrivacyReport, RunMetadata},
+        metadata::{self, BaseModel, Checksums, ControlSurface, Metadata, PrivacyReport, RunMetadata, SafetyReport},
         reasoning::{self, Reasoning},
     },
     atomic_fs::{self, FileError},
@@ -88,6 +88,7 @@ impl Artifacts {
             base: base.map(Base::described),
             adapter: None,
             privacy: None,
+            safety: None,
         };
         atomic_fs::write_json(&self.directory.join(metadata::FILE), &metadata)?;
         Ok(())
@@ -125,17 +126,19 @@ impl Artifacts {
         Ok(())
     }
 
-    /// Writes `adapter/`, unless it already has exactly these bytes, and its digest into `run_metadata.json`.
+    /// Writes `adapter/`, unless it already has exactly these bytes, and its digest into `run_metadata.json`. Returns the digest.
     ///
     /// # Errors
     /// When a file operation fails, or `run_metadata.json` cannot be read.
-    pub(crate) fn adapter(&self, files: &ModelFiles) -> Result<(), TrainError> {
+    pub(crate) fn adapter(&self, files: &ModelFiles) -> Result<ModelDigest, TrainError> {
         let manifest = Manifest::of_files(files)?;
         let place = self.directory.join("adapter");
         if Manifest::of_dir(&place).ok().as_ref() != Some(&manifest) {
             atomic_fs::write_directory(&place, files)?;
         }
-        Ok(self.amend(|metadata| metadata.adapter = Some(manifest.digest()))?)
+        let digest = manifest.digest();
+        self.amend(|metadata| metadata.adapter = Some(digest))?;
+        Ok(digest)
     }
 
     /// Writes what a private run guarantees so far into `run_metadata.json`.
@@ -144,6 +147,14 @@ impl Artifacts {
     /// When a file operation fails, or `run_metadata.json` cannot be read.
     pub(crate) fn privacy(&self, report: &PrivacyReport) -> Result<(), FileError> {
         self.amend(|metadata| metadata.privacy = Some(report.clone()))
+    }
+
+    /// Writes what safety rules did with the training data into `run_metadata.json`.
+    ///
+    /// # Errors
+    /// When a file operation fails, or `run_metadata.json` cannot be read.
+    pub(crate) fn safety(&self, report: SafetyReport) -> Result<(), FileError> {
+        self.amend(|metadata| metadata.safety = Some(report))
     }
 
     fn amend(&self, change: impl FnOnce(&mut RunMetadata)) -> Result<(), FileError> {
@@ -168,13 +179,13 @@ impl Artifacts {
         Ok(read.base)
     }
 
-    /// Writes `environment.json`: the machine of this attempt, the path of its engine, and why `device` fell back to the processor, if it
-    /// did.
+    /// Writes `environment.json`: the machine of this attempt, the path of its engine, why `device` fell back to the processor, if it
+    /// did, and whether the run is `exact`.
     ///
     /// # Errors
     /// When a file operation fails.
-    pub(crate) fn environment(&self, seed: u64, engine: &str, device: Device) -> Result<(), FileError> {
-        let environment = Environment::here(seed, engine, crate::device::choose(device).fallback);
+    pub(crate) fn environment(&self, seed: u64, engine: &str, device: Device, exact: bool) -> Result<(), FileError> {
+        let environment = Environment::here(seed, engine, crate::device::choose(device).fallback, exact);
         atomic_fs::write_json(&self.directory.join(environment::FILE), &environment)?;
         Ok(())
     }

@@ -4,11 +4,13 @@
 mod append_log;
 mod artifacts;
 mod error;
+mod model_card;
 mod rows;
 mod trace_store;
 
 pub(crate) use append_log::AppendLog;
 pub(crate) use artifacts::{Artifacts, MetricsLedger, VALIDATION_SPLIT};
 pub use error::RecordsError;
+pub(crate) use model_card::{MODEL_CARD, ModelCard};
 pub(crate) use rows::{LEDGER, LedgerRow, Row, STATES, StateRow, read_rows, read_states};
 pub(crate) use trace_store::TraceStore;

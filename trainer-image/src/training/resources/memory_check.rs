@@ -74,7 +74,7 @@ pub(crate) fn check_model_size(
 fn packed(training: &Optimization) -> u64 {
     match engine_settings(training).precision {
         Precision::F32 => 8,
-        Precision::Bf16 => 4,
+        Precision::Bf16 | Precision::F16 => 4,
     }
 }
 

@@ -30,7 +30,7 @@ use crate::{
         checkpoint::{AsyncWriter, CheckpointPolicy, CheckpointStore, Origin, Retention, Written},
         data::{Caches, Places},
         privacy::Mechanism,
-        records::Artifacts,
+        records::{Artifacts, MODEL_CARD, ModelCard},
         resources::{check_model_size, log_memory, memory_limit, release_memory, resident_memory, snapshot_size},
         schedule::executed_steps,
         state::engine_settings,
@@ -124,10 +124,18 @@ impl Session<'_> {
             Some(found) => origin.after(found.origin.as_ref()),
             None => origin,
         };
+        let exact = !origin.mixed;
         self.report_computation(&origin);
-        let files = self.reporter.state().data.into_iter().map(|file| (file.name, file.sha256)).collect();
-        artifacts.describe(self.resolved, &files, lock.epoch(), self.base)?;
+        let data = self.reporter.state().data.into_iter().map(|file| (file.name, file.sha256)).collect();
+        artifacts.describe(self.resolved, &data, lock.epoch(), self.base)?;
         artifacts.data_report(&dataset.report())?;
+        if let Some(report) = dataset.safety_report() {
+            tracing::info!(blocked = report.blocked, redacted = report.redacted, "safety rules over the training data");
+            if let Some(metrics) = self.metrics {
+                metrics.screened(&report);
+            }
+            artifacts.safety(report)?;
+        }
         let artifacts_directory = self.output.join("artifacts");
         atomic_fs::write(&artifacts_directory.join(CONFIG), self.resolved.to_yaml()?.as_bytes())?;
         self.reference(model, &mut dataset, validation.as_mut(), Keep::Yes)?;
@@ -173,12 +181,15 @@ impl Session<'_> {
         if let Some(took) = probe {
             policy.expect(took);
         }
-        artifacts.environment(training.seed, state.engine.path(), settings.device)?;
+        artifacts.environment(training.seed, state.engine.path(), settings.device, exact)?;
         let names: Vec<&str> = training.data.iter().map(|data| data.name.as_str()).collect();
         let (ledger, notice) = artifacts.metrics_ledger(state.step, state.evaluation_pending, names.join("+"))?;
         let ledger = ledger.rotated_at(self.ledger_size);
         if let Some(notice) = notice {
             self.notice(notice);
+        }
+        if let Some(metrics) = self.metrics {
+            metrics.peak(state.engine.peak_flops()?);
         }
         let failures = |tracker: &str| self.metrics.map(|metrics| metrics.tracking_failures(tracker));
         let trackers = Trackers::start(training.settings.tracking, &artifacts_directory, state.step, failures);
@@ -235,16 +246,25 @@ impl Session<'_> {
         lock.check()?;
         lock.enter(Phase::Exporting);
         let trained = policy.into_parameters(&state)?;
+        let (steps, mut measured) = (state.step, std::mem::take(&mut state.measured));
+        if state.privacy.is_some() {
+            // The guarantee does not cover the loss of training records, and a model card is published with the model.
+            measured.remove("loss");
+        }
         drop(state);
         release_memory();
-        if let Some(adapter) = model.adapter(&trained)? {
-            artifacts.adapter(&adapter)?;
-        }
-        let files = match self.base {
+        let adapter = model.adapter(&trained)?.map(|files| artifacts.adapter(&files)).transpose()?;
+        let mut files = match self.base {
             None => describe(&model.config, &trained, tokenizer)?,
             Some(base) => base.trained(model, &trained)?,
         };
-        let written = self.write_model(&files, model.config.parameters())?;
+        let parameters = model.config.parameters();
+        if training.settings.metadata.model_card {
+            let (resolved, base) = (self.resolved, self.base);
+            let card = ModelCard { resolved, base, data: &data, measured: &measured, steps, parameters };
+            files.insert(MODEL_CARD.to_owned(), card.text().into_bytes());
+        }
+        let written = Model { adapter, ..self.write_model(&files, parameters)? };
         log_memory("model");
         log_cost();
         self.register(&written);
@@ -269,7 +289,7 @@ impl Session<'_> {
         artifacts.describe(self.resolved, &BTreeMap::new(), lock.epoch(), self.base)?;
         atomic_fs::write(&self.output.join("artifacts").join(CONFIG), self.resolved.to_yaml()?.as_bytes())?;
         let training = &self.resolved.spec().settings.training;
-        artifacts.environment(self.resolved.spec().seed, engine_settings(training).path(), training.device)?;
+        artifacts.environment(self.resolved.spec().seed, engine_settings(training).path(), training.device, true)?;
         artifacts.reasoning(&Reasoning::of(&self.resolved.spec().settings, None))?;
         lock.check()?;
         lock.enter(Phase::Exporting);
@@ -293,6 +313,12 @@ impl Session<'_> {
         if Manifest::of_dir(&place).ok().as_ref() != Some(&manifest) {
             atomic_fs::write_directory(&place, files)?;
         }
-        Ok(Model { digest: manifest.digest(), oms_root: manifest.oms_root(), manifest, parameters: parameters as u64 })
+        Ok(Model {
+            digest: manifest.digest(),
+            oms_root: manifest.oms_root(),
+            manifest,
+            parameters: parameters as u64,
+            adapter: None,
+        })
     }
 }

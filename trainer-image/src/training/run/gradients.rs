@@ -8,6 +8,7 @@ use crate::training::{
     data::{Address, Dataset, Stop},
     objective::{Measured, Tally, accumulate_pairs, measure_pairs},
     privacy::Privacy,
+    state::LossScale,
 };
 
 /// The batches of a step, and what they are made of.
@@ -62,6 +63,44 @@ fn accumulate_private(
     let deviation = mechanism.noise_multiplier * mechanism.max_grad_norm;
     engine.set_gradients(&sum.finish(privacy.noise(done), deviation, mechanism.expected))?;
     Ok(Some(Measured { loss, preferences: None, sampled: None }))
+}
+
+/// Clears the gradients and calls `accumulate`, which adds those of a step: again with a smaller scale of the losses while they leave the
+/// range of fp16. The scale stays as it is if `accumulate` was interrupted.
+///
+/// # Errors
+/// When the device fails, and those of `accumulate`.
+pub(crate) fn scaled(
+    engine: &mut dyn Engine,
+    scale: Option<&mut LossScale>,
+    mut accumulate: impl FnMut(&mut dyn Engine) -> Result<Option<Measured>, EngineError>,
+) -> Result<Option<Measured>, EngineError> {
+    let Some(scale) = scale else {
+        engine.clear_gradients()?;
+        return accumulate(engine);
+    };
+    let mut tried = *scale;
+    loop {
+        engine.clear_gradients()?;
+        engine.scale_losses(tried.value());
+        let Some(measured) = accumulate(engine)? else { return Ok(None) };
+        // A loss that is not finite has another reason than the scale of its gradients.
+        let overflowed =
+            measured.loss.is_finite() && matches!(engine.gradient_norm(), Err(EngineError::NotFinite { .. }));
+        if !overflowed {
+            tried.advance();
+        } else if tried.back_off() {
+            let (scale, overflows) = (tried.value(), tried.overflows);
+            tracing::warn!(
+                scale,
+                overflows,
+                "gradients left the range of fp16: they are computed again with this scale"
+            );
+            continue;
+        }
+        *scale = tried;
+        return Ok(Some(measured));
+    }
 }
 
 /// Adds the gradients of a step, and returns its loss; `None` if `stop` returns true between two batches. `first` is set to the norm of
@@ -131,4 +170,74 @@ pub(crate) fn record_loss(
     let mut tally = Tally::default();
     measure_pairs(engine, &settings, &packed, &dataset.reference(&[address]), &mut tally)?;
     Ok(tally.finish().loss)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use codex_engine::{EngineState, Layout, ModelConfig, Settings, Shape, Vocabulary, initial};
+
+    use super::*;
+
+    const MEASURED: Measured = Measured { loss: 1.0, preferences: None, sampled: None };
+
+    fn engine() -> Box<dyn Engine> {
+        let shape = Shape {
+            hidden_size: 32,
+            intermediate_size: 48,
+            num_hidden_layers: 1,
+            num_attention_heads: 2,
+            max_position_embeddings: 64,
+            rope_theta: 10_000.0,
+        };
+        let config = ModelConfig::new(shape, Vocabulary { size: 37, end: 1, pad: 0 }).unwrap();
+        let layout = Arc::new(Layout::of(&config));
+        let state = EngineState::new(layout.clone(), initial(&config, &layout, 1));
+        codex_engine::engine(config, state, Settings::default()).unwrap()
+    }
+
+    /// Sets all gradients to infinity `infinite` times, then to 1. Returns the times, and what `scaled` returned.
+    fn overflow(scale: &mut LossScale, infinite: usize, loss: f64) -> (usize, Box<dyn Engine>) {
+        let (mut engine, mut times) = (engine(), 0);
+        let measured = scaled(engine.as_mut(), Some(scale), |engine| {
+            times += 1;
+            let gradient = if times <= infinite { f32::INFINITY } else { 1.0 };
+            engine.set_gradients(&vec![gradient; engine.layout().size()])?;
+            Ok(Some(Measured { loss, ..MEASURED }))
+        });
+        assert!(measured.unwrap().is_some());
+        (times, engine)
+    }
+
+    #[test]
+    fn a_step_that_leaves_the_range_of_fp16_is_computed_again() {
+        let (mut scale, first) = (LossScale::default(), LossScale::default().value());
+        let (times, engine) = overflow(&mut scale, 2, 1.0);
+        assert_eq!((times, scale.overflows), (3, 2));
+        assert!((scale.value() - first / 4.0).abs() < f64::EPSILON);
+        assert!(engine.gradient_norm().is_ok());
+    }
+
+    #[test]
+    fn what_no_scale_helps_is_told() {
+        let mut scale = LossScale::default();
+        let (times, engine) = overflow(&mut scale, usize::MAX, 1.0);
+        assert_eq!(times, 17, "from 2^16 to 1");
+        assert!(matches!(engine.gradient_norm(), Err(EngineError::NotFinite { .. })));
+        let mut scale = LossScale::default();
+        assert_eq!(overflow(&mut scale, usize::MAX, f64::NAN).0, 1, "the loss is not scaled");
+        assert_eq!(scale.overflows, 0);
+    }
+
+    #[test]
+    fn an_interrupted_step_leaves_the_scale_as_it_is() {
+        let (mut engine, mut scale, mut times) = (engine(), LossScale::default(), 0);
+        let measured = scaled(engine.as_mut(), Some(&mut scale), |engine| {
+            times += 1;
+            engine.set_gradients(&vec![f32::INFINITY; engine.layout().size()])?;
+            Ok((times < 3).then_some(MEASURED))
+        });
+        assert_eq!((measured.unwrap(), scale), (None, LossScale::default()));
+    }
 }

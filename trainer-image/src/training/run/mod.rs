@@ -18,7 +18,7 @@ mod system_metrics;
 mod trainer_metrics;
 
 pub use error::{BlockedError, NumericsError};
-pub(crate) use gradients::{StepBatches, accumulate, record_loss};
+pub(crate) use gradients::{StepBatches, accumulate, record_loss, scaled};
 pub(crate) use inputs::{check_names, data_digests, model_config};
 pub(crate) use preferences::Keep;
 pub(crate) use rollouts::{MAX_SLOTS, Rollouts, StepRollouts, accumulate_rollouts};

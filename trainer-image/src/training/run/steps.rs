@@ -10,7 +10,7 @@ use sha2::Digest as _;
 
 use super::{
     BlockedError, NumericsError, Outcome, Rollouts, Session, StepBatches, StepNumbers, accumulate, accumulate_rollouts,
-    progress::ProgressOutputs, record_loss,
+    progress::ProgressOutputs, record_loss, scaled,
 };
 use crate::{
     artifacts::reasoning::TraceRow,
@@ -350,18 +350,19 @@ impl Session<'_> {
                 }
             }
         };
-        let State { step, engine, spikes, measured, curriculum, noise_scale, privacy, .. } = state;
+        let State { step, engine, spikes, measured, curriculum, noise_scale, loss_scale, privacy, .. } = state;
         let privacy = privacy.as_ref();
-        engine.clear_gradients()?;
         let preferences = training.preferences();
         let private = privacy.map(|privacy| (privacy, *step));
         let of_step = StepBatches { addresses: &addresses, batches: &batches, targets, private };
-        let mut first_norm = None;
-        let small = noise_scale.is_some().then_some(&mut first_norm);
-        let measured_now = match &rolled {
-            None => accumulate(engine.as_mut(), preferences, dataset, of_step, self.stop, small)?,
-            Some(rolled) => accumulate_rollouts(engine.as_mut(), rolled, self.stop)?,
-        };
+        let (mut first_norm, measures_noise) = (None, noise_scale.is_some());
+        let measured_now = scaled(engine.as_mut(), loss_scale.as_mut(), |engine| match &rolled {
+            None => {
+                let small = measures_noise.then_some(&mut first_norm);
+                accumulate(engine, preferences, dataset, of_step, self.stop, small)
+            }
+            Some(rolled) => accumulate_rollouts(engine, rolled, self.stop),
+        })?;
         let Some(Measured { loss, preferences: compared, sampled }) = measured_now else { return Ok(None) };
         // A private step that drew no record has no loss of its own.
         let loss = if addresses.is_empty() { measured.get("loss").copied().unwrap_or_default() } else { loss };

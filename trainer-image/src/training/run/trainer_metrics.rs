@@ -7,7 +7,7 @@ use codex_reports::Curriculum;
 use prometheus::{Counter, Error, Gauge, Histogram, IntCounter, IntCounterVec, IntGauge, Registry};
 
 use super::StepNumbers;
-use crate::tracking;
+use crate::{artifacts::metadata::SafetyReport, tracking};
 
 /// Metrics of one trainer.
 #[derive(Debug)]
@@ -16,9 +16,12 @@ pub struct TrainerMetrics {
     steps: IntCounter,
     tokens: IntCounter,
     flops: Counter,
+    peak_flops: Gauge,
     spikes: IntCounter,
     damaged: IntCounter,
     tracking: IntCounterVec,
+    blocked: IntGauge,
+    redacted: IntGauge,
     step: IntGauge,
     target: IntGauge,
     refused: IntCounter,
@@ -54,10 +57,13 @@ impl TrainerMetrics {
             steps: contract::STEPS.single(&registry)?,
             tokens: contract::TOKENS.single(&registry)?,
             flops: contract::FLOPS.float(&registry)?,
+            peak_flops: contract::PEAK_FLOPS.float(&registry)?,
             spikes: contract::SPIKES.single(&registry)?,
             damaged: contract::DAMAGED.single(&registry)?,
             tracking: contract::TRACKING_FAILURES.labelled(&registry)?,
             refused: contract::REFUSED_CONNECTIONS.single(&registry)?,
+            blocked: contract::BLOCKED_RECORDS.single(&registry)?,
+            redacted: contract::REDACTED_RECORDS.single(&registry)?,
             step: contract::STEP.single(&registry)?,
             target: contract::TARGET.single(&registry)?,
             phase: contract::CURRICULUM_PHASE.single(&registry)?,
@@ -112,6 +118,18 @@ impl TrainerMetrics {
         let number = |step: u64| i64::try_from(step).unwrap_or(i64::MAX);
         self.step.set(number(step));
         self.target.set(number(total));
+    }
+
+    /// Records the speed of the device.
+    pub(super) fn peak(&self, flops_per_second: f64) {
+        self.peak_flops.set(flops_per_second);
+    }
+
+    /// Records what safety rules did with the training data.
+    pub(super) fn screened(&self, report: &SafetyReport) {
+        let number = |records: u64| i64::try_from(records).unwrap_or(i64::MAX);
+        self.blocked.set(number(report.blocked));
+        self.redacted.set(number(report.redacted));
     }
 
     /// Records the progress of the curriculum.
@@ -214,6 +232,7 @@ mod tests {
             flops: 1.5e9,
             data_wait: Duration::from_micros(50),
         };
+        metrics.peak(6e12);
         metrics.begin(2, 40);
         metrics.step(&numbers, Duration::from_millis(20));
         metrics.evaluated(0.75);
@@ -232,6 +251,7 @@ mod tests {
             "codex_ml_training_steps_total 1",
             "codex_ml_training_tokens_total 100",
             "codex_ml_training_flops_total 1500000000",
+            "codex_ml_training_peak_flops 6000000000000",
             "codex_ml_training_step 3",
             "codex_ml_training_target_steps 40",
             "codex_ml_training_spikes_total 1",

@@ -3,6 +3,7 @@
 
 mod early_stopping;
 mod error;
+mod loss_scale;
 mod noise_scale;
 mod phase_progress;
 mod probe;
@@ -13,6 +14,7 @@ mod trace_head;
 mod training_state;
 
 pub use error::StateError;
+pub(crate) use loss_scale::LossScale;
 pub(crate) use noise_scale::{BatchNorm, NoiseScale};
 pub(crate) use phase_progress::PhaseProgress;
 pub(crate) use snapshot::{Column, Columns, Digests, Snapshot, differing_names};

@@ -10,6 +10,7 @@ use codex_engine::{
 use super::{
     StateError,
     early_stopping::EarlyStopping,
+    loss_scale::LossScale,
     noise_scale::NoiseScale,
     phase_progress::PhaseProgress,
     snapshot::{Column, Columns, Snapshot},
@@ -37,6 +38,8 @@ pub(crate) struct State {
     pub(crate) traces: Option<TraceHead>,
     /// Running means of the gradient noise scale; `None` if it is not measured.
     pub(crate) noise_scale: Option<NoiseScale>,
+    /// The scale of losses; `None` if the run does not compute in fp16.
+    pub(crate) loss_scale: Option<LossScale>,
     /// The mechanism and the key of a private run.
     pub(crate) privacy: Option<Privacy>,
     /// What the checkpoint has of a private run, until that is begun.
@@ -50,6 +53,7 @@ pub(crate) fn engine_settings(training: &Optimization) -> Settings {
     let precision = match training.dtype {
         Dtype::Fp32 => Precision::F32,
         Dtype::Bf16 => Precision::Bf16,
+        Dtype::Fp16 => Precision::F16,
     };
     let backend = crate::device::backend(training.device);
     Settings { precision, gradient_checkpointing: training.gradient_checkpointing, backend }
@@ -103,6 +107,7 @@ impl State {
             curriculum: None,
             traces: None,
             noise_scale: None,
+            loss_scale: None,
             privacy: None,
             saved_privacy: None,
             evaluation_pending: false,
@@ -116,8 +121,8 @@ impl State {
         }
     }
 
-    /// Begins what a run keeps beside its weights, or goes on with it: their moving average, the format of moments, the running means of the noise scale, and
-    /// the mechanism and key of a private run.
+    /// Begins what a run keeps beside its weights, or goes on with it: their moving average, the format of moments, the running means of the noise scale,
+    /// the scale of losses, and the mechanism and key of a private run.
     ///
     /// # Errors
     /// When the checkpoint was trained with another mechanism, or the device fails.
@@ -133,6 +138,7 @@ impl State {
             MomentType::EightBit => MomentFormat::EightBit,
         })?;
         self.noise_scale = training.gradient_noise_scale.then(|| self.noise_scale.unwrap_or_default());
+        self.loss_scale = (training.dtype == Dtype::Fp16).then(|| self.loss_scale.unwrap_or_default());
         self.privacy = Privacy::begin(mechanism, self.saved_privacy.take(), (seed, self.step))?;
         Ok(())
     }
@@ -160,6 +166,7 @@ impl State {
             curriculum,
             traces,
             noise_scale,
+            loss_scale,
             privacy,
             saved_privacy,
             evaluation_pending,
@@ -182,6 +189,9 @@ impl State {
         }
         if let Some(noise_scale) = noise_scale {
             noise_scale.save(&mut rest);
+        }
+        if let Some(loss_scale) = loss_scale {
+            loss_scale.save(&mut rest);
         }
         if let Some(saved) = privacy.as_ref().map(Privacy::saved).or_else(|| saved_privacy.clone()) {
             saved.save(&mut rest);
@@ -217,17 +227,15 @@ impl State {
         let curriculum = PhaseProgress::load(&mut rest).map_err(|()| lacks("the progress of the curriculum"))?;
         let traces = TraceHead::load(&mut rest).map_err(|()| lacks("the heads of reasoning traces"))?;
         let noise_scale = NoiseScale::load(&mut rest).map_err(|()| lacks("the running means of the noise scale"))?;
+        let loss_scale = LossScale::load(&mut rest).map_err(|()| lacks("the scale of losses"))?;
         let saved_privacy = Saved::load(&mut rest).map_err(|()| lacks("the mechanism of a private run"))?;
         let evaluation_pending = rest.remove(EVALUATION_PENDING).is_some();
         let mut measured = BTreeMap::new();
         for (name, column) in rest {
-            let value = match (name.strip_prefix(MEASURED), column) {
-                (Some(name), Column::F64(values)) if values.len() == 1 => (name.to_owned(), values[0]),
-                _ => {
-                    return Err(lacks(&format!("a meaning for {name}, which this version does not know")).into());
-                }
+            match (name.strip_prefix(MEASURED), column) {
+                (Some(name), Column::F64(values)) if values.len() == 1 => measured.insert(name.to_owned(), values[0]),
+                _ => return Err(lacks(&format!("a meaning for {name}, which this version does not know")).into()),
             };
-            measured.insert(value.0, value.1);
         }
         let engine = make(engine)?;
         Ok(Self {
@@ -239,6 +247,7 @@ impl State {
             curriculum,
             traces,
             noise_scale,
+            loss_scale,
             privacy: None,
             saved_privacy,
             evaluation_pending,

@@ -125,9 +125,11 @@ fn all_refusals_are_told_and_nothing_is_written() {
     assert_eq!(found.len(), 2, "{found:#?}");
     assert!(found[0].contains("training.method=none needs a base"), "{found:#?}");
     assert!(found[1].contains("training.device is cuda, but this program was built without CUDA"), "{found:#?}");
-    // A value that no configuration may have is refused when it is composed.
-    let half = ended(&["--set", "training.dtype=fp16"]);
-    assert!(half.is_err_and(|told| told.contains("use bf16: gradients in fp16")));
+    let found = refusals(&speck(&["training.dtype=fp16"]), None, &[]);
+    one(&found, "training.dtype is fp16, but a processor computes, and fp16 needs a GPU: use bf16 or fp32");
+    // What no machine can compute is refused when it is composed.
+    let half = ended(&["--set", "training.dtype=fp16", "--set", "training.device=cpu"]);
+    assert!(half.is_err_and(|told| told.contains("training.device is cpu, and fp16 needs a GPU")));
     assert!(Arguments::try_parse_from([&line[..], &["--plan"]].concat()).is_err(), "one of the two");
 }
 
@@ -146,7 +148,7 @@ fn a_run_that_falls_back_says_so() {
         assert!(used.engine.starts_with("cpu-") && used.driver.is_none(), "{used:?}");
         let bytes = fs::read(output.path().join("artifacts/environment.json")).unwrap();
         let environment: Environment = serde_json::from_slice(&bytes).unwrap();
-        assert_eq!(environment.fallback, used.fallback, "{device}");
+        assert_eq!((environment.fallback, environment.exact), (used.fallback.clone(), Some(true)), "{device}");
         assert_eq!(used.fallback.is_some_and(|why| why.starts_with("no CUDA device is usable: ")), falls_back);
     }
     let output = tempfile::tempdir().unwrap();

@@ -8,7 +8,7 @@ use codex_reports::{PhaseStatus, exit};
 use crate::{
     artifacts::{
         ledger::{Ledger, locate},
-        metadata::RunMetadata,
+        metadata::{ControlSurface, RunMetadata},
     },
     tasks::{Difficulty, Split, Task},
     text::Tokenizer,
@@ -342,4 +342,17 @@ fn replay_prevents_forgetting() {
     let forgotten = |losses: &BTreeMap<u64, f64>| losses[&100] - losses[&60];
     assert!(forgotten(&without) > 0.1, "{without:?}");
     assert!(forgotten(&with) < forgotten(&without) / 2.0, "{with:?} {without:?}");
+}
+
+#[test]
+fn the_knobs_have_the_presets_that_a_run_is_meant_for() {
+    let of = |set: &[&str]| ControlSurface::of(&resolved(set, two_sources()).spec().settings);
+    let (surface, knobs) = of(&["evaluation.preset=cot-lite", "deployment.preset=single"]);
+    let presets = (knobs.evaluation_preset.as_deref(), knobs.deployment_preset.as_deref());
+    assert_eq!(presets, (Some("cot-lite"), Some("single")));
+    assert_eq!(surface.evaluation.map(|it| it.preset), knobs.evaluation_preset);
+    assert_eq!(surface.deployment.map(|it| it.preset), knobs.deployment_preset);
+    let (surface, knobs) = of(&[]);
+    assert_eq!((knobs.evaluation_preset, knobs.deployment_preset), (None, None));
+    assert!(surface.evaluation.is_none() && surface.deployment.is_none());
 }

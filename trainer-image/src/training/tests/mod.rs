@@ -8,6 +8,7 @@ mod forensics;
 mod given;
 mod inputs;
 mod kills;
+mod model_card;
 mod numerics;
 mod optimizers;
 mod preferences;

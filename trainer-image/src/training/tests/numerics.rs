@@ -7,7 +7,7 @@ use codex_reports::{TrainingState, exit};
 use crate::{
     model::Generator,
     reporting::Reporter,
-    tasks::{Split, Task, materialise, parse_records, steps},
+    tasks::{Split, Task, materialise, parse_records, steps, written_steps},
     text::Tokenizer,
     training::{
         NumericsError, Session, TrainError,
@@ -108,7 +108,7 @@ fn coverage(output: &Path) -> f64 {
     let prompts: Vec<&str> = problems.iter().map(|problem| problem.prompt.as_str()).collect();
     let shares = generator.complete(&prompts, 80, |_| ()).into_iter().zip(&problems).map(|(completion, problem)| {
         let text = completion.unwrap().text;
-        let (shown, required) = (steps(&text), steps(&problem.response));
+        let (shown, required) = (written_steps(&text), steps(&problem.response));
         required.iter().filter(|step| shown.contains(step)).count() as f64 / required.len() as f64
     });
     shares.sum::<f64>() / problems.len() as f64

@@ -18,18 +18,19 @@ use serde::Serialize;
 
 use super::{
     document::{Chosen, NotText, decode, encoding},
-    sources::{self, Source, source},
+    sources::{self, Bounds, Source, source},
 };
 use crate::size::{Size, size};
 
 /// Write documents as training data: a line of JSON with text, source, encoding and sha256 for each.
 ///
-/// A folder gives its files, but hidden ones; a checkout of git the files that git tracks; a zip file its entries; an address the
-/// document there. Documents with the same text are written once. Binary files are left out. The order is that of the arguments and,
-/// inside them, of the names, so that the same input gives the same bytes.
+/// A folder gives its files, but hidden ones; a checkout of git the files that git tracks; `git+https://HOST/REPOSITORY@COMMIT#FOLDER`
+/// the files of that commit; a zip file its entries; another address the document there. Documents with the same text are written once.
+/// Binary files are left out. The order is that of the arguments and, inside them, of the names, so that the same input gives the same bytes.
 #[derive(Debug, clap::Args)]
 pub struct Ingest {
-    /// Files, folders, checkouts of git, zip files, or addresses that begin with https://.
+    /// Files, folders, checkouts of git, zip files, or addresses that begin with https:// or, for a repository, git+https://,
+    /// git+ssh:// or git+file://.
     #[arg(value_name = "SOURCE", required = true, value_parser = source)]
     sources: Vec<Source>,
     /// The file to write, whose name ends in .jsonl; it is replaced as a whole.
@@ -49,6 +50,9 @@ pub struct Ingest {
     /// The largest document; larger ones are left out.
     #[arg(long, value_name = "SIZE", default_value = "10M", value_parser = size)]
     max_document: Size,
+    /// The most bytes that are fetched of a repository.
+    #[arg(long, value_name = "SIZE", default_value = "2G", value_parser = size)]
+    max_repository: Size,
     /// The fewest characters of a document; shorter ones are left out.
     #[arg(long, value_name = "COUNT", default_value_t = 1, value_parser = whole::<usize>(1..=1 << 30))]
     min_characters: usize,
@@ -65,6 +69,22 @@ pub enum IngestError {
     Git {
         /// The folder.
         path: PathBuf,
+        /// What git says.
+        why: String,
+    },
+    /// The source names no commit with files, or git is missing.
+    #[error("{remote}: {why}")]
+    Commit {
+        /// The repository, the revision and the folder.
+        remote: String,
+        /// What is wrong.
+        why: String,
+    },
+    /// The repository cannot be fetched.
+    #[error("{remote} cannot be fetched: {why}")]
+    Fetch {
+        /// The repository, the revision and the folder.
+        remote: String,
         /// What git says.
         why: String,
     },
@@ -93,7 +113,7 @@ impl From<IngestError> for CommandError {
     fn from(error: IngestError) -> Self {
         match error {
             IngestError::File(error) => error.into(),
-            IngestError::Download { .. } => Self::failed(error),
+            IngestError::Download { .. } | IngestError::Fetch { .. } => Self::failed(error),
             error => Self::bad_input(error),
         }
     }
@@ -149,6 +169,7 @@ impl Ingest {
             Rules::parse(&read.map_err(|source| RulesError::Unreadable { path: path.clone(), source })?)
         });
         let rules = rules.transpose()?;
+        let bounds = Bounds { out: &self.out, document: self.max_document.0, repository: self.max_repository.0 };
         let (mut counts, mut seen, mut failed) = (Counts::default(), BTreeSet::new(), None);
         atomic_fs::make_parents(&self.out)?;
         atomic_fs::write_with(&self.out, |file| {
@@ -157,8 +178,7 @@ impl Ingest {
                 let Some(line) = self.line(name, &bytes, rules.as_ref(), &mut counts, &mut seen) else { return Ok(()) };
                 Ok(writer.write_all(line.as_bytes()).map_err(FileError::of("writing", &self.out))?)
             };
-            let limit = self.max_document.0;
-            let all = self.sources.iter().try_for_each(|source| sources::each(source, limit, &self.out, &mut one));
+            let all = self.sources.iter().try_for_each(|source| sources::each(source, bounds, &mut one));
             if let Err(error) = all {
                 failed = Some(error);
                 return Err(std::io::Error::other("the sources failed"));
@@ -166,6 +186,10 @@ impl Ingest {
             writer.flush()
         })
         .map_err(|error| failed.unwrap_or(error.into()))?;
+        let fetched = bounds.fetched();
+        if self.sources.iter().any(|source| matches!(source, Source::Git(_))) && fetched.exists() {
+            std::fs::remove_dir_all(&fetched).map_err(FileError::of("removing", &fetched))?;
+        }
         Ok(counts)
     }
 

@@ -1,10 +1,9 @@
-//! Where documents come from. Reads files, uses the network, and asks git which files of a checkout it knows.
+//! Where documents come from. Reads files and uses the network.
 
 use std::{
     fs::{self, File},
     io::{self, Read},
     path::{Path, PathBuf},
-    process::Command,
 };
 
 use codex::{
@@ -13,7 +12,10 @@ use codex::{
     hub::{agent, is_loopback},
 };
 
-use super::IngestError;
+use super::{
+    IngestError,
+    git::{Remote, tracked},
+};
 
 /// Redirects that are followed.
 const MAX_REDIRECTS: usize = 5;
@@ -29,6 +31,26 @@ pub(super) enum Source {
     Path(PathBuf),
     /// An address.
     Url(String),
+    /// A commit of a repository of git.
+    Git(Remote),
+}
+
+/// What is written, and how much is read for it.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Bounds<'a> {
+    /// The file that is being written.
+    pub(super) out: &'a Path,
+    /// The most bytes of a document.
+    pub(super) document: u64,
+    /// The most bytes of a commit of a repository.
+    pub(super) repository: u64,
+}
+
+impl Bounds<'_> {
+    /// Returns the directory of fetched repositories, which is kept until the file is written.
+    pub(super) fn fetched(&self) -> PathBuf {
+        self.out.with_added_extension("fetched")
+    }
 }
 
 /// Parses a source.
@@ -36,6 +58,9 @@ pub(super) enum Source {
 /// # Errors
 /// The allowed forms.
 pub(super) fn source(text: &str) -> Result<Source, String> {
+    if let Some(repository) = text.strip_prefix("git+") {
+        return Remote::parse(repository).map(Source::Git);
+    }
     match text.split_once("://") {
         None if text.is_empty() => Err("write a path, or an address that begins with https://".to_owned()),
         None => Ok(Source::Path(text.into())),
@@ -43,28 +68,33 @@ pub(super) fn source(text: &str) -> Result<Source, String> {
             Err("write the address without a user".to_owned())
         }
         Some(("https" | "http", rest)) if !rest.is_empty() => Ok(Source::Url(text.to_owned())),
-        Some(_) => Err("write a path, or an address that begins with https:// or http://".to_owned()),
+        Some(_) => Err("write a path, or an address that begins with https://, http:// or git+".to_owned()),
     }
 }
 
-/// Passes on the name and the bytes of each document of a source, in the order of their names. Bytes are one more than `limit` if a
-/// document has more. `out`, which is being written, is no document.
+/// Passes on the name and the bytes of each document of a source, in the order of their names. Bytes are one more than the bound if a
+/// document has more. What is being written is no document.
 ///
 /// # Errors
 /// A source cannot be read, or the action fails.
 pub(super) fn each(
     source: &Source,
-    limit: u64,
-    out: &Path,
+    bounds: Bounds,
     action: &mut impl FnMut(&str, Vec<u8>) -> Result<(), IngestError>,
 ) -> Result<(), IngestError> {
+    let Bounds { out, document: limit, .. } = bounds;
     match source {
+        Source::Git(remote) => remote.each(bounds, action),
         Source::Url(url) => action(plain(url), download(url, limit)?),
         Source::Path(path) if path.is_dir() => {
-            let files = if path.join(".git").exists() { known_to_git(path)? } else { walk(path)? };
+            let files = if path.join(".git").exists() { tracked(path)? } else { walk(path)? };
             let own = [out.to_owned(), out.with_added_extension("partial")].map(|path| fs::canonicalize(path).ok());
+            let fetched = fs::canonicalize(bounds.fetched()).ok();
             for file in files {
-                if own.contains(&fs::canonicalize(&file).ok()) {
+                let found = fs::canonicalize(&file).ok();
+                let is_fetched =
+                    found.as_ref().zip(fetched.as_ref()).is_some_and(|(file, place)| file.starts_with(place));
+                if is_fetched || own.contains(&found) {
                     continue;
                 }
                 let name = file.strip_prefix(path).unwrap_or(&file).to_string_lossy().into_owned();
@@ -85,7 +115,7 @@ pub(super) fn each(
 }
 
 /// Reads the first bytes, one more than `limit`.
-fn start(reader: io::Result<impl Read>, limit: u64) -> io::Result<Vec<u8>> {
+pub(super) fn start(reader: io::Result<impl Read>, limit: u64) -> io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
     reader?.take(limit + 1).read_to_end(&mut bytes)?;
     Ok(bytes)
@@ -109,26 +139,6 @@ fn walk(folder: &Path) -> Result<Vec<PathBuf>, FileError> {
         }
     }
     Ok(found)
-}
-
-/// Returns the files of a checkout that git tracks and that are there, without links.
-fn known_to_git(folder: &Path) -> Result<Vec<PathBuf>, IngestError> {
-    let wrong = |why: String| IngestError::Git { path: folder.to_owned(), why };
-    // The configuration of a checkout may name a program here, which git would run.
-    let mut git = Command::new("git");
-    let listed = git.args(["-c", "core.fsmonitor=false", "-C"]).arg(folder).args(["ls-files", "-z"]).output();
-    let listed = listed.map_err(|error| wrong(format!("git cannot be run: {error}")))?;
-    if !listed.status.success() {
-        return Err(wrong(String::from_utf8_lossy(&listed.stderr).trim().to_owned()));
-    }
-    let names = String::from_utf8(listed.stdout).map_err(|_| wrong("a name is no UTF-8".to_owned()))?;
-    let base = fs::canonicalize(folder).map_err(FileError::of("reading", folder))?;
-    // No part of a path is a link.
-    let inside =
-        |name: &&str| fs::canonicalize(folder.join(name)).is_ok_and(|path| path == base.join(name) && path.is_file());
-    let mut paths: Vec<PathBuf> = names.split_terminator('\0').filter(inside).map(|name| folder.join(name)).collect();
-    paths.sort();
-    Ok(paths)
 }
 
 /// Passes on the files of a zip file. Nothing is written under their names, and no more than `limit` bytes of each are unpacked.

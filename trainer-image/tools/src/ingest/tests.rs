@@ -7,6 +7,7 @@ use std::{
 };
 
 use clap::Parser;
+use codex_provenance::Sha256;
 use serde_json::Value;
 
 use super::command::{Counts, Ingest};
@@ -126,6 +127,154 @@ fn a_checkout_gives_what_git_tracks() {
     let (_, records) = ingest(place.path(), &[path.to_str().unwrap()]).unwrap();
     assert_eq!(sources(&records), [".hidden/c.md", "b.md"]);
     assert!(!place.path().join("ran").exists(), "git ran a program that the checkout names");
+}
+
+/// Runs git in a directory.
+fn git(path: &Path, arguments: &[&str]) -> String {
+    let settings = ["-c", "user.name=a", "-c", "user.email=a@example.com", "-c", "commit.gpgsign=false"];
+    let output = Command::new("git").arg("-C").arg(path).args(settings).args(arguments).output().unwrap();
+    assert!(output.status.success(), "{output:?}");
+    String::from_utf8(output.stdout).unwrap().trim().to_owned()
+}
+
+/// Makes a repository with two commits, and returns both. The second one changes `b.md` and has the tag `v1`.
+fn repository(path: &Path) -> [String; 2] {
+    folder(path);
+    git(path, &["init", "--quiet", "--initial-branch=main"]);
+    let commit = |message: &str| {
+        git(path, &["add", "--all"]);
+        git(path, &["commit", "--quiet", "--message", message]);
+        git(path, &["rev-parse", "HEAD"])
+    };
+    let first = commit("one");
+    fs::write(path.join("b.md"), "changed").unwrap();
+    let second = commit("two");
+    git(path, &["tag", "--annotate", "v1", "--message", "one"]);
+    [first, second]
+}
+
+#[test]
+fn a_commit_of_a_repository_gives_its_files() {
+    let place = tempfile::tempdir().unwrap();
+    let path = place.path().join("repository");
+    let [first, second] = repository(&path);
+    let url = format!("git+file://{}", path.display());
+    let (counts, records) = ingest(place.path(), &[&format!("{url}@{first}"), "--ending", ".md"]).unwrap();
+    let names = [".hidden/c.md", "b.md", "large.md"].map(|name| format!("{url}@{first}#{name}"));
+    assert_eq!((sources(&records), counts.short, counts.repeated), (names.iter().map(String::as_str).collect(), 1, 1));
+    assert_eq!(records[1]["text"], "One.\nTwo.", "an older commit than the branch");
+    let (counts, records) = ingest(
+        place.path(),
+        &[&format!("{url}@{second}#deep"), &format!("{url}@{second}#b.md"), "--max-document", "2K"],
+    )
+    .unwrap();
+    assert_eq!((counts.written, counts.binary), (3, 1), "{records:?}");
+    assert_eq!(records[2]["text"], "changed");
+    assert!(!place.path().join("out.jsonl.fetched").exists(), "nothing is kept of a file that is written");
+
+    let said = |revision: &str| ingest(place.path(), &[&format!("{url}{revision}")]).unwrap_err();
+    for name in ["", "@main", "@v1"] {
+        let told = said(name);
+        assert!(told.contains(&format!("may become another commit: write @{second}, which it is now")), "{told}");
+    }
+    let none = "0".repeat(40);
+    assert!(said("@nothing").contains("there is no branch or tag nothing"));
+    assert!(said(&format!("@{none}")).contains("cannot be fetched: "));
+    assert!(said(&format!("@{first}#nowhere")).contains("nowhere has no file in this commit"));
+    assert!(said("-elsewhere@main").contains("cannot be fetched: "));
+}
+
+/// What a failed command fetched is used by the next one, and too much is not fetched.
+#[test]
+fn repositories_are_fetched_once_and_bounded() {
+    let place = tempfile::tempdir().unwrap();
+    let path = place.path().join("repository");
+    let [first, _] = repository(&path);
+    let noise: Vec<u8> = (0..6000_u32).flat_map(|at| Sha256::of(at.to_le_bytes()).bytes().to_vec()).collect();
+    fs::write(path.join("noise.bin"), noise).unwrap();
+    git(&path, &["add", "noise.bin"]);
+    git(&path, &["commit", "--quiet", "--message", "three"]);
+    let third = git(&path, &["rev-parse", "HEAD"]);
+    let url = format!("git+file://{}", path.display());
+    let told = ingest(place.path(), &[&format!("{url}@{third}"), "--max-repository", "100K"]).unwrap_err();
+    assert!(told.contains("has more than 102400 bytes: raise --max-repository"), "{told}");
+    let source = format!("{url}@{first}");
+    let cut = ingest(place.path(), &[&source, "/nowhere/at-all"]).unwrap_err();
+    assert!(cut.contains("/nowhere/at-all"), "{cut}");
+    fs::rename(&path, place.path().join("moved")).unwrap();
+    let (counts, _) = ingest(place.path(), &[&source, "--ending", ".md"]).unwrap();
+    assert_eq!(counts.written, 3);
+}
+
+/// Answers requests with `git http-backend` below a directory, but those with `private` in their path.
+fn serve(root: std::path::PathBuf) -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    std::thread::spawn(move || {
+        for stream in listener.incoming().flatten() {
+            drop(answer(stream, &root));
+        }
+    });
+    url
+}
+
+fn answer(mut stream: std::net::TcpStream, root: &Path) -> std::io::Result<()> {
+    let mut reader = std::io::BufReader::new(stream.try_clone()?);
+    let (mut line, mut headers) = (String::new(), std::collections::BTreeMap::new());
+    std::io::BufRead::read_line(&mut reader, &mut line)?;
+    let target = line.split(' ').nth(1).unwrap_or_default().to_owned();
+    let method = line.split(' ').next().unwrap_or_default().to_owned();
+    loop {
+        line.clear();
+        std::io::BufRead::read_line(&mut reader, &mut line)?;
+        let Some((name, value)) = line.trim_end().split_once(": ") else { break };
+        headers.insert(name.to_lowercase(), value.to_owned());
+    }
+    if target.contains("private") {
+        let head = "HTTP/1.1 401 Unauthorized\r\nWWW-Authenticate: Basic realm=x\r\nContent-Length: 0\r\n\r\n";
+        return stream.write_all(head.as_bytes());
+    }
+    let header = |name: &str| headers.get(name).cloned().unwrap_or_default();
+    let mut body = vec![0; header("content-length").parse().unwrap_or(0)];
+    reader.read_exact(&mut body)?;
+    let (path, query) = target.split_once('?').unwrap_or((target.as_str(), ""));
+    let mut backend = Command::new("git")
+        .arg("http-backend")
+        .env("GIT_PROJECT_ROOT", root)
+        .envs([
+            ("GIT_HTTP_EXPORT_ALL", "1"),
+            ("PATH_INFO", path),
+            ("QUERY_STRING", query),
+            ("REQUEST_METHOD", method.as_str()),
+        ])
+        .env("CONTENT_TYPE", header("content-type"))
+        .env("CONTENT_LENGTH", body.len().to_string())
+        .env("HTTP_CONTENT_ENCODING", header("content-encoding"))
+        .env("GIT_PROTOCOL", header("git-protocol"))
+        .stdin(std::process::Stdio::piped())
+        .stdout(std::process::Stdio::piped())
+        .spawn()?;
+    backend.stdin.take().unwrap().write_all(&body)?;
+    let output = backend.wait_with_output()?.stdout;
+    stream.write_all(b"HTTP/1.1 200 OK\r\nConnection: close\r\n")?;
+    stream.write_all(&output)
+}
+
+#[test]
+fn a_repository_is_fetched_over_http() {
+    let place = tempfile::tempdir().unwrap();
+    let [_, second] = repository(&place.path().join("repository"));
+    let url = serve(place.path().to_owned());
+    let source = format!("git+{url}/repository/.git@{second}#b.md");
+    let (_, records) = ingest(place.path(), &[&source]).unwrap();
+    assert_eq!((&records[0]["text"], sources(&records)), (&"changed".into(), vec![source.as_str()]));
+    // Nobody is asked for a password.
+    let told = ingest(place.path(), &[&format!("git+{url}/private@{second}")]).unwrap_err();
+    assert!(told.contains("cannot be fetched: ") && told.contains("terminal prompts disabled"), "{told}");
+    for wrong in ["git+https://me:word@host/a", "git+http://host/a", "git+https://host"] {
+        let told = ingest(place.path(), &[wrong]).unwrap_err();
+        assert!(told.contains("write "), "{told}");
+    }
 }
 
 #[test]

@@ -2,7 +2,9 @@
 
 use std::{
     io::{self, BufRead as _, IsTerminal as _, Read as _, Write as _},
+    panic::resume_unwind,
     path::PathBuf,
+    thread,
 };
 
 use clap::{Args, Subcommand};
@@ -19,6 +21,7 @@ use super::{
     event::{Event, MAX_MESSAGE, Role, SessionId},
     filter::Filter,
     lines::{self, LinesError},
+    pool::Pool,
     rotate::{Limits, rotate},
     show::{self, Format},
 };
@@ -48,6 +51,9 @@ struct Place {
     /// The journal of the database when it is opened for writing. On network file systems a write-ahead log is refused.
     #[arg(long, value_name = "JOURNAL", env = "CODEX_SESSIONS_JOURNAL", default_value = "auto", global = true)]
     journal: Journal,
+    /// The most connections to the database at once: import reads and adds as many files at a time.
+    #[arg(long, value_name = "COUNT", env = "CODEX_SQLITE_POOL", default_value_t = 1, value_parser = whole::<usize>(0..=64), global = true)]
+    pool: usize,
 }
 
 #[derive(Debug, Subcommand)]
@@ -253,6 +259,18 @@ fn warn(wrong: usize) {
     }
 }
 
+/// Does something with each item, on as many threads as `count` says, and returns the results in the order of the items.
+fn on_threads<T: Sync, R: Send>(count: usize, items: &[T], action: impl Fn(&T) -> R + Sync) -> Vec<R> {
+    let action = &action;
+    let at_once = |some: &[T]| -> Vec<R> {
+        thread::scope(|scope| {
+            let threads: Vec<_> = some.iter().map(|item| scope.spawn(move || action(item))).collect();
+            threads.into_iter().map(|thread| thread.join().unwrap_or_else(|panic| resume_unwind(panic))).collect()
+        })
+    };
+    items.chunks(count.max(1)).flat_map(at_once).collect()
+}
+
 fn print(
     place: &Place,
     session: Option<&SessionId>,
@@ -365,11 +383,14 @@ impl Import {
             files.extend(lines::files(path)?);
         }
         // Everything is read before anything is added.
-        let read: Result<Vec<_>, _> = files.iter().map(|path| lines::read(path)).collect();
+        let read: Result<Vec<_>, _> = on_threads(place.pool, &files, |path| lines::read(path)).into_iter().collect();
         let read = read?;
-        let mut database = Database::open(&place.db, place.journal)?;
-        for (path, events) in files.iter().zip(&read) {
-            let new = database.add_missing(events)?;
+        let pool = Pool::new(&place.db, place.journal, place.pool);
+        // A database is made even if there is nothing to add.
+        pool.with(|_| Ok::<_, DatabaseError>(()))?;
+        let added = on_threads(place.pool, &read, |events| pool.with(|database| database.add_missing(events)));
+        for ((path, events), new) in files.iter().zip(&read).zip(added) {
+            let new = new?;
             let known = events.len() - new;
             put(&format!("{}: {} added, {known} there already\n", path.display(), counted(new, "event")))?;
         }

@@ -21,7 +21,7 @@ use super::{
 };
 
 /// How long a process waits for others that write.
-const BUSY: Duration = Duration::from_secs(30);
+pub(super) const BUSY: Duration = Duration::from_secs(30);
 /// What begins a file of SQLite.
 const MAGIC: &[u8] = b"SQLite format 3\0";
 /// The table and its index. A table of codex-ml may have more columns.
@@ -86,6 +86,18 @@ pub enum DatabaseError {
     /// Other processes hold the lock for too long.
     #[error("--db: {} is locked by another process for more than {} s: try again", .0.display(), BUSY.as_secs())]
     Busy(PathBuf),
+    /// All connections of a pool are in use for too long.
+    #[error(
+        "--db: all of the {most} connections to {} are in use for more than {seconds} s: raise --pool, or try again", path.display()
+    )]
+    Exhausted {
+        /// The file.
+        path: PathBuf,
+        /// The most connections of the pool.
+        most: usize,
+        /// How long was waited.
+        seconds: u64,
+    },
     /// SQLite fails.
     #[error("--db: {}", path.display())]
     Sqlite {
@@ -104,7 +116,9 @@ impl From<DatabaseError> for CommandError {
     fn from(error: DatabaseError) -> Self {
         match error {
             DatabaseError::File(error) => error.into(),
-            DatabaseError::Busy(_) | DatabaseError::Sqlite { .. } => Self::failed(error),
+            DatabaseError::Busy(_) | DatabaseError::Exhausted { .. } | DatabaseError::Sqlite { .. } => {
+                Self::failed(error)
+            }
             error => Self { exit: exit::BAD_INPUT, source: error.into() },
         }
     }

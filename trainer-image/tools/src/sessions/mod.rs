@@ -9,7 +9,10 @@ mod database;
 mod event;
 mod filesystem;
 mod filter;
+#[cfg(test)]
+mod fuzz;
 mod lines;
+mod pool;
 mod rotate;
 mod show;
 #[cfg(test)]
@@ -20,5 +23,6 @@ pub use self::{
     database::{Database, DatabaseError, Journal},
     event::{Event, EventError, Role, SessionId},
     filter::Filter,
+    pool::Pool,
     rotate::{Limits, RotateError, Rotated, rotate},
 };

@@ -1,4 +1,10 @@
-use std::{fs, path::Path};
+use std::{
+    fs,
+    path::Path,
+    sync::atomic::{AtomicUsize, Ordering},
+    thread,
+    time::Duration,
+};
 
 use clap::Parser;
 use codex_reports::exit;
@@ -9,6 +15,7 @@ use super::{
     event::{Event, Role, SessionId},
     filter::Filter,
     lines,
+    pool::Pool,
     rotate::{Limits, rotate},
 };
 
@@ -175,6 +182,70 @@ fn the_table_of_codex_ml_is_read_and_foreign_rows_are_left_out() {
     assert_eq!(wrong, 2);
     Database::open(&path, Journal::Auto).unwrap().add(&[event(5.0, "a", Role::Tool, "new")]).unwrap();
     assert_eq!(database.last(1, None, &Filter::default()).unwrap().0[0].message, "new");
+}
+
+/// Many threads write through few connections, while a reader and a writer have their own. No event is lost.
+#[test]
+fn a_pool_bounds_the_connections_of_many_writers() {
+    let place = tempfile::tempdir().unwrap();
+    let path = place.path().join("s.db");
+    let pool = Pool::new(&path, Journal::Auto, 3);
+    let (used, most) = (AtomicUsize::new(0), AtomicUsize::new(0));
+    let write = |writer: u32| {
+        for number in 0..20 {
+            let written = pool.with(|database| {
+                most.fetch_max(used.fetch_add(1, Ordering::SeqCst) + 1, Ordering::SeqCst);
+                let added = database.add(&[event(f64::from(100 * writer + number), "a", Role::Info, "x")]);
+                used.fetch_sub(1, Ordering::SeqCst);
+                added
+            });
+            written.unwrap();
+        }
+    };
+    Database::open(&path, Journal::Auto).unwrap();
+    thread::scope(|scope| {
+        for writer in 0..8 {
+            scope.spawn(move || write(writer));
+        }
+        let mut own = Database::open(&path, Journal::Auto).unwrap();
+        let reader = Database::read(&path).unwrap();
+        for number in 0..20 {
+            own.add(&[event(f64::from(1000 + number), "b", Role::Info, "y")]).unwrap();
+            reader.summaries().unwrap();
+        }
+    });
+    assert!((1..=3).contains(&most.into_inner()));
+    let found = taken(&Database::read(&path).unwrap(), None, &Filter::default());
+    let expected = (0..8).flat_map(|writer| (0..20).map(move |number| 100 * writer + number)).chain(1000..1020);
+    assert_eq!(found, expected.map(f64::from).collect::<Vec<_>>());
+}
+
+#[test]
+fn a_pool_that_is_in_use_says_so_and_recovers() {
+    let place = tempfile::tempdir().unwrap();
+    let pool = Pool::new(&place.path().join("s.db"), Journal::Auto, 0).waiting(Duration::from_millis(20));
+    let told = pool.with(|_| pool.with(|_| Ok::<_, DatabaseError>(()))).unwrap_err().to_string();
+    assert!(told.contains("all of the 1 connections to ") && told.ends_with("raise --pool, or try again"), "{told}");
+    let failed = pool.with(|database| Err::<(), _>(DatabaseError::Missing(database.path().to_owned())));
+    assert!(matches!(failed, Err(DatabaseError::Missing(_))));
+    pool.with(|database| database.add(&some())).unwrap();
+    assert_eq!(pool.with(|database| database.summaries()).unwrap().len(), 2);
+}
+
+#[test]
+fn files_are_imported_by_several_connections() {
+    let place = tempfile::tempdir().unwrap();
+    let (db, lines) = (place.path().join("s.db"), place.path().join("lines"));
+    for session in 0..7 {
+        for number in 0..30 {
+            let event = event(f64::from(number), &format!("s{session}"), Role::User, "x");
+            super::lines::append(&lines, &event).unwrap();
+        }
+    }
+    for _ in 0..2 {
+        assert_eq!(run(&db, &["import", lines.to_str().unwrap(), "--pool", "4"]), Ok(exit::FINISHED));
+        assert_eq!(taken(&Database::read(&db).unwrap(), None, &Filter::default()).len(), 210);
+    }
 }
 
 fn numbered(count: u32) -> Vec<Event> {

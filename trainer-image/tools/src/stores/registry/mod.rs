@@ -10,6 +10,8 @@
 mod artifact;
 mod client;
 mod credentials;
+#[cfg(test)]
+mod fuzz;
 mod pack;
 mod referrers;
 #[cfg(test)]
