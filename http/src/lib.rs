@@ -8,6 +8,6 @@ mod fallback;
 mod forward;
 mod server;
 
-pub use fallback::with_fallbacks;
+pub use fallback::{with_fallbacks, with_fallbacks_as};
 pub use forward::{ForwardError, forward};
 pub use server::{Limits, Server};

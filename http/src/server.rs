@@ -2,7 +2,13 @@
 
 use std::{io::ErrorKind, pin::pin, sync::Arc, time::Duration};
 
-use axum::{Router, extract::Request, middleware};
+use axum::{
+    Router,
+    extract::Request,
+    http::{HeaderValue, header::CONNECTION},
+    middleware,
+    response::Response,
+};
 use hyper::{
     rt::{Read, Write},
     server::conn::http1,
@@ -56,19 +62,27 @@ pub struct Server {
     listener: TcpListener,
     limits: Limits,
     tls: Option<TlsAcceptor>,
+    drain: CancellationToken,
     refused: Arc<dyn Fn() + Send + Sync>,
 }
 
 impl Server {
     /// Makes a server of plain HTTP.
     pub fn new(listener: TcpListener, limits: Limits) -> Self {
-        Self { listener, limits, tls: None, refused: Arc::new(|| ()) }
+        Self { listener, limits, tls: None, drain: CancellationToken::new(), refused: Arc::new(|| ()) }
     }
 
     /// Serves HTTPS.
     #[must_use]
     pub fn with_tls(self, config: Arc<rustls::ServerConfig>) -> Self {
         Self { tls: Some(TlsAcceptor::from(config)), ..self }
+    }
+
+    /// Closes each connection after its next response once `drain` is cancelled, so that clients that keep connections send their
+    /// next request to another server before this one stops.
+    #[must_use]
+    pub fn with_drain(self, drain: CancellationToken) -> Self {
+        Self { drain, ..self }
     }
 
     /// Calls `refused` for every connection that is closed because there are too many.
@@ -80,10 +94,14 @@ impl Server {
     /// Serves until `stop`, and returns when the requests that were running then are answered. Dropping the future closes all
     /// connections.
     pub async fn serve(self, router: Router, stop: CancellationToken) {
-        let Self { listener, limits, tls, refused } = self;
+        let Self { listener, limits, tls, drain, refused } = self;
         let body = limits.body;
-        let router =
-            router.layer(middleware::map_request(move |request: Request| async move { with_deadline(request, body) }));
+        let router = router
+            .layer(middleware::map_request(move |request: Request| async move { with_deadline(request, body) }))
+            .layer(middleware::map_response(move |response: Response| {
+                let drains = drain.is_cancelled();
+                async move { if drains { closing(response) } else { response } }
+            }));
         let mut connections = JoinSet::new();
         loop {
             let stream = tokio::select! {
@@ -110,6 +128,12 @@ impl Server {
         drop(listener);
         while connections.join_next().await.is_some() {}
     }
+}
+
+/// Makes a response the last one of its connection.
+fn closing(mut response: Response) -> Response {
+    response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+    response
 }
 
 async fn connection(
@@ -176,6 +200,7 @@ mod tests {
         io::{AsyncReadExt as _, AsyncWriteExt as _},
         task::JoinHandle,
     };
+    use tokio_util::task::AbortOnDropHandle;
 
     use super::*;
     use crate::with_fallbacks;
@@ -323,6 +348,27 @@ mod tests {
         assert!(text.ends_with("slow"), "{text}");
         timeout(SOON, running.served).await.unwrap().unwrap();
         assert!(TcpStream::connect(running.address).await.is_err());
+    }
+
+    #[tokio::test]
+    async fn kept_connections_end_with_a_response_once_the_server_drains() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let drain = CancellationToken::new();
+        let server = Server::new(listener, Limits { head: SOON * 3, ..LIMITS }).with_drain(drain.clone());
+        let router = with_fallbacks(Router::new().route("/", get(|| async { "hello" })));
+        let _served = AbortOnDropHandle::new(tokio::spawn(server.serve(router, CancellationToken::new())));
+        let mut kept = TcpStream::connect(address).await.unwrap();
+        let request = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n";
+        kept.write_all(request).await.unwrap();
+        let mut first = vec![0; 1024];
+        let length = kept.read(&mut first).await.unwrap();
+        let first = String::from_utf8_lossy(&first[..length]);
+        assert!(first.starts_with("HTTP/1.1 200 ") && !first.contains("connection: close"), "{first}");
+        drain.cancel();
+        kept.write_all(request).await.unwrap();
+        let last = rest(kept).await;
+        assert!(last.contains("\r\nconnection: close\r\n") && last.ends_with("hello"), "{last}");
     }
 
     #[tokio::test]

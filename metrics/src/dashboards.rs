@@ -23,8 +23,8 @@ use crate::{
     server::{self, LATENCY, LATENCY_BUDGET, LATENCY_TARGET, MODEL_INFO, RESPONSES, SESSIONS},
     trainer::{
         self, ANSWER_ACCURACY, ANSWER_TOKENS, CURRICULUM_PHASE, CURRICULUM_WAITS, DAMAGED, DATA_DURATION, ENTROPY,
-        EPSILON, FLOPS, GRADIENT_NOISE_SCALE, GRADIENT_NORM, LEARNING_RATE, LOSS, PREFERENCE_ACCURACY, REWARD,
-        REWARD_DEVIATION, REWARD_MARGIN, SOLVED_PROMPTS, SPIKES, STEP, STEP_DURATION, STEPS, TARGET, TOKENS,
+        EPSILON, FLOPS, GRADIENT_NOISE_SCALE, GRADIENT_NORM, LEARNING_RATE, LOSS, PEAK_FLOPS, PREFERENCE_ACCURACY,
+        REWARD, REWARD_DEVIATION, REWARD_MARGIN, SOLVED_PROMPTS, SPIKES, STEP, STEP_DURATION, STEPS, TARGET, TOKENS,
         TRUNCATED_ANSWERS, VAL_LOSS,
     },
 };
@@ -238,6 +238,12 @@ fn runs() -> Dashboard {
                     Panel::new(Lines, Share, "Progress", "Steps taken over the steps of the whole run.")
                         .by(&STEP.value(&chosen).per(&TARGET.value(&chosen)), &HERE)
                         .when_empty("no trainer"),
+                    Panel::new(Lines, Plain, "Blocked records", "Records of the training data that safety rules leave out.")
+                        .by(&trainer::BLOCKED_RECORDS.value(&chosen), &HERE)
+                        .when_empty("no trainer"),
+                    Panel::new(Lines, Plain, "Redacted records", "Records of the training data of which safety rules replace something.")
+                        .by(&trainer::REDACTED_RECORDS.value(&chosen), &HERE)
+                        .when_empty("no trainer"),
                     Panel::new(Lines, Plain, "Curriculum", "Number of the active phase; 0 without a curriculum.")
                         .by(&CURRICULUM_PHASE.value(&chosen), &HERE)
                         .when_empty("no trainer"),
@@ -308,8 +314,11 @@ fn runs() -> Dashboard {
                     Panel::new(Lines, Share, "Data wait", "Share of the time of steps that they wait for data; close to 0 is normal.")
                         .by(&DATA_DURATION.sum_rate(&chosen, RATE_INTERVAL).sum(&HERE).per(&step_time), &HERE)
                         .when_empty("no steps"),
-                    Panel::new(Lines, Flops, "Floating-point operations", "Operations of the model per second; over the peak of the processor, its utilization.")
+                    Panel::new(Lines, Flops, "Floating-point operations", "Operations of the model per second.")
                         .by(&FLOPS.rate(&chosen, RATE_INTERVAL), &HERE)
+                        .when_empty("no trainer"),
+                    Panel::new(Lines, Share, "Model FLOP utilization", "Operations of the model per second over those of a large product on the same device.")
+                        .by(&FLOPS.rate(&chosen, RATE_INTERVAL).sum(&HERE).per(&PEAK_FLOPS.value(&chosen).sum(&HERE)), &HERE)
                         .when_empty("no trainer"),
                 ],
             ),
@@ -435,6 +444,7 @@ fn serving() -> Dashboard {
     let between = |quantile: f64| server::INTER_TOKEN.quantile(quantile, &chosen, &[], RATE_INTERVAL);
     let queued = |quantile: f64| server::QUEUE_TIME.quantile(quantile, &chosen, &[], RATE_INTERVAL);
     let batched = |quantile: f64| server::BATCHED_TOKENS.quantile(quantile, &chosen, &[], RATE_INTERVAL);
+    let cached = |quantile: f64| server::CACHED_LENGTH.quantile(quantile, &chosen, &[], RATE_INTERVAL);
     let reasoned = |quantile: f64| server::REASONING_LENGTH.quantile(quantile, &chosen, &[], RATE_INTERVAL);
     let held = |quantile: f64| activator::HOLD_TIME.quantile(quantile, &chosen, &[], RATE_INTERVAL);
     let bound = server::GRAMMAR_TIME.quantile(0.95, &chosen, &[], RATE_INTERVAL);
@@ -597,6 +607,15 @@ fn serving() -> Dashboard {
                     )
                     .by(&server::CACHED_TOKENS.rate(&chosen, RATE_INTERVAL), &[NAMESPACE, POD])
                     .when_empty("no servers"),
+                    Panel::new(
+                        Lines,
+                        Plain,
+                        "Cached tokens per prompt",
+                        "Tokens of a prompt that came from the prefix cache: median and p95.",
+                    )
+                    .named(&cached(0.5), "p50")
+                    .named(&cached(0.95), "p95")
+                    .when_empty("no traffic"),
                     Panel::new(
                         Lines,
                         PerSecond,

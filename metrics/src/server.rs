@@ -24,6 +24,10 @@ metrics! {
     CACHED_TOKENS = Counter("codex_ml_inference_prompt_tokens_cached_total", Count, [],
         "Prompt tokens of completed requests that came from the prefix cache.")
         .more("Divided by the prompt tokens it is the hit rate.");
+    CACHED_LENGTH = Histogram("codex_ml_inference_prompt_cached_length_tokens", Count, [],
+        "Tokens of a prompt that came from the prefix cache.")
+        .more("Of each choice of a request, once its prompt is computed. The bucket that ends at 0 counts prompts that were computed whole.")
+        .buckets(&[0.0, 16.0, 64.0, 128.0, 256.0, 512.0, 1024.0, 2048.0, 4096.0, 8192.0, 16384.0, 32768.0]);
     REASONING_TOKENS = Counter("codex_ml_inference_reasoning_tokens_total", Count, [],
         "Tokens of completed responses before their answers.");
     QUEUE_TIME = Histogram("codex_ml_inference_queue_seconds", Seconds, [],

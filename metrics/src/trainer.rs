@@ -9,7 +9,11 @@ metrics! {
         "Tokens trained on by this process.");
     FLOPS = Counter("codex_ml_training_flops_total", Flop, [],
         "Floating-point operations of the model in the steps of this process.")
-        .more("By the formula of `gflops` in `status.progress`. Its rate over the peak of the processor is the utilization.");
+        .more("Counted by [a formula](#model-flop-utilization) from the weights, the tokens and the pairs of tokens that attend.");
+    PEAK_FLOPS = Gauge("codex_ml_training_peak_flops", Flop, [],
+        "Floating-point operations in a second of a large product of matrices on the run's device, measured when the process began.")
+        .more("1,024 rows, inputs and outputs, in the run's precision, on all threads of the run or on its GPU; the fastest of five. See \
+               [model FLOP utilization](#model-flop-utilization).");
     SPIKES = Counter("codex_ml_training_spikes_total", Count, [],
         "Steps of this process with a spike of the loss or gradient norm, including skipped ones.");
     DAMAGED = Counter("codex_ml_checkpoints_damaged_total", Count, [],
@@ -20,6 +24,10 @@ metrics! {
     REFUSED_CONNECTIONS = Counter("codex_ml_training_connections_refused_total", Count, [],
         "Connections to the port of the metrics closed because too many were open.")
         .more("At most 64 are open.");
+    BLOCKED_RECORDS = Gauge("codex_ml_training_blocked_records", Count, [],
+        "Records of the training data that a safety rule leaves out.");
+    REDACTED_RECORDS = Gauge("codex_ml_training_redacted_records", Count, [],
+        "Other records of the training data of which a safety rule replaces something.");
     STEP = Gauge("codex_ml_training_step", Count, [],
         "Number of the latest step.");
     TARGET = Gauge("codex_ml_training_target_steps", Count, [],

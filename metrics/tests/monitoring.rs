@@ -190,6 +190,22 @@ fn every_query_names_metrics_and_labels_of_the_contract() {
 }
 
 #[test]
+fn autoscalers_query_metrics_and_labels_of_the_contract() {
+    let read = |name: &str| -> serde_json::Value {
+        let text = fs::read_to_string(repository().join("manifests/autoscaling").join(name)).unwrap();
+        serde_yaml::from_str(&text).unwrap()
+    };
+    let (keda, adapter) = (read("keda-scaledobject.yaml"), read("prometheus-adapter.yaml"));
+    let triggers = keda["spec"]["triggers"].as_array().unwrap().iter().map(|trigger| &trigger["metadata"]["query"]);
+    let rules = adapter["rules"]["custom"].as_array().unwrap().iter().map(|rule| &rule["seriesQuery"]);
+    let (queries, series): (Vec<_>, _) = (triggers.chain(rules).collect(), series());
+    assert_eq!(queries.len(), 4);
+    for query in queries {
+        check("manifests/autoscaling", query.as_str().unwrap(), &series);
+    }
+}
+
+#[test]
 #[should_panic(expected = "is not in the contract")]
 fn an_unknown_metric_is_found() {
     check("test", "rate(codex_ml_training_stepz_total[5m])", &series());

@@ -82,6 +82,8 @@ enum Command {
     RepoMap(crate::knobs::RepoMap),
     /// List and explain the templates of runs.
     ReasoningTemplates(crate::knobs::ReasoningTemplates),
+    /// Print a ReasoningPod whose servers are those of a deployment preset.
+    ReasoningPod(crate::knobs::ReasoningPod),
     /// Show, compare and check configurations, with the origin of each setting.
     Config(crate::configuration::Config),
     /// Write a TrainingRun for each combination of values.
@@ -124,6 +126,7 @@ impl Command {
             Self::Register(command) => command.run(),
             Self::RepoMap(command) => command.run(),
             Self::ReasoningTemplates(command) => command.run(),
+            Self::ReasoningPod(command) => command.run(),
             Self::Config(command) => command.run(),
             Self::Sweep(command) => command.run(),
             Self::CheckpointSmoke(command) => command.run(),

@@ -234,6 +234,7 @@ pub(crate) mod tests {
             base: None,
             adapter: None,
             privacy: None,
+            safety: None,
         };
         let write = |name: &str, text: String| fs::write(artifacts.join(name), text).unwrap();
         write(metadata::CHECKSUMS_FILE, serde_json::to_string(&checksums).unwrap());

@@ -20,7 +20,8 @@ use self::{
     report::{Report, Source},
 };
 use crate::{
-    atomic_fs, composing,
+    atomic_fs,
+    composing::{self, Template},
     error::CommandError,
     training::{Example, Input, TrainError, default_data, each_record, named_file},
 };
@@ -119,7 +120,7 @@ impl Check {
     pub(crate) fn report(&self) -> Result<Report, TrainError> {
         const TEMPLATE: &str = "cot-starter";
         let read = |set: &[String], data: Vec<DataItem>| -> Result<TrainingSettings, TrainError> {
-            Ok(composing::compose(Some(TEMPLATE), set, 1, data)?.spec().settings.clone())
+            Ok(composing::compose(Some(&Template::included(TEMPLATE)), set, 1, data)?.spec().settings.clone())
         };
         let settings = read(&self.set, self.named())?;
         let preferences = settings.training.preferences().is_some();

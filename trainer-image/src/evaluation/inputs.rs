@@ -172,7 +172,7 @@ fn parse_problems(file: &str, bytes: &[u8], answers: &Answers) -> Result<Vec<Pro
 }
 
 /// Whether a text can name a cluster.
-fn is_cluster(name: &str) -> bool {
+pub(super) fn is_cluster(name: &str) -> bool {
     (1..=MAX_CLUSTER).contains(&name.chars().count())
 }
 

@@ -9,6 +9,7 @@ mod baseline;
 pub(crate) mod bleu;
 mod compare;
 mod error;
+mod given;
 mod inputs;
 pub(crate) mod items;
 pub(crate) mod outcomes;
@@ -35,7 +36,10 @@ use signal_hook::{
     flag,
 };
 
-pub(crate) use self::outputs::{RECORDS, SUMMARY};
+pub(crate) use self::{
+    given::{Given, Scorer, Scores},
+    outputs::{RECORDS, SUMMARY},
+};
 pub use baseline::{Baseline, BaselineError, Prediction};
 pub use error::EvaluateError;
 pub use outcomes::Outcomes;
@@ -54,6 +58,7 @@ use crate::{
     error::{CommandError, chain},
     harness::Asked,
     overlap::{self, Named},
+    page::{self, PageGates},
     reporting::Reporter,
 };
 
@@ -107,6 +112,10 @@ pub struct Evaluate {
     gate: Vec<Gate>,
     #[command(flatten)]
     compare: Compare,
+    /// Also write report.html: a page for people about the results, judged by these gates, a JSON list as in spec.gates of an
+    /// Evaluation.
+    #[arg(long, value_name = "GATES", conflicts_with = "task")]
+    page: Option<PageGates>,
     /// Also write the predictions as a baseline that others are compared with.
     #[arg(long, value_name = "FILE")]
     record_baseline: Option<PathBuf>,
@@ -212,6 +221,7 @@ impl Evaluate {
             device: self.device,
             output: &self.output,
             record_baseline: self.record_baseline.as_deref(),
+            page: self.page.as_ref().map(|gates| gates.0.as_slice()),
             reporter,
             stop,
         };
@@ -243,6 +253,7 @@ impl Evaluate {
         atomic_fs::check_output(&self.output)?;
         let names = outputs::FILES.iter().chain([&errors::FILE]);
         let mut outputs: Vec<Named> = names.map(|name| Named::new("--output", self.output.join(name))).collect();
+        outputs.extend(self.page.iter().map(|_| Named::new("--output", self.output.join(page::FILE))));
         if let Some(path) = &self.record_baseline {
             atomic_fs::check_output_file("--record-baseline", path)?;
             outputs.push(Named::new("--record-baseline", path));
@@ -264,7 +275,7 @@ impl Evaluate {
             return Err(EvaluateError::Arguments(why));
         };
         let environment = Environment::of(&variable);
-        let sources = Sources { group: Some(preset), config: None, overrides: &set, environment };
+        let sources = Sources { group: Some(preset), overrides: &set, environment, ..Sources::default() };
         explain_evaluation(&sources, self.seed.unwrap_or(1), inputs::pin(&self.data)?)
             .map_err(|why| *why.error)
             .and_then(|explained| explained.resolved.measuring(self.gate.iter().map(|gate| gate.metric)))

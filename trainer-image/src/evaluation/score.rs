@@ -11,7 +11,7 @@ use schemars::JsonSchema;
 use serde::Serialize;
 
 use super::{bleu, token_f1::token_f1};
-use crate::tasks::{Answers, Record, steps, steps_in_order};
+use crate::tasks::{Answers, Record, steps, steps_in_order, written_steps};
 
 /// One scored problem: a line of `records.ndjson`.
 #[derive(Clone, Debug, PartialEq, Serialize, JsonSchema)]
@@ -121,8 +121,11 @@ impl Scored {
             let both = answer.as_deref().zip(expected.as_deref());
             both.is_some_and(|(answer, expected)| answers.is_right(answer, expected))
         };
-        let (reference, written) =
-            if answers.has_steps() { (steps(&record.response), steps(&prediction)) } else { (Vec::new(), Vec::new()) };
+        let (reference, written) = if answers.has_steps() {
+            (steps(&record.response), written_steps(&prediction))
+        } else {
+            (Vec::new(), Vec::new())
+        };
         Self {
             line,
             prompt: record.prompt.clone(),

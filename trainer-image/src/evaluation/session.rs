@@ -2,6 +2,7 @@
 
 use std::{
     collections::BTreeSet,
+    io,
     path::{Path, PathBuf},
     sync::{
         Arc,
@@ -9,15 +10,15 @@ use std::{
     },
 };
 
-use codex_configs::{Device, Evaluation, Generation, OnDemand, PromptForm, Resolved};
+use codex_configs::{Device, Evaluation, Generation, OnDemand, PromptForm, REFERENCE, Resolved};
 use codex_engine::{Sampler, Sampling};
 use codex_provenance::{
-    ModelDigest, files,
+    DataDigest, ModelDigest, files,
     manifest::{Manifest, ManifestError},
     sealed::Held,
 };
 use codex_reports::{EvaluationState, Stage};
-use codex_verdict::{Likelihood, Metric};
+use codex_verdict::{Gate, Likelihood, Metric};
 use indicatif::ProgressBar;
 use sha2::Digest as _;
 
@@ -32,7 +33,9 @@ use crate::{
     atomic_fs::{self, FileError},
     hub::SIGNATURE,
     model::{GenerateError, Generator, check_size, is_kept},
+    page,
     reporting::Reporter,
+    run_folder::EVALUATION,
     tasks::Answers,
     training::memory_limit,
 };
@@ -67,6 +70,8 @@ pub struct Session<'a> {
     pub output: &'a Path,
     /// Where the predictions go as another evaluation's baseline.
     pub record_baseline: Option<&'a Path>,
+    /// The gates by which a page for people judges the results; without them, none is written.
+    pub page: Option<&'a [Gate]>,
     /// Where progress goes.
     pub reporter: &'a Reporter<EvaluationState>,
     /// Set when the evaluation should end without results.
@@ -119,7 +124,8 @@ impl Session<'_> {
         let slots = settings.batch_size.min(inputs.problems.len() * settings.samples);
         let mut generator = Generator::load_held(held, slots, self.device)
             .map_err(|source| EvaluateError::Model { path: self.model.to_owned(), source })?;
-        crate::device::announce(self.device, generator.path());
+        let device = crate::device::announce(self.device, generator.path());
+        self.reporter.update(|state| state.device = Some(device));
         match settings.prompt {
             PromptForm::Auto => {}
             PromptForm::Plain => generator.use_plain_prompts(),
@@ -172,9 +178,11 @@ impl Session<'_> {
         let results = Results::new(self.resolved, &manifest, data, scored, &inputs.references, golden);
         let outcomes = write(self.output, &results)?;
         self.record(&results.scored)?;
+        let page = self.write_page(&manifest)?;
         self.reporter.update(|state| {
             state.metrics.clone_from(&results.metrics);
             state.outcomes = Some(outcomes);
+            state.page = page;
             state.golden_tokens.clone_from(&results.golden_tokens);
             state.stage = Stage::Finished;
         });
@@ -293,10 +301,25 @@ impl Session<'_> {
         self.reporter.update(|state| state.done = done as u64);
     }
 
+    /// Writes the page for people, if one is asked for, and returns its digest.
+    fn write_page(&self, manifest: &Manifest) -> Result<Option<DataDigest>, EvaluateError> {
+        let Some(gates) = self.page else { return Ok(None) };
+        let references: Vec<(String, PathBuf)> = self
+            .files
+            .iter()
+            .filter_map(|(name, path)| Some((name.strip_prefix(REFERENCE)?.to_owned(), path.clone())))
+            .collect();
+        let path = self.output.join(page::FILE);
+        let html = page::of_evaluation(self.model, manifest, &self.output.join(EVALUATION), gates, &references)
+            .map_err(io::Error::other)
+            .map_err(FileError::of("making", &path))?;
+        Ok(Some(DataDigest(atomic_fs::write(&path, html.as_bytes())?)))
+    }
+
     fn record(&self, scored: &[Scored]) -> Result<(), EvaluateError> {
         let Some(path) = self.record_baseline else { return Ok(()) };
         let pairs = scored.iter().map(|one| (one.prompt.as_str(), one.prediction.as_str()));
-        let bytes = baseline::write(pairs).map_err(std::io::Error::other).map_err(FileError::of("encoding", path))?;
+        let bytes = baseline::write(pairs).map_err(io::Error::other).map_err(FileError::of("encoding", path))?;
         atomic_fs::make_parents(path)?;
         atomic_fs::write(path, &bytes)?;
         Ok(())

@@ -51,13 +51,15 @@ struct Case<'a> {
     set: &'a [&'a str],
     expected: Option<ModelDigest>,
     record_baseline: Option<&'a Path>,
+    page: Option<&'a [Gate]>,
     seed: u64,
     stop: bool,
 }
 
 impl<'a> Case<'a> {
     fn of(model: &'a Path, data: Vec<Data>) -> Self {
-        Self { model, data, files: Vec::new(), set: &[], expected: None, record_baseline: None, seed: 1, stop: false }
+        let (files, set) = (Vec::new(), &[]);
+        Self { model, data, files, set, expected: None, record_baseline: None, page: None, seed: 1, stop: false }
     }
 
     /// With files in place of the preset's, pinned as they are now.
@@ -77,6 +79,7 @@ impl<'a> Case<'a> {
             device: codex_configs::Device::Cpu,
             output,
             record_baseline: self.record_baseline,
+            page: self.page,
             reporter: &reporter,
             stop: Arc::new(AtomicBool::new(self.stop)),
         };
@@ -119,6 +122,7 @@ fn what_a_model_has_learnt_is_measured_and_what_it_has_not() {
     assert_eq!(state.model_digest, Some(Manifest::of_dir(&fresh).unwrap().digest()));
     assert_eq!(state.metrics, results.metrics);
     assert_eq!(state.data[0].records, Some(100));
+    assert!(state.device.is_some_and(|device| device.engine.starts_with("cpu") && !device.name.is_empty()));
     assert!(!results.metrics.contains_key(Metric::WinRate.name()), "no baseline, no win rate");
 
     let (results, _) = Case::of(&taught, problems(100)).results(&directory.path().join("b"));
@@ -555,4 +559,26 @@ fn sampled_answers_are_the_same_in_other_batches() {
     let output = directory.path().join("seeded");
     seeded.results(&output);
     assert_ne!(read(output.join("records.ndjson")), records, "another seed samples other answers");
+}
+
+#[test]
+fn a_page_is_written_where_it_is_asked_for() {
+    let directory = tempfile::tempdir().unwrap();
+    let model = train(0, &directory.path().join("fresh"));
+    let gates: PageGates = r#"[{ "metric": "exact_match", "min": "0.95" }]"#.parse().unwrap();
+    let output = directory.path().join("with");
+    let (results, state) = Case { page: Some(&gates.0), ..Case::of(&model, problems(5)) }.results(&output);
+    let page = read(output.join(page::FILE));
+    assert_eq!(state.page, Some(DataDigest(Sha256::of(&page))));
+    for expected in ["exact_match", "Failed", &results.model.digest.to_string(), "config.json"] {
+        assert!(page.contains(expected), "{expected}: {page}");
+    }
+    let output = directory.path().join("without");
+    let (_, state) = Case::of(&model, problems(5)).results(&output);
+    assert!(state.page.is_none() && !output.join(page::FILE).exists());
+    for (wrong, why) in [("{}", "write a JSON list of gates"), (r#"[{ "metric": "exact_match" }]"#, "none of min, max")]
+    {
+        let told = wrong.parse::<PageGates>().unwrap_err();
+        assert!(told.contains(why), "{told}");
+    }
 }

@@ -22,11 +22,11 @@ pub(super) enum FitError {
 }
 
 /// Encodes the report as JSON of at most `most` bytes. Drops, in this order until it fits: notices; the list of phases of a curriculum;
-/// golden tokens; the files of the model's manifest (the digest stays, and the receiver waits for the complete report); the tail of the failure's message; the list of
+/// the device of an evaluator or a server; golden tokens; the files of the model's manifest (the digest stays, and the receiver waits for the complete report); the tail of the failure's message; the list of
 /// data files. Numbers that decide a verdict are never dropped.
 pub(super) fn fit(mut report: Report, most: usize) -> Result<Vec<u8>, FitError> {
     let mut bytes = serde_json::to_vec(&report)?;
-    for leave_out in [notices, phases, golden, manifest, sentence, data] {
+    for leave_out in [notices, phases, device, golden, manifest, sentence, data] {
         if bytes.len() <= most {
             return Ok(bytes);
         }
@@ -56,6 +56,15 @@ fn phases(state: &mut State) {
         && let Some(curriculum) = &mut state.curriculum
     {
         curriculum.phases.clear();
+    }
+}
+
+/// The controller has it from earlier reports.
+fn device(state: &mut State) {
+    match state {
+        State::Training(_) => {}
+        State::Evaluation(state) => state.device = None,
+        State::Serving(state) => state.device = None,
     }
 }
 
@@ -134,6 +143,7 @@ mod tests {
                 oms_root: OmsRoot(digest),
                 manifest: Manifest { schema: 1, files: (0..files).map(file).collect() },
                 parameters: 220_000,
+                adapter: None,
             }),
             data: (0..data)
                 .map(|i| DataFile { name: format!("{i:0>40}"), sha256: DataDigest(digest), size: 1, records: Some(1) })

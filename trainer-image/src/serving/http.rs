@@ -1,40 +1,42 @@
-//! The HTTP endpoints: `/infer`, `/health`, `/ready`, `/status`, `/metrics`, and those of `openai/`. No I/O of its own.
+//! The HTTP endpoints: `/infer`, `/health`, `/ready`, `/status`, `/metrics`, and those of `evaluate` and `openai/`. No I/O of its own.
 //!
 //! Every response names the model digest and the ring in its headers once the model is loaded.
 
-use std::{sync::Arc, time::Instant};
+use std::{fmt::Display, sync::Arc, time::Instant};
 
 use axum::{
     Extension, Json, Router,
     body::Bytes,
     extract::{DefaultBodyLimit, State, rejection::BytesRejection},
-    http::{HeaderValue, StatusCode, header},
+    http::{HeaderValue, StatusCode, Uri, header},
     middleware,
     response::{IntoResponse, Response},
     routing::{get, post},
 };
-use codex_engine::{End, PromptError, Sampler};
-use codex_http::with_fallbacks;
+use codex_engine::{End, PromptError};
+use codex_http::with_fallbacks_as;
 use codex_provenance::{ModelDigest, PromotionDigest, Sha256};
 use codex_reports::{COPIES_PATH, MAX_COPY, Reproduction};
 use codex_signing::verify::Expected;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use tokio::sync::watch;
 
 use super::{
     access::{self, Access, Client},
     batcher::{Job, RequestError},
     errors::Errors,
+    evaluate,
     filter::{Check, Filter, Refusal},
     metrics::{Endpoint, Metrics, Tokens},
-    openai,
+    openai::{self, ApiError},
     phase::{Phase, ServedModel, UNSIGNED},
+    room::EngineStatus,
     shadow::{self, Shadow},
 };
-use crate::{exposition, model::GenerateError, safety::Direction, tasks};
+use crate::{exposition, safety::Direction, tasks};
 
 /// The most characters of a prompt.
-const MAX_PROMPT: usize = 16_000;
+pub(super) const MAX_PROMPT: usize = 16_000;
 /// The most bytes of a request: each character of the longest prompt may be escaped as two `\uXXXX`.
 const MAX_BODY: usize = 12 * MAX_PROMPT + 1024;
 
@@ -103,6 +105,16 @@ impl App {
         self.0.phase.borrow().clone()
     }
 
+    /// Returns the loaded model.
+    ///
+    /// # Errors
+    /// It is not loaded yet.
+    pub(super) fn model(&self) -> Result<Arc<ServedModel>, ErrorResponse> {
+        let phase = self.phase();
+        let told = || format!("the model is not ready: {}", phase.name());
+        phase.model().cloned().ok_or_else(|| ErrorResponse::new(StatusCode::SERVICE_UNAVAILABLE, told()))
+    }
+
     pub(super) fn metrics(&self) -> &Metrics {
         &self.0.metrics
     }
@@ -145,7 +157,16 @@ pub(super) fn router(app: App, side: Side) -> Router {
         Side::Public => alive.merge(of_clients(&app, is_shadow)),
     };
     let named = middleware::map_response_with_state(app.clone(), named);
-    with_fallbacks(endpoints.layer(named).with_state(app))
+    with_fallbacks_as(endpoints.with_state(app), unknown).layer(named)
+}
+
+/// Answers an unknown path or method, in the shape of the API that it is about.
+fn unknown(status: StatusCode, uri: &Uri, why: &str) -> Response {
+    if uri.path().starts_with("/v1/") {
+        ApiError::other(status, why).into_response()
+    } else {
+        ErrorResponse::new(status, why).into_response()
+    }
 }
 
 /// Returns the endpoints of clients; those of a shadow are the servers whose requests it compares.
@@ -155,6 +176,7 @@ fn of_clients(app: &App, is_shadow: bool) -> Router<App> {
     }
     let own = Router::new().route("/infer", post(infer)).layer(DefaultBodyLimit::max(MAX_BODY));
     own.route("/status", get(status))
+        .merge(evaluate::routes())
         .merge(openai::routes())
         .layer(middleware::from_fn_with_state(app.clone(), access::guard))
 }
@@ -203,7 +225,8 @@ struct InferResponse {
 }
 
 /// The response to a request that gets no completion.
-struct ErrorResponse {
+#[derive(Debug)]
+pub(super) struct ErrorResponse {
     status: StatusCode,
     error: String,
     /// The model digest, once the model is loaded.
@@ -211,12 +234,38 @@ struct ErrorResponse {
 }
 
 impl ErrorResponse {
-    fn new(status: StatusCode, error: impl Into<String>) -> Self {
+    pub(super) fn new(status: StatusCode, error: impl Into<String>) -> Self {
         Self { status, error: error.into(), model: None }
     }
 
-    fn prompt(error: &GenerateError) -> Self {
-        Self::new(StatusCode::UNPROCESSABLE_ENTITY, format!("prompt: {error}"))
+    /// Makes the error of a field, or of a place in one.
+    pub(super) fn field(place: &str, why: impl Display) -> Self {
+        Self::new(StatusCode::UNPROCESSABLE_ENTITY, format!("{place}: {why}"))
+    }
+
+    /// Makes the error of the prompt at a place of the request that safety rules do not admit.
+    pub(super) fn refusal(place: &str, why: &Refusal) -> Self {
+        match why {
+            Refusal::Blocked(_) => Self::field(place, why),
+            Refusal::Unchecked(_) => Self::new(StatusCode::SERVICE_UNAVAILABLE, why.to_string()),
+        }
+    }
+
+    /// Makes the error of the prompt at a place of the request that gets no response.
+    pub(super) fn request(place: &str, error: &RequestError) -> Self {
+        match error {
+            RequestError::Overloaded { .. } => Self::new(StatusCode::TOO_MANY_REQUESTS, error.to_string()),
+            RequestError::Generate(error) => Self::field(place, error),
+            RequestError::Late { .. } => Self::new(StatusCode::GATEWAY_TIMEOUT, error.to_string()),
+            RequestError::Ended | RequestError::Stalled { .. } => {
+                Self::new(StatusCode::SERVICE_UNAVAILABLE, error.to_string())
+            }
+        }
+    }
+
+    /// Names the model that would have answered.
+    pub(super) fn of_model(self, model: ModelDigest) -> Self {
+        Self { model: Some(model), ..self }
     }
 }
 
@@ -264,31 +313,26 @@ async fn completion(
     client: &Client,
     body: Result<Bytes, BytesRejection>,
 ) -> Result<InferResponse, ErrorResponse> {
-    let phase = app.phase();
-    let Some(model) = phase.model() else {
-        let told = format!("the model is not ready: {}", phase.name());
-        return Err(ErrorResponse::new(StatusCode::SERVICE_UNAVAILABLE, told));
-    };
-    let digest = model.digest;
+    let model = app.model()?;
     let check = app.check(Endpoint::Infer, client);
-    answer(model, client, check.as_ref(), body)
-        .await
-        .map_err(|problem| ErrorResponse { model: Some(digest), ..problem })
+    answer(&model, client, check.as_ref(), body).await.map_err(|problem| problem.of_model(model.digest))
 }
 
-/// Parses the body. Invalid JSON gives 400; valid JSON of another shape gives 422.
-fn parse(body: Result<Bytes, BytesRejection>) -> Result<InferRequest, ErrorResponse> {
-    const EXAMPLE: &str = r#"send {"prompt": "347+86:"}"#;
+/// Parses the body, of which `example` is one. Invalid JSON gives 400; valid JSON of another shape gives 422.
+pub(super) fn parse<T: DeserializeOwned>(
+    body: Result<Bytes, BytesRejection>,
+    example: &str,
+) -> Result<T, ErrorResponse> {
     let body = body.map_err(|rejection| ErrorResponse::new(rejection.status(), rejection.body_text()))?;
     if body.is_empty() {
-        return Err(ErrorResponse::new(StatusCode::BAD_REQUEST, format!("the request body is empty: {EXAMPLE}")));
+        return Err(ErrorResponse::new(StatusCode::BAD_REQUEST, format!("the request body is empty: send {example}")));
     }
     codex_json::from_slice(&body).map_err(|why| {
         let (status, what) = match why.classify() {
             serde_json::error::Category::Data => (StatusCode::UNPROCESSABLE_ENTITY, "has the wrong shape"),
             _ => (StatusCode::BAD_REQUEST, "is not JSON"),
         };
-        ErrorResponse::new(status, format!("the request body {what} ({why}): {EXAMPLE}"))
+        ErrorResponse::new(status, format!("the request body {what} ({why}): send {example}"))
     })
 }
 
@@ -299,41 +343,27 @@ async fn answer(
     check: Option<&Check>,
     body: Result<Bytes, BytesRejection>,
 ) -> Result<InferResponse, ErrorResponse> {
-    let InferRequest { mut prompt, max_new_tokens } = parse(body)?;
+    let InferRequest { mut prompt, max_new_tokens } = parse(body, r#"{"prompt": "347+86:"}"#)?;
     let length = prompt.chars().count();
     if !(1..=MAX_PROMPT).contains(&length) {
-        let told = format!("prompt: {length} characters: write 1 to {MAX_PROMPT}");
-        return Err(ErrorResponse::new(StatusCode::UNPROCESSABLE_ENTITY, told));
+        return Err(ErrorResponse::field("prompt", format!("{length} characters: write 1 to {MAX_PROMPT}")));
     }
-    let unchecked = |why: &Refusal| ErrorResponse::new(StatusCode::SERVICE_UNAVAILABLE, why.to_string());
     if let Some(check) = check {
-        prompt = match check.text(&prompt, Direction::Prompt) {
-            Ok((prompt, _)) => prompt,
-            Err(why @ Refusal::Blocked(_)) => {
-                return Err(ErrorResponse::new(StatusCode::UNPROCESSABLE_ENTITY, format!("prompt: {why}")));
-            }
-            Err(why @ Refusal::Unchecked(_)) => return Err(unchecked(&why)),
-        };
+        let checked = check.text(&prompt, Direction::Prompt);
+        (prompt, _) = checked.map_err(|why| ErrorResponse::refusal("prompt", &why))?;
     }
-    let ids = model.tokenizer.encode_prompt(&prompt).map_err(|error| ErrorResponse::prompt(&error.into()))?;
+    let ids = model.tokenizer.encode_prompt(&prompt).map_err(|error| ErrorResponse::field("prompt", error))?;
     let (tokens, context) = (ids.len(), model.context);
     if tokens >= context {
-        return Err(ErrorResponse::prompt(&PromptError::TooLong { tokens, context }.into()));
+        return Err(ErrorResponse::field("prompt", PromptError::TooLong { tokens, context }));
     }
     let limit = max_new_tokens.unwrap_or(context);
     if !(1..=context).contains(&limit) {
-        let told = format!("max_new_tokens: {limit} is out of range; use 1 to {context}, the model's context");
-        return Err(ErrorResponse::new(StatusCode::UNPROCESSABLE_ENTITY, told));
+        let told = format!("{limit} is out of range; use 1 to {context}, the model's context");
+        return Err(ErrorResponse::field("max_new_tokens", told));
     }
-    let job = Job { prompt: ids, limit, sampler: Sampler::greedy(), scores: None, bound: None, thinking: None };
-    let answer = model.batcher.answer(job, client).await.map_err(|error| match &error {
-        RequestError::Overloaded { .. } => ErrorResponse::new(StatusCode::TOO_MANY_REQUESTS, error.to_string()),
-        RequestError::Generate(error) => ErrorResponse::prompt(error),
-        RequestError::Late { .. } => ErrorResponse::new(StatusCode::GATEWAY_TIMEOUT, error.to_string()),
-        RequestError::Ended | RequestError::Stalled { .. } => {
-            ErrorResponse::new(StatusCode::SERVICE_UNAVAILABLE, error.to_string())
-        }
-    })?;
+    let answer = model.batcher.answer(Job::greedy(ids, limit), client).await;
+    let answer = answer.map_err(|error| ErrorResponse::request("prompt", &error))?;
     let mut text = model
         .tokenizer
         .decode(&answer.tokens)
@@ -346,7 +376,7 @@ async fn answer(
                 reason = if cut { "length" } else { reason };
             }
             Err(Refusal::Blocked(_)) => (text, reason) = (String::new(), "content_filter"),
-            Err(why @ Refusal::Unchecked(_)) => return Err(unchecked(&why)),
+            Err(why @ Refusal::Unchecked(_)) => return Err(ErrorResponse::refusal("prompt", &why)),
         }
     }
     let solution = tasks::answer(&text).map(str::to_owned);
@@ -393,6 +423,9 @@ struct Status<'a> {
     model_digest: Option<ModelDigest>,
     verified: Option<VerifiedStatus>,
     active_sessions: usize,
+    /// Once the model is loaded.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    engine: Option<EngineStatus>,
     #[serde(skip_serializing_if = "Option::is_none")]
     error: Option<&'a str>,
 }
@@ -428,6 +461,7 @@ async fn status(State(app): State<App>) -> Response {
         model_digest: expected.map(|it| it.model_digest).or_else(|| phase.model().map(|model| model.digest)),
         verified,
         active_sessions: phase.active(),
+        engine: phase.model().map(|model| model.batcher.engine),
         error: if let Phase::Refused(why) = &phase { Some(why) } else { None },
     })
     .into_response()

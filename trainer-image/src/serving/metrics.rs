@@ -25,6 +25,8 @@ use crate::safety::{Direction, Hit};
 pub(super) enum Endpoint {
     /// `/infer`
     Infer,
+    /// `/evaluate`
+    Evaluate,
     /// `/v1/chat/completions`
     Chat,
     /// `/v1/completions`
@@ -34,7 +36,7 @@ pub(super) enum Endpoint {
 }
 
 impl Endpoint {
-    const ALL: [Self; 4] = [Self::Infer, Self::Chat, Self::Completions, Self::Responses];
+    const ALL: [Self; 5] = [Self::Infer, Self::Evaluate, Self::Chat, Self::Completions, Self::Responses];
 
     /// Returns the endpoint of a path, if it generates.
     pub(super) fn of(path: &str) -> Option<Self> {
@@ -45,6 +47,7 @@ impl Endpoint {
     pub(super) fn path(self) -> &'static str {
         match self {
             Self::Infer => "/infer",
+            Self::Evaluate => "/evaluate",
             Self::Chat => "/v1/chat/completions",
             Self::Completions => "/v1/completions",
             Self::Responses => "/v1/responses",
@@ -78,6 +81,7 @@ pub(super) struct Metrics {
     key_requests: IntCounterVec,
     key_tokens: IntCounterVec,
     cached: IntCounter,
+    cached_length: Histogram,
     reasoning: IntCounter,
     reasoning_length: Histogram,
     reasoning_closed: IntCounterVec,
@@ -132,6 +136,7 @@ impl Metrics {
             refused: contract::REFUSED_CONNECTIONS.single(&registry)?,
             model: contract::MODEL_INFO.labelled(&registry)?,
             cached: contract::CACHED_TOKENS.single(&registry)?,
+            cached_length: contract::CACHED_LENGTH.single(&registry)?,
             reasoning: contract::REASONING_TOKENS.single(&registry)?,
             reasoning_length: contract::REASONING_LENGTH.single(&registry)?,
             reasoning_closed: contract::REASONING_CLOSED.labelled(&registry)?,
@@ -155,10 +160,13 @@ impl Metrics {
             registry,
         };
         // A new server shows zeros instead of no series.
-        for endpoint in Endpoint::ALL.map(Endpoint::path) {
-            metrics.requests.with_label_values(&[endpoint]).reset();
-            metrics.responses.with_label_values(&[endpoint, StatusCode::OK.as_str()]).reset();
-            metrics.latency.with_label_values(&[endpoint]);
+        for endpoint in Endpoint::ALL {
+            let path = endpoint.path();
+            metrics.requests.with_label_values(&[path]).reset();
+            metrics.responses.with_label_values(&[path, StatusCode::OK.as_str()]).reset();
+            if endpoint != Endpoint::Evaluate {
+                metrics.latency.with_label_values(&[path]);
+            }
         }
         for kind in ["prompt", "completion"] {
             metrics.tokens.with_label_values(&[kind]).reset();
@@ -259,16 +267,27 @@ impl Metrics {
     /// Records the latency of a completed request, and its tokens.
     pub(super) fn completed(&self, endpoint: Endpoint, took: Duration, tokens: Tokens) {
         self.latency.with_label_values(&[endpoint.path()]).observe(took.as_secs_f64());
+        self.reasoning_length.observe(tokens.reasoning as f64);
+        self.computed(tokens);
+    }
+
+    /// Records the tokens of a completed request. Its latency is not recorded if it stands for many responses, as an evaluation does:
+    /// it would say nothing about those of other requests.
+    pub(super) fn computed(&self, tokens: Tokens) {
         self.tokens.with_label_values(&["prompt"]).inc_by(tokens.prompt as u64);
         self.tokens.with_label_values(&["completion"]).inc_by(tokens.completion as u64);
         self.cached.inc_by(tokens.cached as u64);
         self.reasoning.inc_by(tokens.reasoning as u64);
-        self.reasoning_length.observe(tokens.reasoning as f64);
     }
 
     /// Records how long a prompt waited for a slot.
     pub(super) fn admitted_after(&self, waited: Duration) {
         self.queue_time.observe(waited.as_secs_f64());
+    }
+
+    /// Records how many tokens of a prompt came from the prefix cache.
+    pub(super) fn prompt_took_over(&self, tokens: usize) {
+        self.cached_length.observe(tokens as f64);
     }
 
     /// Records the time from the queue to the first token of a response.
@@ -453,6 +472,8 @@ mod tests {
         let tokens = Tokens { prompt: 7, cached: 5, completion: 30, reasoning: 20 };
         metrics.completed(Endpoint::Infer, Duration::from_millis(600), tokens);
         metrics.admitted_after(Duration::from_millis(2));
+        metrics.prompt_took_over(0);
+        metrics.prompt_took_over(300);
         metrics.first_token_after(Duration::from_millis(700));
         metrics.next_token_after(Duration::from_millis(20));
         metrics.bound_in(Duration::from_micros(80));
@@ -483,6 +504,9 @@ mod tests {
             "codex_ml_inference_latency_seconds_bucket{endpoint=\"/infer\",le=\"0.7\"} 1",
             "codex_ml_inference_latency_seconds_bucket{endpoint=\"/infer\",le=\"0.5\"} 0",
             "codex_ml_inference_prompt_tokens_cached_total 5",
+            "codex_ml_inference_prompt_cached_length_tokens_bucket{le=\"0\"} 1",
+            "codex_ml_inference_prompt_cached_length_tokens_bucket{le=\"256\"} 1",
+            "codex_ml_inference_prompt_cached_length_tokens_bucket{le=\"512\"} 2",
             "codex_ml_inference_reasoning_tokens_total 20",
             "codex_ml_inference_reasoning_length_tokens_bucket{le=\"0\"} 0",
             "codex_ml_inference_reasoning_length_tokens_bucket{le=\"64\"} 1",

@@ -36,6 +36,8 @@ pub(super) struct ServedModel {
     pub(super) verified: Option<Verified>,
     /// How it reproduced the golden tokens of its promotion; `None` for a model that is served unsigned.
     pub(super) golden: Option<Reproduction>,
+    /// What computes.
+    pub(super) device: codex_reports::Device,
     pub(super) tokenizer: Tokenizer,
     /// The tokens that are not the text that decoding returns.
     pub(super) specials: Arc<Specials>,

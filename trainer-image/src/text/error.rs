@@ -25,6 +25,11 @@ pub enum TokenizerError {
     /// The directory has no `tokenizer.json`.
     #[error("the model has no file tokenizer.json")]
     NoTokenizer,
+    /// The directory has a tokenizer of SentencePiece only.
+    #[error(
+        "the model has tokenizer.model and no tokenizer.json: write one with transformers, AutoTokenizer.from_pretrained(DIR).save_pretrained(DIR)"
+    )]
+    SentencePiece,
     /// No file names the token that ends a response.
     #[error("no end token is known: write eos_token_id into config.json, or eos_token into tokenizer_config.json")]
     NoEnd,

@@ -344,6 +344,15 @@ proptest! {
     }
 }
 
+#[test]
+fn a_sentencepiece_file_alone_is_refused() {
+    let mut files = BTreeMap::from([("config.json".to_owned(), b"{}".to_vec())]);
+    let told = |files: &BTreeMap<String, Vec<u8>>| Tokenizer::from_files(files).map(drop).unwrap_err().to_string();
+    assert_eq!(told(&files), "the model has no file tokenizer.json");
+    files.insert("tokenizer.model".to_owned(), vec![0x0a]);
+    assert!(told(&files).starts_with("the model has tokenizer.model and no tokenizer.json: "), "{}", told(&files));
+}
+
 /// The library panics at these.
 #[test]
 fn tokenizer_files_that_are_not_unicode_or_lack_fields_are_refused() {

@@ -15,6 +15,7 @@ use super::{
 use crate::atomic_fs;
 
 const TOKENIZER: &str = "tokenizer.json";
+const SENTENCEPIECE: &str = "tokenizer.model";
 const CONFIG: &str = "tokenizer_config.json";
 const TEMPLATE: &str = "chat_template.jinja";
 /// Files with the ids that end a response.
@@ -28,7 +29,7 @@ const FILES: [&str; 8] = [
     "added_tokens.json",
     "vocab.json",
     "merges.txt",
-    "tokenizer.model",
+    SENTENCEPIECE,
 ];
 
 /// Converts text to token ids and back. Clones share their data.
@@ -134,7 +135,9 @@ impl Tokenizer {
     /// # Errors
     /// A file is missing or invalid. An invalid chat template is an error only when it is used.
     pub fn from_files(files: &BTreeMap<String, Vec<u8>>) -> Result<Self, TokenizerError> {
-        let json = files.get(TOKENIZER).ok_or(TokenizerError::NoTokenizer)?;
+        let missing =
+            if files.contains_key(SENTENCEPIECE) { TokenizerError::SentencePiece } else { TokenizerError::NoTokenizer };
+        let json = files.get(TOKENIZER).ok_or(missing)?;
         // The library panics at JSON whose strings are not Unicode, and at normalizers with wrong fields. It quotes files that are
         // not of its kind.
         let unreadable = |error: serde_json::Error| TokenizerError::Unreadable(error.to_string());

@@ -100,6 +100,13 @@ impl Client {
         }
     }
 
+    /// Counts another request beside the one that was admitted, because that stands for several.
+    pub(super) fn count(&self) {
+        if let Some(used) = &mut self.0.used.lock().unwrap_or_else(PoisonError::into_inner).requests {
+            used.spend(Instant::now(), 1);
+        }
+    }
+
     /// Counts a request, or refuses it until the returned time is over.
     fn admit(&self, now: Instant) -> Result<(), (Limit, Quota, Duration)> {
         let mut used = self.0.used.lock().unwrap_or_else(PoisonError::into_inner);

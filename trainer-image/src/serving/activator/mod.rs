@@ -118,7 +118,8 @@ impl Activate {
                 .serve(watched(Arc::clone(&metrics), stop.requested.clone()), CancellationToken::new());
             AbortOnDropHandle::new(tokio::spawn(served))
         });
-        let mut http = tokio::spawn(codex_http::Server::new(listener, LIMITS).serve(holder.router(), closing.clone()));
+        let http = codex_http::Server::new(listener, LIMITS).with_drain(stop.requested.clone());
+        let mut http = tokio::spawn(http.serve(holder.router(), closing.clone()));
         reporter.update(|state| state.stage = Stage::Running);
         let told = tell(reporter, waiting, &metrics, AGAIN);
         tokio::pin!(told);

@@ -9,9 +9,10 @@ use serde_json::Value;
 use super::{
     budget::{self, Budget},
     error::ApiError,
-    request::{Asked, Common, prompt_text, read, refused, scores, typed},
+    request::{Asked, Common, LEAST, prompt_text, read, refused, scores, typed},
     split::{CALL, Markers, Splitter},
     structure::{self, Structure},
+    verbatim,
 };
 use crate::{
     serving::{filter::Check, phase::ServedModel},
@@ -163,7 +164,7 @@ pub(super) fn is_strict(function: &Any) -> bool {
 /// # Errors
 /// The response to an invalid request.
 pub(super) fn chat(model: &ServedModel, served: &str, bytes: &[u8], check: Option<Check>) -> Result<Asked, ApiError> {
-    let (body, common) = read(bytes, served, r#"{"messages": [{"role": "user", "content": "Hello"}]}"#)?;
+    let (body, common) = read(bytes, served, r#"{"messages": [{"role": "user", "content": "Hello"}]}"#, &[])?;
     let structure = structure::of(&body)?;
     // Read from the bytes: a template's values are not those of JSON.
     let written: Written = codex_json::from_slice(bytes)
@@ -224,6 +225,7 @@ pub(super) fn asked(
         .map(|(at, message)| message.value(at, check.as_ref()))
         .collect::<Result<_, _>>()?;
     let tools_shown = if with_tools { tools.all } else { Vec::new() };
+    check_beside_messages(check.as_ref(), &tools_shown, &variables)?;
     let conversation = Conversation { messages, tools: tools_shown, variables };
     let rendered = tokenizer.encode_conversation(&conversation).map_err(|error| refused("messages", &error))?;
     let known = Markers::of(tokenizer);
@@ -242,7 +244,7 @@ pub(super) fn asked(
         }
         None => Splitter::new(markers, opened, with_tools),
     };
-    let mut asked = Asked::of(model, &prompt, common, scores, check)?;
+    let mut asked = Asked::of(model, &prompt, (common, LEAST), scores, check)?;
     // A call that must come and a grammar from the first token on leave no place for reasoning.
     if forced.is_none() && (structure.is_none() || reasoning.is_some()) {
         asked.end_reasoning(model, markers, opened, budget)?;
@@ -252,6 +254,20 @@ pub(super) fn asked(
     asked.form.one_call = named || tools.parallel == Some(false);
     asked.structure = structure;
     Ok(asked)
+}
+
+/// Checks what stands in the prompt beside the messages.
+///
+/// # Errors
+/// A safety rule hits it, or it cannot be checked.
+fn check_beside_messages(check: Option<&Check>, tools: &[Any], variables: &[(String, Any)]) -> Result<(), ApiError> {
+    for (at, tool) in tools.iter().enumerate() {
+        verbatim::value(check, &format!("tools[{at}]"), tool)?;
+    }
+    for (name, value) in variables {
+        verbatim::value(check, &format!("chat_template_kwargs.{name}"), value)?;
+    }
+    Ok(())
 }
 
 /// Returns what binds the arguments of the one function that the model must call, if the function is strict.
@@ -349,11 +365,18 @@ impl ChatMessage {
         let content = self.content.map(|content| content.plain(&format!("messages[{at}].content"))).transpose()?;
         let content = content.map(|content| prompt_text(check, content)).transpose()?;
         let reasoning = self.reasoning_content.map(|text| prompt_text(check, text)).transpose()?;
+        for (name, text) in [("name", &self.name), ("tool_call_id", &self.tool_call_id)] {
+            if let Some(text) = text {
+                verbatim::text(check, &format!("messages[{at}].{name}"), text)?;
+            }
+        }
         let mut pairs = vec![("role", Any::from(role.name())), ("content", Any::from(content.unwrap_or_default()))];
         let texts = [("name", self.name), ("reasoning_content", reasoning), ("tool_call_id", self.tool_call_id)];
         pairs.extend(texts.into_iter().filter_map(|(name, text)| Some((name, Any::from(text?)))));
         if let Some(calls) = self.tool_calls.filter(|calls| !calls.is_empty()) {
-            let calls = calls.into_iter().map(|call| call.value(check)).collect::<Result<Any, _>>()?;
+            let place = |number: usize| format!("messages[{at}].tool_calls[{number}]");
+            let calls = calls.into_iter().enumerate().map(|(number, call)| call.value(&place(number), check));
+            let calls = calls.collect::<Result<Any, _>>()?;
             pairs.push(("tool_calls", calls));
         }
         Ok(Any::from_pairs(pairs))
@@ -362,12 +385,20 @@ impl ChatMessage {
 
 impl WrittenCall {
     /// Returns the call as templates expect it: with its arguments as a map, if they are one.
-    fn value(self, check: Option<&Check>) -> Result<Any, ApiError> {
+    fn value(self, place: &str, check: Option<&Check>) -> Result<Any, ApiError> {
         let WrittenFunction { name, arguments } = self.function;
+        verbatim::text(check, &format!("{place}.function.name"), &name)?;
+        if let Some(id) = &self.id {
+            verbatim::text(check, &format!("{place}.id"), id)?;
+        }
         let arguments = prompt_text(check, arguments)?;
         let parsed = codex_json::from_str::<Any>(&arguments).ok();
-        let arguments =
-            parsed.filter(|it| it.kind() == minijinja::value::ValueKind::Map).unwrap_or_else(|| arguments.into());
+        let parsed = parsed.filter(|it| it.kind() == minijinja::value::ValueKind::Map);
+        // A template writes what escapes stand for, which a rule does not see in the text.
+        if let Some(parsed) = parsed.as_ref().filter(|_| arguments.contains('\\')) {
+            verbatim::value(check, &format!("{place}.function.arguments"), parsed)?;
+        }
+        let arguments = parsed.unwrap_or_else(|| arguments.into());
         let function = Any::from_pairs([("name", Any::from(name)), ("arguments", arguments)]);
         let mut pairs = vec![("type", Any::from("function")), ("function", function)];
         pairs.extend(self.id.map(|id| ("id", Any::from(id))));

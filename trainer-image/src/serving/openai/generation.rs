@@ -1,6 +1,8 @@
 //! A response as it is generated: its text in parts, until it ends. No I/O of its own.
 
-use codex_engine::End;
+use std::sync::Arc;
+
+use codex_engine::{End, LogProbabilities};
 
 use super::{
     error::ApiError,
@@ -29,6 +31,8 @@ pub(super) struct Form {
     pub(super) one_call: bool,
     /// Checks the whole response before any of it is passed on.
     pub(super) check: Option<Check>,
+    /// The tokens of the prompt, if the text begins with it.
+    pub(super) echo: Option<Arc<[u32]>>,
 }
 
 /// What is new in a response.
@@ -48,6 +52,8 @@ pub(super) struct Finished {
     pub(super) reasoning: usize,
     /// Tokens of the prompt that came from the prefix cache.
     pub(super) cached: usize,
+    /// Characters of the prompt at the beginning of the text.
+    pub(super) echoed: usize,
     pub(super) reason: Reason,
 }
 
@@ -85,7 +91,11 @@ struct Progress<'a> {
     one_call: bool,
     /// Scores of tokens whose text is held back.
     scored: Vec<Scored>,
-    /// Characters that were generated.
+    /// The tokens of the prompt, until they are the beginning of the text.
+    echo: Option<Arc<[u32]>>,
+    /// Characters of the prompt at the beginning of the text.
+    echoed: usize,
+    /// Characters of the text so far.
     characters: usize,
     called: bool,
     tokens: usize,
@@ -121,6 +131,13 @@ pub(super) async fn generate(
 fn checked(check: &Check, text: &mut Text) -> Result<bool, Refusal> {
     let mut all_cut = false;
     let mut changed = false;
+    for call in &text.calls {
+        // What is left of a name is the name of nothing, or of another function.
+        if check.text(&call.name, Direction::Answer)?.0 != call.name {
+            check.refuse(Direction::Answer);
+            return Err(Refusal::Blocked("name of a call".to_owned()));
+        }
+    }
     let arguments = text.calls.iter_mut().map(|call| &mut call.arguments);
     for (is_call, part) in
         [(false, &mut text.reasoning), (false, &mut text.content)].into_iter().chain(arguments.map(|it| (true, it)))
@@ -156,6 +173,8 @@ async fn unchecked(
         splitter: form.splitter,
         one_call: form.one_call,
         scored: Vec::new(),
+        echo: form.echo,
+        echoed: 0,
         characters: 0,
         called: false,
         tokens: 0,
@@ -164,8 +183,13 @@ async fn unchecked(
     };
     loop {
         match pieces.recv().await {
+            Some(Piece::Prompt(scores)) => {
+                let parts = progress.prompt(Some(scores))?;
+                progress.say(parts, &mut said);
+            }
             Some(Piece::Token(token)) => {
-                let parts = progress.token(&token)?;
+                let mut parts = progress.prompt(None)?;
+                parts.extend(progress.token(&token)?);
                 progress.say(parts, &mut said);
                 if progress.stops.reached() || (progress.called && progress.one_call) {
                     pieces.stopped();
@@ -174,8 +198,9 @@ async fn unchecked(
             }
             Some(Piece::End(end)) => {
                 let end = end.map_err(RequestError::from)?;
+                let mut parts = progress.prompt(None)?;
                 let rest = progress.rest()?;
-                let parts = progress.split(rest);
+                parts.extend(progress.split(rest));
                 progress.say(parts, &mut said);
                 let stopped = end == Some(End::Stop) || progress.stops.reached();
                 return Ok(progress.end(if stopped { Reason::Stop } else { Reason::Length }, &mut said));
@@ -192,6 +217,29 @@ fn undecodable(error: &TokenizerError) -> ApiError {
 }
 
 impl Progress<'_> {
+    /// Returns the prompt as the beginning of the text, once and only if it was asked for. Texts in `stop` do not end it.
+    fn prompt(&mut self, scores: Option<Vec<LogProbabilities>>) -> Result<Vec<Part>, ApiError> {
+        let Some(ids) = self.echo.take() else { return Ok(Vec::new()) };
+        let model = self.model;
+        let mut scores = scores.map(Vec::into_iter);
+        let mut text = String::new();
+        for (at, id) in ids.iter().enumerate() {
+            if let Some(scores) = &mut scores {
+                // The first token has nothing before it that would make it likely.
+                let own = if at == 0 { None } else { scores.next() };
+                self.scored.push(match own {
+                    Some(own) => Scored::new(&model.tokenizer, *id, &own, self.characters),
+                    None => Scored::unscored(&model.tokenizer, *id, self.characters),
+                });
+            }
+            let piece = model.specials.text(&mut self.stream, *id).map_err(|error| undecodable(&error))?;
+            self.characters += piece.chars().count();
+            text.push_str(&piece);
+        }
+        self.echoed = self.characters;
+        Ok(if text.is_empty() { Vec::new() } else { vec![Part::Content(text)] })
+    }
+
     /// Takes a token and returns the parts that it completes.
     fn token(&mut self, token: &Token) -> Result<Vec<Part>, ApiError> {
         self.tokens += 1;
@@ -252,6 +300,37 @@ impl Progress<'_> {
             said(Chunk { parts: Vec::new(), scored: std::mem::take(&mut self.scored) });
         }
         let reason = if self.called && reason == Reason::Stop { Reason::Calls } else { reason };
-        Finished { tokens: self.tokens, reasoning: self.reasoning, cached: self.cached, reason }
+        let Self { tokens, reasoning, cached, echoed, .. } = self;
+        Finished { tokens, reasoning, cached, echoed, reason }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::{Check, Refusal, Text, checked};
+    use crate::serving::{
+        filter::{Filter, Settings},
+        metrics::Metrics,
+        openai::split::Call,
+    };
+
+    #[test]
+    fn a_call_whose_name_a_rule_blocks_or_redacts_is_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let rules = folder.path().join("rules.yaml");
+        let written = "rules: [{ id: word, action: block, literal: bomb }, { id: ticket, action: redact, regex: 'ticket_[0-9]+' }]";
+        std::fs::write(&rules, written).unwrap();
+        let settings = Settings { rules: Some(rules), events: Some(folder.path().join("events.ndjson")) };
+        let filter = Filter::new(&settings, Arc::default(), Arc::new(Metrics::new().unwrap())).unwrap().unwrap();
+        let check = Check::new(filter, "/v1/chat/completions", "alice");
+        let called = |name: &str| {
+            let call = Call { name: name.to_owned(), arguments: "{}".to_owned() };
+            checked(&check, &mut Text { calls: vec![call], ..Text::default() })
+        };
+        assert_eq!(called("add"), Ok(false));
+        assert_eq!(called("build_bomb"), Err(Refusal::Blocked("word".to_owned())));
+        assert_eq!(called("close_ticket_7"), Err(Refusal::Blocked("name of a call".to_owned())));
     }
 }

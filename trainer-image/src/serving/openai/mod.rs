@@ -13,6 +13,7 @@ mod split;
 mod structure;
 #[cfg(test)]
 pub(super) mod tests;
+mod verbatim;
 
 use std::{
     sync::Arc,

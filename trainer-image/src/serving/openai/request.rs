@@ -31,10 +31,15 @@ use crate::{
 /// The most texts in `stop`, as at OpenAI.
 const MAX_STOPS: usize = 4;
 
+/// The fewest tokens that a response can be limited to.
+pub(super) const LEAST: u64 = 1;
+
 /// The most choices of a request.
 const MAX_CHOICES: u64 = 16;
 /// The most log-probabilities beside that of the chosen token.
 const MAX_SCORES: u64 = 20;
+/// The most log-probabilities of the tokens of a prompt, those beside them included.
+const MAX_PROMPT_SCORES: usize = 1 << 16;
 
 /// What a request asks for.
 #[derive(Debug)]
@@ -83,6 +88,7 @@ struct StreamOptions {
 struct CompletionBody {
     prompt: Prompt,
     logprobs: Option<u64>,
+    echo: Option<bool>,
 }
 
 /// A prompt: text or token ids, alone or in a list of one.
@@ -107,11 +113,7 @@ const REFUSED: [Refused; 9] = [
         |value| *value == "none" || *value == "auto",
         "functions are not supported: send tool_choice instead",
     ),
-    (
-        "echo",
-        |value| *value == false,
-        "the prompt is not repeated, nor are its log-probabilities: send false; codex evaluate --task runs loglikelihood tasks",
-    ),
+    ("echo", |value| *value == false, "only /v1/completions repeats the prompt: send false"),
     ("suffix", |value| *value == "", "text cannot be inserted: remove it"),
     ("logit_bias", is_empty, "logits cannot be biased: remove it"),
     ("presence_penalty", is_zero, "penalties are not supported: send 0"),
@@ -138,10 +140,11 @@ impl Asked {
         bytes: &[u8],
         check: Option<Check>,
     ) -> Result<Self, ApiError> {
-        let (body, common) = read(bytes, served, r#"{"prompt": "Once upon a time"}"#)?;
+        let (body, common) = read(bytes, served, r#"{"prompt": "Once upon a time"}"#, &["echo"])?;
         let structure = structure::of(&body)?;
         let budget = budget::of(&body)?;
-        let CompletionBody { prompt, logprobs } = typed(body)?;
+        let CompletionBody { prompt, logprobs, echo } = typed(body)?;
+        let echo = echo.unwrap_or(false);
         let encode = |text: &str| {
             let text = prompt_text(check.as_ref(), text.to_owned())?;
             model.tokenizer.encode(&text).map_err(|error| refused("prompt", &error))
@@ -162,7 +165,12 @@ impl Asked {
             }
         };
         let scores = logprobs.map(|count| scores("logprobs", count)).transpose()?;
-        let mut asked = Self { structure, ..Self::of(model, &prompt, common, scores, check)? };
+        // With the prompt in it, a completion without a response says something.
+        let least = if echo { 0 } else { LEAST };
+        let mut asked = Self { structure, ..Self::of(model, &prompt, (common, least), scores, check)? };
+        if echo {
+            asked.repeat_prompt(&prompt, scores)?;
+        }
         // A grammar binds a completion from its first token on, so that it has no reasoning.
         if let Some(budget) = budget.filter(|_| asked.structure.is_none()) {
             let markers = Markers::of(&model.tokenizer).unwrap_or(Markers::KNOWN[0]);
@@ -172,14 +180,41 @@ impl Asked {
         Ok(asked)
     }
 
-    /// Makes the jobs of a prompt.
+    /// Begins the text of each choice with the prompt, and scores the prompt if log-probabilities are asked for.
+    ///
+    /// # Errors
+    /// More log-probabilities are asked for than a response has room for.
+    fn repeat_prompt(&mut self, prompt: &[u32], scores: Option<usize>) -> Result<(), ApiError> {
+        self.form.echo = Some(prompt.into());
+        let Some(count) = scores else { return Ok(()) };
+        if self.jobs.len() > 1 {
+            let told =
+                format!("{}: with echo and logprobs, the prompt is computed for each choice: send 1", self.jobs.len());
+            return Err(ApiError::field("n", told));
+        }
+        let all = prompt.len().saturating_mul(count + 1);
+        if all > MAX_PROMPT_SCORES {
+            let told = format!(
+                "{count} beside each of the {} tokens of the prompt are {all} log-probabilities; at most {MAX_PROMPT_SCORES} are \
+                 returned: use a smaller number, or a shorter prompt",
+                prompt.len()
+            );
+            return Err(ApiError::field("logprobs", told));
+        }
+        for job in &mut self.jobs {
+            job.prompt_scores = Some(count);
+        }
+        Ok(())
+    }
+
+    /// Makes the jobs of a prompt, whose responses may be limited to `least` tokens.
     ///
     /// # Errors
     /// The prompt is too long, or a field is out of range.
     pub(super) fn of(
         model: &ServedModel,
         prompt: &[u32],
-        common: Common,
+        (common, least): (Common, u64),
         scores: Option<usize>,
         check: Option<Check>,
     ) -> Result<Self, ApiError> {
@@ -189,7 +224,9 @@ impl Asked {
             return Err(ApiError { code: Some("context_length_exceeded"), ..ApiError::invalid(None, told) });
         }
         let limit = match common.max_completion_tokens.or(common.max_tokens).or(common.max_output_tokens) {
-            Some(0) => return Err(ApiError::field("max_tokens", "0 is out of range; use at least 1")),
+            Some(limit) if limit < least => {
+                return Err(ApiError::field("max_tokens", format!("{limit} is out of range; use at least {least}")));
+            }
             Some(limit) => usize::try_from(limit).unwrap_or(usize::MAX).min(context),
             None => context,
         };
@@ -212,8 +249,7 @@ impl Asked {
         // The choice with number 0 is the one that the seed gives alone.
         let samplers =
             (0..count).map(|index| sampler(Sampling { seed: sampling.seed.wrapping_add(index), ..sampling }));
-        let prompt = prompt.to_vec();
-        let job = |sampler| Job { prompt: prompt.clone(), limit, sampler, scores, bound: None, thinking: None };
+        let job = |sampler| Job { sampler, scores, ..Job::greedy(prompt.to_vec(), limit) };
         let jobs = samplers.map(|sampler| Ok(job(sampler?)));
         let jobs = jobs.collect::<Result<_, ApiError>>()?;
         let stop = match common.stop {
@@ -226,7 +262,7 @@ impl Asked {
         }
         Ok(Self {
             jobs,
-            form: Form { stop, splitter: None, one_call: false, check },
+            form: Form { stop, splitter: None, one_call: false, check, echo: None },
             stream: common.stream.unwrap_or(false),
             usage: common.stream_options.and_then(|options| options.include_usage).unwrap_or(false),
             structure: None,
@@ -319,22 +355,22 @@ pub(super) fn refused(param: &str, error: &TokenizerError) -> ApiError {
 /// Reads a body as a request to either endpoint, without a model.
 #[cfg(test)]
 pub(crate) fn read_any(bytes: &[u8]) -> usize {
-    let Ok((body, _)) = read(bytes, "codex", "") else { return 0 };
+    let Ok((body, _)) = read(bytes, "codex", "", &["echo"]) else { return 0 };
     if structure::of(&body).and(structure::of_response(&body)).is_err() {
         return 0;
     }
     usize::from(super::chat::reads(body.clone())) + usize::from(typed::<CompletionBody>(body).is_ok())
 }
 
-/// Reads the body and the fields that all endpoints have.
-pub(super) fn read(bytes: &[u8], served: &str, example: &str) -> Result<(Value, Common), ApiError> {
+/// Reads the body and the fields that all endpoints have. `honoured` names fields that only this endpoint has, and others refuse.
+pub(super) fn read(bytes: &[u8], served: &str, example: &str, honoured: &[&str]) -> Result<(Value, Common), ApiError> {
     if bytes.is_empty() {
         return Err(ApiError::invalid(None, format!("the request body is empty: send {example}")));
     }
     let body: Map<String, Value> = codex_json::from_slice(bytes).map_err(|why| {
         ApiError::invalid(None, format!("the request body is not a JSON object ({why}): send {example}"))
     })?;
-    for (name, changes_nothing, right) in REFUSED {
+    for (name, changes_nothing, right) in REFUSED.into_iter().filter(|(name, ..)| !honoured.contains(name)) {
         if let Some(value) = body.get(name).filter(|value| !value.is_null() && !changes_nothing(value)) {
             return Err(ApiError::field(name, format!("{value}: {right}")));
         }

@@ -135,7 +135,7 @@ impl Answer {
         if !self.is_chat() {
             // Of a text that was stopped, only tokens that begin in it are shown.
             let length = text.content.chars().count();
-            text.scored.retain(|scored| scored.offset < length.max(1));
+            text.scored.retain(|scored| scored.offset < length.max(finished.echoed + 1));
             let scores = self.scores(&text.scored);
             return json!({ "index": index, "text": text.content, "logprobs": scores, "finish_reason": reason });
         }

@@ -1,5 +1,5 @@
 //! Sends copies of requests to shadows, after they were answered. Does I/O on a thread for each shadow, so that one that does not
-//! answer delays no other.
+//! answer delays no other. These threads have the lowest priority: answers need the processors first.
 
 use std::{
     io,
@@ -13,7 +13,7 @@ use std::{
 };
 
 use aws_lc_rs::signature::{Ed25519KeyPair, KeyPair as _};
-use codex_provenance::{ModelDigest, files};
+use codex_provenance::{ModelDigest, files, threads::give_way};
 use codex_reports::{
     COPIES_PATH, COPY_KEY_HEADER, COPY_SIGNATURE_HEADER, CopiedGrammar, CopiedSampling, CopiedThinking, MAX_COPY,
     MirrorFile, MirrorTarget, RequestCopy, signed_copy,
@@ -252,6 +252,7 @@ struct Sender {
 
 impl Sender {
     fn run(mut self, waiting: &Receiver<Arc<RequestCopy>>) {
+        give_way();
         while let Ok(copy) = waiting.recv() {
             let text = self.shared.served.get().map(|(_, tokenizer)| tokenizer.decode(&copy.prompt));
             // A prompt that cannot be decoded cannot be compared.

@@ -286,12 +286,10 @@ fn job(model: &ServedModel, copy: &RequestCopy) -> Result<Job, Refused> {
     // What a text has stopped is compared as far as it got.
     let limit = if copy.stopped { copy.tokens.len() } else { copy.limit };
     Ok(Job {
-        prompt: copy.prompt.clone(),
-        limit: limit.clamp(1, context),
         sampler,
         scores: Some(LIKELIEST),
-        bound: None,
         thinking: copy.thinking.as_ref().map(|copied| thinking(model, copied)).transpose()?,
+        ..Job::greedy(copy.prompt.clone(), limit.clamp(1, context))
     })
 }
 
@@ -304,6 +302,7 @@ async fn again(shadow: &Shadow, model: &ServedModel, copy: RequestCopy, mut piec
                 tokens.push(token.id);
                 scores.push(token.scores);
             }
+            Some(Piece::Prompt(_)) => {}
             Some(Piece::End(Ok(_))) => break,
             Some(Piece::End(Err(_)) | Piece::Late(_)) | None => return shadow.skip(copy.model),
         }

@@ -3,7 +3,6 @@
 use std::{fs, net::SocketAddr, sync::Arc, time::Duration};
 
 use aws_lc_rs::signature::{Ed25519KeyPair, KeyPair as _};
-use codex_engine::Sampler;
 use codex_provenance::{ModelDigest, Sha256};
 use codex_reports::{
     COPIES_PATH, COPY_KEY_HEADER, COPY_SIGNATURE_HEADER, Comparison, CopiedSampling, MirrorFile, MirrorTarget,
@@ -240,8 +239,7 @@ fn copies_that_find_no_place_are_dropped_and_counted() {
     let metrics = Arc::new(Metrics::new().unwrap());
     let mirror = Mirror::new(path.clone(), Arc::clone(&metrics)).unwrap();
     mirror.serves(ModelDigest(Sha256::of("model")), Tokenizer::characters().unwrap());
-    let job =
-        Job { prompt: vec![1, 2], limit: 4, sampler: Sampler::greedy(), scores: None, bound: None, thinking: None };
+    let job = Job::greedy(vec![1, 2], 4);
     assert!(mirror.begin(&job).is_none(), "without a file nothing is copied");
     let target = MirrorTarget { uid: UID.to_owned(), url, sample_percent: 100 };
     fs::write(&path, serde_json::to_vec(&MirrorFile { shadows: vec![target] }).unwrap()).unwrap();
@@ -284,7 +282,7 @@ async fn a_shadow_that_does_not_answer_delays_no_other() {
     let prompt = tokenizer.encode_prompt("1+1:").unwrap();
     mirror.serves(ModelDigest(Sha256::of("other")), tokenizer);
     accept(&compares, &[mirror.key().to_owned()]);
-    let job = Job { prompt, limit: 4, sampler: Sampler::greedy(), scores: None, bound: None, thinking: None };
+    let job = Job::greedy(prompt, 4);
     let compared = || shadow.reporter.state().comparisons.first().map_or(0, |it| it.compared + it.skipped);
     // Copies are refused until the shadow has read the key.
     for _ in 0..1_500 {
@@ -302,6 +300,30 @@ async fn a_shadow_that_does_not_answer_delays_no_other() {
         text.lines().find_map(|line| line.strip_prefix(name.as_str())).unwrap().parse().unwrap()
     };
     assert!(count("sent") >= 40 && count("failed") < count("sent") / 2, "{text}");
+    // Those of other tests may have just begun.
+    for _ in 0..500 {
+        let found = priorities("copies");
+        if found.len() >= 2 && found.iter().all(|priority| *priority == 19) {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    panic!("threads that send copies hold up others: {:?}", priorities("copies"));
+}
+
+/// Returns the priorities of this process's threads with a name.
+fn priorities(name: &str) -> Vec<i32> {
+    let tasks = fs::read_dir("/proc/self/task").unwrap();
+    // One that has ended is none.
+    let stats = tasks.filter_map(|task| fs::read_to_string(task.ok()?.path().join("stat")).ok());
+    stats
+        .filter_map(|stat| {
+            let (before, after) = stat.rsplit_once(") ")?;
+            let named = before.split_once(" (")?.1 == name;
+            // The first field after the name is the third one, and the priority the nineteenth.
+            named.then(|| after.split(' ').nth(16).unwrap().parse().unwrap())
+        })
+        .collect()
 }
 
 #[test]
@@ -312,8 +334,7 @@ fn requests_are_sampled_for_each_shadow() {
     fs::write(&path, serde_json::to_vec(&MirrorFile { shadows: vec![target(0), target(30)] }).unwrap()).unwrap();
     let mirror = Mirror::new(path, Arc::new(Metrics::new().unwrap())).unwrap();
     mirror.serves(ModelDigest(Sha256::of("model")), Tokenizer::characters().unwrap());
-    let job =
-        Job { prompt: vec![1, 2], limit: 4, sampler: Sampler::greedy(), scores: None, bound: None, thinking: None };
+    let job = Job::greedy(vec![1, 2], 4);
     let sampled = (0..2_000).filter(|_| mirror.begin(&job).is_some()).count();
     // Six standard deviations around 600.
     assert!((478..=722).contains(&sampled), "{sampled}");

@@ -97,7 +97,7 @@ impl Request {
         bytes: &[u8],
         check: Option<Check>,
     ) -> Result<(Self, Asked), ApiError> {
-        let (value, common) = read(bytes, served, r#"{"input": "Hello"}"#)?;
+        let (value, common) = read(bytes, served, r#"{"input": "Hello"}"#, &[])?;
         for (name, right) in STATEFUL {
             if value.get(name).is_some_and(|value| !value.is_null()) {
                 return Err(ApiError::field(name, right));
