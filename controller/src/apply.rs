@@ -75,6 +75,14 @@ pub enum ApplyError {
         /// Its name.
         name: String,
     },
+    /// The child that was to be changed no longer exists, which the cache did not show.
+    #[error("the {kind} {name} was deleted or replaced while it was to be changed; the object is planned again")]
+    Gone {
+        /// Its kind.
+        kind: String,
+        /// Its name.
+        name: String,
+    },
     /// The child differs from the plan even after it was applied and corrected.
     #[error("{0}; delete it to have it recreated")]
     Unmended(Box<UnmendedChild>),
@@ -101,6 +109,7 @@ impl ApplyError {
             Self::Client { source, .. } => client_category(source),
             Self::Taken { .. } => "name_taken",
             Self::Ending { .. } => "ending",
+            Self::Gone { .. } => "gone",
             Self::Unmended(_) => "foreign_fields",
             Self::Seal(source) => source.category(),
             Self::Json { .. } => "encoding",
@@ -112,7 +121,7 @@ impl ApplyError {
         match self {
             Self::Taken { .. } | Self::Unmended(_) => Some(Reason::NameTaken),
             Self::Client { source, .. } => refused(source).then_some(Reason::Refused),
-            Self::Ending { .. } | Self::Seal(_) | Self::Json { .. } => None,
+            Self::Ending { .. } | Self::Gone { .. } | Self::Seal(_) | Self::Json { .. } => None,
         }
     }
 }
@@ -384,10 +393,14 @@ impl Apply<'_> {
         }
         let mut params = PatchParams::apply(MANAGER);
         params.force = live.is_some();
-        let written = self.api::<C>().patch(&name, &params, &Patch::Apply(&wanted)).await;
+        // What was planned as a change must not create the child again: a cache may be late, and the Job of settled work stays deleted.
+        child.meta_mut().uid = live.as_ref().and_then(ResourceExt::uid);
+        let body = json(&child)?;
+        let written = self.api::<C>().patch(&name, &params, &Patch::Apply(&body)).await;
         let mut written = match written {
             // Another manager created it meanwhile: without force this is a conflict.
             Err(source) if live.is_none() && answered(&source, 409) => return Err(ApplyError::Taken { kind, name }),
+            Err(source) if answered(&source, 409) => return Err(ApplyError::Gone { kind, name }),
             written => written.map_err(failed("applied"))?,
         };
         self.context.metrics.wrote(&kind, "apply");

@@ -10,7 +10,7 @@ use kube::{Resource, ResourceExt};
 use crate::{
     inbox::{Inbox, Moves},
     kinds::kinds,
-    observe::{Kind, Queues, Stores},
+    observe::{Failures, Kind, Queues, Stores},
 };
 
 /// What a leader knows about objects.
@@ -21,6 +21,8 @@ pub struct Leader {
     pub inbox: Arc<Inbox>,
     /// The queues.
     pub queues: Queues,
+    /// Why watches fail.
+    pub failures: Failures,
     /// When the process began to reconcile.
     pub since: Timestamp,
 }

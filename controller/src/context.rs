@@ -92,6 +92,10 @@ impl Context {
 
     /// Drops the state of objects that no longer exist.
     pub fn sweep(&self) {
+        // Objects that may not be listed may exist.
+        if !self.stores.are_allowed() {
+            return;
+        }
         let alive = self.stores.uids();
         self.inbox.retain(&alive);
         self.backoff.retain(&alive);

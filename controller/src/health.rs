@@ -101,11 +101,15 @@ fn router(health: Health) -> Router {
     with_fallbacks(routes)
 }
 
-/// A process is ready if it reconciles, or if it can take over from the one that does. The Service for reports selects the leader by
+/// A process is ready if it reconciles, also if it may not list some kinds, or if it can take over from the one that does. The Service for reports selects the leader by
 /// its label.
 async fn ready(State(health): State<Health>) -> Response {
     match &*health.leadership.borrow() {
-        Leadership::Active(_) => (StatusCode::OK, "ok\n").into_response(),
+        Leadership::Active(leader) => {
+            let failing = leader.failures.told();
+            let told = if failing.is_empty() { String::new() } else { format!("; what is waited for: {failing}") };
+            (StatusCode::OK, format!("ok{told}\n")).into_response()
+        }
         Leadership::Standby(ready @ Standby::Ready(_)) => (StatusCode::OK, format!("{ready}\n")).into_response(),
         Leadership::Standby(why) => (StatusCode::SERVICE_UNAVAILABLE, format!("{why}\n")).into_response(),
     }
@@ -139,7 +143,7 @@ mod tests {
         census::Leader,
         inbox::Inbox,
         metrics::Metrics,
-        observe::{Queues, Stores, Writers},
+        observe::{Failures, Queues, Stores, Writers},
     };
 
     #[tokio::test]
@@ -185,9 +189,13 @@ mod tests {
         assert_eq!(said().await, "standing by: the Lease a is held by b\n");
         let stores = Stores::of(&mut Writers::default()).into();
         let (queues, _requests) = Queues::new();
-        let leader = Leader { stores, inbox: Inbox::default().into(), queues, since: Timestamp::UNIX_EPOCH };
+        let (failures, inbox) = (Failures::default(), Inbox::default().into());
+        let leader = Leader { stores, inbox, queues, failures: failures.clone(), since: Timestamp::UNIX_EPOCH };
         sender.send_replace(Leadership::Active(leader.into()));
-        assert_eq!(ask("/readyz").await, StatusCode::OK);
+        assert_eq!((ask("/readyz").await, said().await.as_str()), (StatusCode::OK, "ok\n"));
+        failures.set("Job", 0, Some("the right to list jobs is missing".to_owned()));
+        let told = "ok; what is waited for: the right to list jobs is missing\n";
+        assert_eq!((ask("/readyz").await, said().await.as_str()), (StatusCode::OK, told), "other kinds go on");
         assert_eq!(ask("/metrics").await, StatusCode::OK);
         assert_eq!(ask("/elsewhere").await, StatusCode::NOT_FOUND);
     }

@@ -49,10 +49,17 @@ impl Known {
     }
 }
 
-/// Returns the version in which the present content of a cached object came: everything but its status. The cache writes it into a
-/// field that API servers no longer fill.
+/// Returns the version in which the present content of a cached object came: everything but its status. `None` for an object that does
+/// not come from a cache.
 pub fn content<K: Resource>(object: &K) -> Option<&String> {
     object.meta().self_link.as_ref()
+}
+
+/// Sets the version in which the present content of an object came. Only caches do, for each object that they store. The mark travels
+/// with the object through plans and packing in `metadata.selfLink`, which API servers no longer fill and nothing else reads; a wrapper
+/// around every cached object would be needed to have it elsewhere.
+pub fn set_content<K: Resource>(object: &mut K, version: Option<String>) {
+    object.meta_mut().self_link = version;
 }
 
 #[cfg(test)]

@@ -299,8 +299,10 @@ async fn lead(
             let (admission, client) = (admission.clone(), client.clone());
             async move { admission.watch(client).await }
         });
-        let stores = tokio::select! {
-            stores = watch(&client, &flags.watch_namespaces.0, &metrics, &queues, &mut tasks, fill) => Arc::new(stores),
+        let (stores, failures) = tokio::select! {
+            (stores, failures) = watch(&client, &flags.watch_namespaces.0, &metrics, &queues, &mut tasks, fill) => {
+                (Arc::new(stores), failures)
+            }
             () = stop.cancelled() => return Ok(()),
         };
         // A verdict that is due at once must not find the policies unread.
@@ -347,7 +349,8 @@ async fn lead(
             "the caches are filled; reconciling"
         );
         active.send_replace(Some(context.clone()));
-        let leader = Leader { stores, inbox: context.inbox.clone(), queues: queues.clone(), since: context.now() };
+        let (inbox, queues_of_leader) = (context.inbox.clone(), queues.clone());
+        let leader = Leader { stores, inbox, queues: queues_of_leader, failures, since: context.now() };
         let marked = async {
             if let Some(pod) = &flags.pod_name {
                 let mark = async || leader::mark(&context.client, &flags.namespace, pod).await;

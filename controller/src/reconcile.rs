@@ -21,7 +21,7 @@ use crate::{
     context::{Context, Settled},
     effects::{EffectError, carry_out},
     error::chain,
-    observe::{Listed, Observe, ObserveError, get, requests, same_metadata},
+    observe::{Given, Listed, Observe, ObserveError, Turns, get, same_metadata},
     report::{self, ReportError},
     seal::SealError,
 };
@@ -110,6 +110,10 @@ pub async fn reconcile<K: Observe>(object: Arc<K>, context: &Context) -> Result<
         return Ok(None);
     }
     let uid = object.uid().unwrap_or_default();
+    // An empty cache would look as if nothing existed.
+    if let Some(why) = K::unknown(&context.stores, &object.namespace().unwrap_or_default()) {
+        return Err(ObserveError::Forbidden(why).into());
+    }
     let mut observed = object.clone().observe(context).instrument(info_span!("observe")).await?;
     let seen: Vec<_> =
         K::reports(&observed).iter().map(|received| (received.report.pod_uid.clone(), received.report.seq)).collect();
@@ -216,8 +220,10 @@ fn recorded(context: &Context, uid: &str, obstruction: Obstruction) -> Obstructi
 pub async fn control<K: Observe>(context: Arc<Context>, queue: UnboundedReceiver<ObjectRef<K>>) {
     let listed = K::store(&context).listed();
     let config = Config::default().concurrency(CONCURRENCY).debounce(DEBOUNCE);
+    let given = Given::default();
     let one = |listed: Arc<Listed<K>>, context: Arc<Context>| {
         let (namespace, object_name) = (listed.namespace().unwrap_or_default(), listed.name_any());
+        given.begun(&namespace, &object_name);
         let Some(object) = get(K::store(&context), &namespace, &object_name) else {
             // It was deleted while it was queued.
             context.queues.waiting().ended(&K::kind(&()), &namespace, &object_name);
@@ -255,12 +261,13 @@ pub async fn control<K: Observe>(context: Arc<Context>, queue: UnboundedReceiver
     let failed = |object: Arc<Listed<K>>, _: &ReconcileError, context: Arc<Context>| {
         Action::requeue(context.backoff.failed(&object.uid().unwrap_or_default()))
     };
-    controller::applier(one, failed, context.clone(), listed, requests(queue), config)
+    controller::applier(one, failed, context.clone(), listed, Turns::of(queue, given.clone()), config)
         .for_each(|result| async {
             // Failed reconciliations are logged above. The remaining error is an object that was deleted while queued.
             if let Err(failure) = result {
                 if let controller::Error::ObjectNotFound(gone) = &failure {
                     let namespace = gone.namespace.as_deref().unwrap_or_default();
+                    given.begun(namespace, &gone.name);
                     context.queues.waiting().ended(&K::kind(&()), namespace, &gone.name);
                     if let Err(failure) = delete_shared(&context, namespace).await {
                         warn!(category = failure.category(), error = chain(&failure), "the next sweep tries again");

@@ -30,7 +30,7 @@ pub enum ConditionType {
     /// A policy denies what the servers serve, or the model that would be served: nothing serves it. It stays, with the status False,
     /// after the policy was changed.
     Revoked,
-    /// The signing key, or a key that signed what is served, expires within 30 days. Present only while true.
+    /// The signing key, a key that signed what is served, or the trusted root expires within 30 days. Present only while true.
     KeyExpires,
     /// The configuration is complete and valid.
     ConfigResolved,

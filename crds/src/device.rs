@@ -38,6 +38,29 @@ impl fmt::Display for Device {
     }
 }
 
+/// Device that a pod computed on, as the pod reported it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct DeviceStatus {
+    /// Product name of the GPU, or model name of the processor.
+    #[schemars(length(max = 128))]
+    pub name: String,
+    /// Code path of the engine, such as cpu-f32 or candle-cuda-bf16.
+    #[schemars(length(max = 63))]
+    pub engine: String,
+    /// Version of the GPU's driver. Absent for a processor.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 63))]
+    pub driver: Option<String>,
+    /// Memory of the GPU in bytes. Absent for a processor.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub memory_bytes: Option<i64>,
+    /// Why a processor computed although the configured device is auto. Absent if the device is the configured one, or a GPU.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 512))]
+    pub fallback: Option<String>,
+}
+
 #[cfg(test)]
 mod tests {
     use super::Device;

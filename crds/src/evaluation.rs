@@ -3,14 +3,16 @@
 use codex_provenance::{
     ConfigDigest, DataDigest, EvidenceStrength, GatesDigest, ModelDigest, ReportDigest, golden::Golden,
 };
-use codex_verdict::{GateResult, GateSpec, MAX_GATES, MAX_METRIC_NAME, MAX_METRICS, MAX_REFERENCES, Verdict};
+use codex_verdict::{
+    GateResult, GateSpec, Kind, MAX_GATES, MAX_METRIC_NAME, MAX_METRICS, MAX_REFERENCES, Measurement, Method, Verdict,
+};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    DataItem, Device, Output, Schedule, ScheduleStatus, VolumeClaimFolder, WorkStatus, WorkerPod,
+    DataItem, Device, DeviceStatus, Output, Schedule, ScheduleStatus, VolumeClaimFolder, WorkStatus, WorkerPod,
     training_run::{DataStatus, default_progress_deadline, default_retries, default_seed},
 };
 
@@ -53,9 +55,10 @@ use crate::{
     validation = ("self.seed == oldSelf.seed", "spec.seed is immutable, because it defines the result: create another Evaluation"),
     validation = ("has(self.device) == has(oldSelf.device) && (!has(self.device) || self.device == oldSelf.device)", "spec.device is immutable, because it defines the result: create another Evaluation"),
     validation = ("self.gates == oldSelf.gates", "spec.gates is immutable, because the verdict depends on it: create another Evaluation"),
+    validation = ("self.page == oldSelf.page", "spec.page is immutable, because the Job has it already: create another Evaluation"),
     validation = ("has(self.schedule) == has(oldSelf.schedule)", "spec.schedule cannot be added or removed: create another Evaluation; its fields can be changed"),
     validation = ("self.terminationGracePeriodSeconds == oldSelf.terminationGracePeriodSeconds", "spec.terminationGracePeriodSeconds is immutable, because the Job has it already: create another Evaluation"),
-    validation = crate::rules::same_pod("Evaluation", false),
+    validation = crate::rules::same_pod("Evaluation"),
 )]
 pub struct EvaluationSpec {
     /// Name of the TrainingRun in this namespace whose model is scored. Exactly one of trainingRun and model is required.
@@ -98,6 +101,10 @@ pub struct EvaluationSpec {
     /// passes if every gate passes.
     #[schemars(length(min = 1, max = MAX_GATES))]
     pub gates: Vec<GateSpec>,
+    /// Whether the evaluator also writes a page for people, report.html, beside its results: gates, measurements, examples and
+    /// the digests of the model's files. status.page says where it lies. Defaults to false.
+    #[serde(default)]
+    pub page: bool,
     /// Settings of the evaluator pod. Its image is the one that the controller is configured with.
     #[serde(default)]
     #[x_kube(
@@ -186,6 +193,9 @@ pub struct EvaluationStatus {
     /// Model that was scored, identified by the digest that the evaluator computed from its files.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub model: Option<JudgedModel>,
+    /// Device that scored the model, as the evaluator reported it. Absent until then.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub device: Option<DeviceStatus>,
     /// Measurements that the evaluator reported. status.reportDigest covers them.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = MAX_METRICS))]
@@ -193,6 +203,9 @@ pub struct EvaluationStatus {
     /// File of the outcome of each problem, which other Evaluations compare with.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub outcomes: Option<OutcomesStatus>,
+    /// Page for people about the model and its results, as the evaluator wrote it. It proves nothing. Present only with spec.page.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub page: Option<PageStatus>,
     /// What the model generated for a few of the problems. Servers of the model generate it again before they are ready.
     /// status.reportDigest covers it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -297,6 +310,20 @@ pub struct OutcomesStatus {
     pub path: String,
 }
 
+/// Page for people on a volume.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct PageStatus {
+    /// SHA-256 of the file, as the evaluator wrote it.
+    pub sha256: DataDigest,
+    /// PersistentVolumeClaim that holds the file.
+    #[schemars(length(max = 253))]
+    pub claim_name: String,
+    /// Path of the file on the volume.
+    #[schemars(length(max = 1024))]
+    pub path: String,
+}
+
 /// An Evaluation that gates compare with.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
@@ -374,4 +401,56 @@ pub struct MetricStatus {
     /// problems name clusters.
     #[schemars(length(max = 24))]
     pub kind: String,
+}
+
+impl MetricStatus {
+    /// Returns the measurement, exactly as it was reported; `None` if it is malformed.
+    pub fn measurement(&self) -> Option<Measurement> {
+        let number = |count: Option<i64>| u64::try_from(count?).ok();
+        let float = |text: &Option<String>| match text {
+            None => Some(None),
+            Some(text) => text.parse().ok().map(Some),
+        };
+        let n = number(Some(self.n))?;
+        let method = || Method::ALL.into_iter().find(|method| Some(method.name()) == self.method.as_deref());
+        Some(match Kind::ALL.into_iter().find(|kind| kind.name() == self.kind)? {
+            Kind::Share => Measurement::Share { successes: number(self.successes)?, n },
+            Kind::Duel => {
+                Measurement::Duel { wins: number(self.wins)?, ties: number(self.ties)?, losses: number(self.losses)? }
+            }
+            Kind::Mean => Measurement::Mean { n, sum: float(&self.sum)?, sum_of_squares: float(&self.sum_of_squares)? },
+            Kind::Difference => {
+                Measurement::Difference { n, sum: float(&self.sum)?, sum_of_squares: float(&self.sum_of_squares)? }
+            }
+            Kind::Estimate => Measurement::Estimate {
+                value: float(&self.value)?,
+                lower: float(&self.lower)?,
+                upper: float(&self.upper)?,
+                n,
+                confidence: float(&self.confidence)?,
+                method: method()?,
+            },
+            Kind::ClusterMean => Measurement::ClusterMean {
+                n,
+                items: number(self.items)?,
+                sum: float(&self.sum)?,
+                sum_of_squares: float(&self.sum_of_squares)?,
+            },
+            Kind::ClusterDifference => Measurement::ClusterDifference {
+                n,
+                items: number(self.items)?,
+                sum: float(&self.sum)?,
+                sum_of_squares: float(&self.sum_of_squares)?,
+            },
+            Kind::ClusterEstimate => Measurement::ClusterEstimate {
+                value: float(&self.value)?,
+                lower: float(&self.lower)?,
+                upper: float(&self.upper)?,
+                n,
+                items: number(self.items)?,
+                confidence: float(&self.confidence)?,
+                method: method()?,
+            },
+        })
+    }
 }

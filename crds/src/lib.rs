@@ -31,10 +31,10 @@ pub use autoscaling::{Autoscaling, AutoscalingMetrics};
 pub use base::{Base, BaseRun, BaseSigner, BaseStatus, HuggingFace, SecretKey};
 pub use conditions::{ConditionType, Reason};
 pub use data::{ConfigMapKey, DataItem, DataSource, Synthetic, VolumeClaimFolder, VolumeClaimPath};
-pub use device::Device;
+pub use device::{Device, DeviceStatus};
 pub use evaluation::{
     Evaluation, EvaluationPhase, EvaluationSpec, EvaluationStatus, GivenModel, JudgedModel, MetricStatus,
-    OutcomesStatus, ReadStatus, ReferenceStatus,
+    OutcomesStatus, PageStatus, ReadStatus, ReferenceStatus,
 };
 pub use names::{annotation, bundle, child, is_subdomain, label};
 pub use pod::{PodIds, TrainerPod, WorkerPod};
@@ -57,8 +57,8 @@ pub use shadow::{DifferenceStatus, MAX_SHADOW_SOURCES, Parity, Shadow, ShadowSou
 pub use sign_off::{SignOff, SignOffSpec};
 pub use training_run::{
     CheckpointStatus, ClaimOutput, CurriculumPhaseState, CurriculumPhaseStatus, CurriculumStatus, DataStatus,
-    DeviceStatus, FileStatus, LostCheckpointStatus, MAX_CURRICULUM_PHASES, MAX_MODEL_FILES, ModelStatus, Output,
-    ProgressStatus, TrainingRun, TrainingRunPhase, TrainingRunSpec, TrainingRunStatus,
+    FileStatus, LostCheckpointStatus, MAX_CURRICULUM_PHASES, MAX_MODEL_FILES, ModelStatus, Output, ProgressStatus,
+    TemplateFrom, TrainingRun, TrainingRunPhase, TrainingRunSpec, TrainingRunStatus,
 };
 pub use work::{AttemptStatus, MAX_ATTEMPTS, WorkStatus};
 

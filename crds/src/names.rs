@@ -40,6 +40,8 @@ pub mod annotation {
     pub const CYCLE_EVALUATIONS: &str = "codex-ml.dev/cycle-evaluations";
     /// SHA-256 over the name of an object of a cycle and the parts of its spec that define the result.
     pub const SPEC_DIGEST: &str = "codex-ml.dev/spec-digest";
+    /// SHA-256 of the settings in `spec.pod` that a Job was created with.
+    pub const POD_DIGEST: &str = "codex-ml.dev/pod-digest";
     /// Name of the queue that a Job was created for.
     pub const QUEUE: &str = "codex-ml.dev/queue";
     /// Namespaces that an installation of the controller watches, separated by commas; empty for all. On its Lease.

@@ -1,6 +1,6 @@
 //! `PromotionPolicy` and `ClusterPromotionPolicy`: what a model needs before it is promoted into a ring. They never report. No I/O.
 
-use codex_verdict::policy::{Denied, MAX_RULES, Policy, PolicyKind, PolicyRule, PolicySpec};
+use codex_verdict::policy::{Denied, MAX_RULES, Policy, PolicyKind, PolicyRule, PolicySpec, ReadinessWeights};
 use kube::{CustomResource, KubeSchema, ResourceExt};
 use serde::{Deserialize, Serialize};
 
@@ -30,6 +30,10 @@ pub struct PromotionPolicySpec {
     /// Digests that must not be served, in any ring. What serves one is scaled to zero, and comes back when the digest is removed.
     #[serde(default)]
     pub denied: Denied,
+    /// Weights of readiness in surveys of status-report. If several policies state them, those count with which a run is least ready.
+    /// Without them, readiness is 0.5 evidence, 0.2 traces and 0.3 deployment. They block nothing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub readiness: Option<ReadinessWeights>,
 }
 
 /// Demands on promotions in all namespaces: rules for rings, and digests that must not be served.
@@ -57,11 +61,15 @@ pub struct ClusterPromotionPolicySpec {
     /// Digests that must not be served, in any ring. What serves one is scaled to zero, and comes back when the digest is removed.
     #[serde(default)]
     pub denied: Denied,
+    /// Weights of readiness in surveys of status-report. If several policies state them, those count with which a run is least ready.
+    /// Without them, readiness is 0.5 evidence, 0.2 traces and 0.3 deployment. They block nothing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub readiness: Option<ReadinessWeights>,
 }
 
 impl From<&PromotionPolicy> for Policy {
     fn from(object: &PromotionPolicy) -> Self {
-        let PromotionPolicySpec { rules, denied } = object.spec.clone();
+        let PromotionPolicySpec { rules, denied, .. } = object.spec.clone();
         Self {
             kind: PolicyKind::PromotionPolicy,
             name: object.name_any(),
@@ -73,7 +81,7 @@ impl From<&PromotionPolicy> for Policy {
 
 impl From<&ClusterPromotionPolicy> for Policy {
     fn from(object: &ClusterPromotionPolicy) -> Self {
-        let ClusterPromotionPolicySpec { rules, denied } = object.spec.clone();
+        let ClusterPromotionPolicySpec { rules, denied, .. } = object.spec.clone();
         Self {
             kind: PolicyKind::ClusterPromotionPolicy,
             name: object.name_any(),

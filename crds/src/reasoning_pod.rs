@@ -8,8 +8,8 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    Autoscaling, Device, MAX_HISTORY, Redeploy, RedeployStatus, Rollout, RolloutRecord, RolloutStatus, ServedStatus,
-    Shadow, ShadowStatus, WorkerPod,
+    Autoscaling, Device, DeviceStatus, MAX_HISTORY, Redeploy, RedeployStatus, Rollout, RolloutRecord, RolloutStatus,
+    ServedStatus, Shadow, ShadowStatus, WorkerPod,
 };
 
 /// The most SignOffs in a status.
@@ -44,7 +44,7 @@ pub(crate) const MAX_SIGN_OFFS: usize = 64;
 )]
 #[serde(rename_all = "camelCase")]
 #[x_kube(
-    validation = crate::rules::same_pod("ReasoningPod", false),
+    validation = crate::rules::same_pod("ReasoningPod"),
     validation = crate::rules::scaled_by_cpu(),
     validation = crate::rules::shadow(),
     validation = crate::rules::served(),
@@ -277,6 +277,9 @@ pub struct ReasoningPodStatus {
     /// Model digest that the servers verified.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub verified: Option<VerifiedStatus>,
+    /// Device that the server named in status.verified.by computes on, as that server reported it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub device: Option<DeviceStatus>,
     /// Number of server pods.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub replicas: Option<i32>,

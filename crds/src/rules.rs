@@ -264,25 +264,52 @@ pub(crate) fn ring() -> Rule {
     of_kube(cel::ring())
 }
 
+/// Returns the expression that a field of `pod` is equal in the specs `new` and `old`. It may be absent or `empty`.
+fn same_or(new: &str, old: &str, field: &str, empty: &str) -> String {
+    let value = |of: &str| format!("(has({of}.pod.{field}) ? {of}.pod.{field} : {empty})");
+    format!("{} == {}", value(new), value(old))
+}
+
 /// Returns the rule that `spec.pod` keeps its meaning. `kind` names the object.
-pub(crate) fn same_pod(kind: &str, trainer: bool) -> Rule {
+pub(crate) fn same_pod(kind: &str) -> Rule {
+    Rule::new(same_worker("self", "oldSelf").join(" && "))
+        .message(Message::Message(format!("spec.pod is immutable: create another {kind}")))
+}
+
+/// Returns the rule that image and environment of a trainer are immutable.
+pub(crate) fn same_program() -> Rule {
+    let rules = [same_or("self", "oldSelf", "image", "''"), same_or("self", "oldSelf", "env", "[]")];
+    Rule::new(rules.join(" && ")).message(
+        "spec.pod.image and spec.pod.env are immutable, because they decide what is trained: create another TrainingRun",
+    )
+}
+
+/// Returns the rule that resources and placement of a trainer's pod are immutable once a pod has started. It reads the status, so it is a
+/// rule of the whole object.
+pub(crate) fn same_pod_once_started() -> Rule {
+    let (new, old) = ("self.spec", "oldSelf.spec");
+    let mut rules = same_worker(new, old);
+    rules.extend(["runtimeClassName", "sharedMemory"].map(|field| same_or(new, old, field, "''")));
+    Rule::new(format!("!has(oldSelf.status) || !has(oldSelf.status.startedAt) || ({})", rules.join(" && ")))
+        .message("spec.pod is immutable once a pod has started (status.startedAt): create another TrainingRun")
+}
+
+/// Returns the expressions that resources and placement of a pod have the same meaning in the specs `new` and `old`.
+fn same_worker(new: &str, old: &str) -> Vec<String> {
     // Each list and map may be absent or empty, each object absent or without fields.
-    let or = |field: &str, empty: &str| {
-        let value = |of: &str| format!("(has({of}.pod.{field}) ? {of}.pod.{field} : {empty})");
-        format!("{} == {}", value("self"), value("oldSelf"))
-    };
+    let or = |field: &str, empty: &str| same_or(new, old, field, empty);
     let inner = |field: &str| {
         let (parent, _) = field.split_once('.').unwrap_or_default();
         let has = |of: &str| format!("(has({of}.pod.{parent}) && has({of}.pod.{field}))");
-        let (new, old) = (has("self"), has("oldSelf"));
-        format!("{new} == {old} && (!{new} || self.pod.{field} == oldSelf.pod.{field})")
+        let (has_new, has_old) = (has(new), has(old));
+        format!("{has_new} == {has_old} && (!{has_new} || {new}.pod.{field} == {old}.pod.{field})")
     };
     // 100m and 0.1 are one quantity. What is no quantity must stay as it is written. Each size is known from the path of a value,
     // so that the API server can estimate the cost of the rule.
     let quantities = |list: &str| {
         let of = |of: &str| format!("{of}.pod.resources.{list}");
         let has = |of: &str| format!("has({of}.pod.resources) && has({of}.pod.resources.{list})");
-        let (new, old, has_new, has_old) = (of("self"), of("oldSelf"), has("self"), has("oldSelf"));
+        let (new, old, has_new, has_old) = (of(new), of(old), has(new), has(old));
         let (one, other) = (format!("string({new}[name])"), format!("string({old}[name])"));
         let equal = format!(
             "({one} == {other} || (isQuantity({one}) && isQuantity({other}) && quantity({one}).compareTo(quantity({other})) == 0))"
@@ -292,14 +319,11 @@ pub(crate) fn same_pod(kind: &str, trainer: bool) -> Rule {
              {has_new} && name in {new}))"
         )
     };
-    let mut rules = Vec::new();
-    if trainer {
-        rules.extend([or("image", "''"), or("env", "[]")]);
-    }
-    rules.extend([quantities("limits"), quantities("requests"), or("nodeSelector", "{}"), or("tolerations", "[]")]);
+    let mut rules =
+        vec![quantities("limits"), quantities("requests"), or("nodeSelector", "{}"), or("tolerations", "[]")];
     rules.extend(["nodeAffinity", "podAffinity", "podAntiAffinity"].map(|field| inner(&format!("affinity.{field}"))));
     rules.extend([or("priorityClassName", "''"), or("imagePullSecrets", "[]")]);
-    Rule::new(rules.join(" && ")).message(Message::Message(format!("spec.pod is immutable: create another {kind}")))
+    rules
 }
 
 /// Returns the rule that the folder `path` on a claim keeps its meaning: `runs`, `runs/` and `./runs` are one folder. `object`

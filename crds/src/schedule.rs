@@ -8,8 +8,8 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    WorkStatus,
-    evaluation::{JudgedModel, MetricStatus, OutcomesStatus, ReadStatus, ReferenceStatus},
+    DeviceStatus, WorkStatus,
+    evaluation::{JudgedModel, MetricStatus, OutcomesStatus, PageStatus, ReadStatus, ReferenceStatus},
     training_run::DataStatus,
 };
 
@@ -134,6 +134,12 @@ pub struct ActiveRun {
     /// File of the outcome of each problem.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub outcomes: Option<OutcomesStatus>,
+    /// Page for people about the model and its results.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub page: Option<PageStatus>,
+    /// Device that scores the model.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub device: Option<DeviceStatus>,
     /// What the model generated for a few of the problems.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub golden_tokens: Option<Golden>,

@@ -7,7 +7,10 @@ use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::{Base, BaseStatus, ComputationStatus, DataItem, Reproduces, ReproductionStatus, TrainerPod, WorkStatus};
+use crate::{
+    Base, BaseStatus, ComputationStatus, ConfigMapKey, DataItem, DeviceStatus, Reproduces, ReproductionStatus,
+    TrainerPod, WorkStatus,
+};
 
 /// Desired state of a TrainingRun: configuration, seed, data, output and pod.
 #[derive(CustomResource, Clone, Debug, PartialEq, Serialize, Deserialize, KubeSchema)]
@@ -35,19 +38,21 @@ use crate::{Base, BaseStatus, ComputationStatus, DataItem, Reproduces, Reproduct
     printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp"),
     validation = crate::rules::name(),
     validation = crate::rules::own_base(),
-    validation = crate::rules::own_reproduction()
+    validation = crate::rules::own_reproduction(),
+    validation = crate::rules::same_pod_once_started()
 )]
 #[serde(rename_all = "camelCase")]
 #[x_kube(
     validation = ("self.template == oldSelf.template", "spec.template is immutable, because it defines the result: create another TrainingRun"),
     validation = ("self.overrides == oldSelf.overrides", "spec.overrides is immutable, because it defines the result: create another TrainingRun"),
+    validation = ("has(self.templateFrom) == has(oldSelf.templateFrom) && (!has(self.templateFrom) || self.templateFrom == oldSelf.templateFrom)", "spec.templateFrom is immutable, because it defines the result: create another TrainingRun"),
     validation = crate::rules::same_text("config", "is immutable, because it defines the result: create another TrainingRun"),
     validation = ("self.seed == oldSelf.seed", "spec.seed is immutable, because it defines the result: create another TrainingRun"),
     validation = ("self.data == oldSelf.data", "spec.data is immutable, because it defines the result: create another TrainingRun"),
     validation = crate::rules::same_base("is immutable, because it defines the result: create another TrainingRun"),
     validation = crate::rules::same_folder("output", "subPath", "is immutable, because it holds the checkpoints: create another TrainingRun"),
     validation = ("self.terminationGracePeriodSeconds == oldSelf.terminationGracePeriodSeconds", "spec.terminationGracePeriodSeconds is immutable, because the Job has it already: create another TrainingRun"),
-    validation = crate::rules::same_pod("TrainingRun", true),
+    validation = crate::rules::same_program(),
     validation = crate::rules::same_reproduces("is immutable, because it defines the result: create another TrainingRun"),
     validation = crate::rules::image_of_reproduction(),
 )]
@@ -61,6 +66,10 @@ pub struct TrainingRunSpec {
     /// Configuration template to start from (lora needs spec.base): cot-starter, cot-plus, cot-padded, answers-only or lora.
     #[schemars(length(min = 1, max = 63))]
     pub template: String,
+    /// Template of your own, which spec.template gives a name, instead of an included one. Training starts once the ConfigMap exists, and
+    /// never from a text with another digest. Once the trainer has started, changes of the ConfigMap have no effect.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub template_from: Option<TemplateFrom>,
     /// Settings that replace those of template and config, each as key=value, such as training.max_steps=500.
     #[serde(default)]
     #[schemars(length(max = 64), inner(length(min = 3, max = 1024)))]
@@ -75,7 +84,8 @@ pub struct TrainingRunSpec {
     pub seed: u64,
     /// Data files, mixed in equal shares. The file named validation is held out: the trainer evaluates it every
     /// training.eval_every steps and never trains on it. The files named plugin-filter and plugin-reward are plugins in
-    /// WebAssembly: the first selects the records that are trained on, the second rewards the answers of training.method=grpo.
+    /// WebAssembly: the first selects the records that are trained on, the second rewards the answers of training.method=grpo. The
+    /// file named safety-rules has safety rules, which block records or redact their texts before the model learns from them.
     #[schemars(length(min = 1, max = 16))]
     #[x_kube(
         validation = ("self.all(a, self.exists_one(b, b.name == a.name))", "spec.data[].name must be unique within the list: rename one of the files")
@@ -92,7 +102,8 @@ pub struct TrainingRunSpec {
     pub reproduces: Option<Reproduces>,
     /// Volume that receives checkpoints, artifacts and the model. Deleting the TrainingRun does not delete them.
     pub output: Output,
-    /// Settings of the trainer pod.
+    /// Settings of the trainer pod. Image and environment are immutable. Everything else may change until a pod has started, which
+    /// status.startedAt says: a Job that waits is then created anew with the changed settings.
     #[serde(default)]
     #[x_kube(
         validation = ("!has(self.resources) || !has(self.resources.claims) || self.resources.claims.all(claim, has(self.resourceClaims) && self.resourceClaims.exists(given, given.name == claim.name))", "pod.resources.claims must name entries of pod.resourceClaims: add the claim there, or remove it")
@@ -124,6 +135,18 @@ pub struct TrainingRunSpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 0, max = 31_536_000))]
     pub ttl_seconds_after_finished: Option<i64>,
+}
+
+/// A template of settings in a ConfigMap, pinned by its digest.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct TemplateFrom {
+    /// ConfigMap of this namespace, and the key of it that holds the settings as YAML text. At most 32 KiB.
+    pub config_map: ConfigMapKey,
+    /// SHA-256 of the text, as 64 lower-case hexadecimal digits.
+    #[schemars(length(min = 64, max = 64))]
+    #[x_kube(validation = crate::rules::text("sha256", "self.matches('^[0-9a-f]{64}$')", "64 lower-case hexadecimal digits, as sha256sum prints them"))]
+    pub sha256: String,
 }
 
 fn default_trainer_grace() -> i64 {
@@ -233,29 +256,6 @@ pub struct TrainingRunStatus {
     #[schemars(length(max = 16))]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["type".into()]))]
     pub conditions: Vec<Condition>,
-}
-
-/// The device that computed a model.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase")]
-pub struct DeviceStatus {
-    /// Product name of the GPU, or model name of the processor.
-    #[schemars(length(max = 128))]
-    pub name: String,
-    /// Code path of the engine, such as cpu-f32 or candle-cuda-bf16.
-    #[schemars(length(max = 63))]
-    pub engine: String,
-    /// Version of the GPU's driver. Absent for a processor.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(length(max = 63))]
-    pub driver: Option<String>,
-    /// Memory of the GPU in bytes. Absent for a processor.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub memory_bytes: Option<i64>,
-    /// Why a processor computed although training.device is auto. Absent if the device is the configured one, or a GPU.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(length(max = 512))]
-    pub fallback: Option<String>,
 }
 
 /// The phase of a run.
@@ -436,6 +436,10 @@ pub struct ModelStatus {
     pub parameters: i64,
     /// Total size of the model files in bytes.
     pub size_bytes: i64,
+    /// Digest of the adapter beside the model, in artifacts/adapter: SHA-256 of its canonical manifest, as the trainer reported it. Absent
+    /// if no adapter was trained.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub adapter: Option<ModelDigest>,
     /// Files of the model, in the order of its manifest.
     #[schemars(length(max = 64))]
     pub files: Vec<FileStatus>,

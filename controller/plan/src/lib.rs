@@ -9,6 +9,7 @@
 mod admission;
 pub mod conditions;
 mod data;
+mod device;
 pub mod evaluation;
 mod events;
 pub mod http_route;

@@ -6,7 +6,7 @@ use codex_crds::WorkerPod;
 use codex_provenance::Sha256;
 use serde::{Deserialize, Serialize};
 
-use crate::{metadata::Component, run_as::RunAs};
+use crate::{device::NeedsGpu, metadata::Component, run_as::RunAs};
 
 /// The settings of the controller that plans depend on.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -38,11 +38,12 @@ pub struct Settings {
 }
 
 impl Settings {
-    /// Returns the image of a pod of this component: the one with CUDA if the pod gets a device.
+    /// Returns the image of a pod of this component: the one with CUDA if the pod gets a device. `needs` is the setting that needs a GPU.
     ///
     /// # Errors
-    /// The sentence that says which setting is missing.
-    pub(crate) fn image(&self, component: Component, pod: &WorkerPod) -> Result<&str, String> {
+    /// The sentence that says which setting is missing, or that the pod gets no GPU.
+    pub(crate) fn image(&self, component: Component, pod: &WorkerPod, needs: Option<NeedsGpu>) -> Result<&str, String> {
+        needs.map_or(Ok(()), |needs| needs.check(pod))?;
         if pod.has_device() {
             let asked = pod.gpu().map_or_else(
                 || "spec.pod.resourceClaims names devices".to_owned(),

@@ -5,10 +5,9 @@ use std::{
     fmt,
 };
 
+use codex_checklist::Quantity;
 use codex_plan::text::truncate_chars;
 use serde_json::Value;
-
-use super::quantity::quantity;
 
 /// The first field in which two objects differ.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -62,7 +61,7 @@ pub(super) fn holds(wanted: &Value, live: &Value, path: &str) -> Option<Differen
         }
         (Value::Array(wanted), Value::Array(live)) => lists(wanted, live, path, holds),
         (Value::String(a), Value::String(b))
-            if is_quantity(path) && quantity(a).is_some() && quantity(a) == quantity(b) =>
+            if is_quantity(path) && Quantity::parse(a).is_some() && Quantity::parse(a) == Quantity::parse(b) =>
         {
             None
         }

@@ -10,7 +10,6 @@ mod compare;
 mod correction;
 mod ids;
 mod pod_spec;
-mod quantity;
 
 pub use child::{Role, difference, pod_difference};
 pub use compare::Difference;

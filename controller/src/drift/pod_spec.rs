@@ -2,9 +2,8 @@
 
 use std::{collections::HashMap, sync::LazyLock};
 
+use codex_checklist::Quantity;
 use serde_json::{Map, Value};
-
-use super::quantity::quantity;
 
 /// Which values of a field the canonical form of a pod spec leaves out.
 #[derive(Clone, Copy)]
@@ -94,7 +93,7 @@ fn reduce(path: &str, name: &str, value: &Value) -> Option<Value> {
         Value::Bool(false) if OMITTED_FALSE.contains(&name) => None,
         Value::String(text) if text.is_empty() => None,
         Value::String(text) if matches!(name, "sizeLimit" | "divisor") => {
-            Some(quantity(text).map_or_else(|| value.clone(), |size| Value::String(size.to_string())))
+            Some(Quantity::parse(text).map_or_else(|| value.clone(), |size| Value::String(size.to_string())))
         }
         Value::Bool(_) | Value::Number(_) | Value::String(_) => Some(value.clone()),
         Value::Array(list) => {

@@ -51,6 +51,14 @@ pub(super) async fn authorize(context: &Context, pod: &PodIdentity, report: &Rep
     if !fits {
         return Err(Rejection::Invalid(format!("state does not match the kind {kind}")));
     }
+    let unknown = match report.kind {
+        Kind::TrainingRun => context.stores.unknown_training(&report.namespace),
+        Kind::Evaluation => context.stores.unknown_evaluation(&report.namespace),
+        Kind::ReasoningPod => context.stores.unknown_serving(&report.namespace),
+    };
+    if let Some(why) = unknown {
+        return Err(Rejection::Unavailable(why));
+    }
     let object = object(context, report)?;
     if object != report.object_uid {
         return reject(format!(

@@ -58,7 +58,7 @@ pub type Rooted = (Arc<Root>, Arc<TrustedRoot>);
 pub fn trusted_root(config_map: Option<&ConfigMap>) -> Result<Option<Rooted>, String> {
     let Some(text) = config_map.and_then(|found| entry(found, ROOT)) else { return Ok(None) };
     let root = Root::from_json(text).map_err(|why| format!("{ROOT:?} of the ConfigMap {NAME}: {}", chain(&why)))?;
-    let plan = TrustedRoot { digest: root.digest(), text: text.to_owned() };
+    let plan = TrustedRoot { digest: root.digest(), text: text.to_owned(), ends: root.ends() };
     Ok(Some((Arc::new(root), Arc::new(plan))))
 }
 

@@ -2,7 +2,7 @@
 //! costs the same among ten objects and among ten thousand.
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeMap, HashMap},
     hash::{BuildHasher, RandomState},
     marker::PhantomData,
     pin::pin,
@@ -43,7 +43,10 @@ use super::{
     shelf::{Pack, Shelf},
     training_run,
 };
-use crate::{known::content, ownership::controller};
+use crate::{
+    known::{content, set_content},
+    ownership::controller,
+};
 
 /// What an object names in its namespace.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -263,6 +266,8 @@ struct Shared<K: Names> {
     hasher: RandomState,
     /// Whether the cluster does not have the kind.
     missing: AtomicBool,
+    /// Why the kind may not be listed, by namespace; `None` for the whole cluster.
+    forbidden: RwLock<BTreeMap<Option<String>, String>>,
     /// Wakes those who wait for a change.
     changes: Notify,
 }
@@ -312,6 +317,18 @@ impl<K: Names> Cache<K> {
     /// Whether the API server lists the kind. Only a kind that clusters need not have can be missing.
     pub fn exists(&self) -> bool {
         !self.0.missing.load(Ordering::Relaxed)
+    }
+
+    /// Returns why the objects of a namespace may not be listed. Until they may, the cache says nothing about them.
+    pub fn forbidden(&self, namespace: &str) -> Option<String> {
+        let forbidden = self.0.forbidden.read().unwrap_or_else(PoisonError::into_inner);
+        let of = |place: &Option<String>| place.as_deref().is_none_or(|place| place == namespace);
+        forbidden.iter().find(|(place, _)| of(place)).map(|(_, why)| why.clone())
+    }
+
+    /// Whether the objects of all namespaces may be listed.
+    pub fn is_allowed(&self) -> bool {
+        self.0.forbidden.read().unwrap_or_else(PoisonError::into_inner).is_empty()
     }
 
     /// Returns the list that kube's runner reads. It is empty for a kind that is not reconciled.
@@ -409,6 +426,7 @@ impl<K: Names> Default for CacheWriter<K> {
             index: RwLock::default(),
             hasher: RandomState::new(),
             missing: AtomicBool::new(false),
+            forbidden: RwLock::default(),
             changes: Notify::new(),
         };
         Self { listed, shared: Arc::new(shared) }
@@ -426,6 +444,16 @@ impl<K: Names> CacheWriter<K> {
         self.shared.missing.store(!exists, Ordering::Relaxed);
     }
 
+    /// Records why the objects of a namespace may not be listed, or that they may. `None` stands for the whole cluster.
+    pub(crate) fn set_forbidden(&self, namespace: Option<&str>, why: Option<String>) {
+        let mut forbidden = self.shared.forbidden.write().unwrap_or_else(PoisonError::into_inner);
+        let namespace = namespace.map(str::to_owned);
+        match why {
+            Some(why) => forbidden.insert(namespace, why),
+            None => forbidden.remove(&namespace),
+        };
+    }
+
     /// Says that the cache can be read.
     pub(super) fn is_ready(&mut self) {
         self.listed.apply_watcher_event(&Event::Init);
@@ -438,7 +466,8 @@ impl<K: Names> CacheWriter<K> {
         let place = place(&object);
         let old = shared.get(&place);
         let unchanged = old.as_ref().filter(|old| object.has_content_of(old)).and_then(|old| content(&**old).cloned());
-        object.meta_mut().self_link = unchanged.or_else(|| object.meta().resource_version.clone());
+        let version = unchanged.or_else(|| object.meta().resource_version.clone());
+        set_content(&mut object, version);
         let (before, after) = (old.map(|old| shared.keys(&old)).unwrap_or_default(), shared.keys(&object));
         // Readers of the index wait, so that it never shows less than the cache.
         let mut index = shared.index.write().unwrap_or_else(PoisonError::into_inner);

@@ -19,6 +19,9 @@ pub enum ObserveError {
         #[source]
         source: kube::Error,
     },
+    /// A kind that the plan depends on may not be listed.
+    #[error("{0}")]
+    Forbidden(String),
     /// The ledger of reads cannot be read.
     #[error(transparent)]
     Ledger(#[from] LedgerError),
@@ -29,6 +32,7 @@ impl ObserveError {
     pub fn category(&self) -> &'static str {
         match self {
             Self::Client { source, .. } => client_category(source),
+            Self::Forbidden(_) => "forbidden",
             Self::Ledger(source) => source.category(),
         }
     }

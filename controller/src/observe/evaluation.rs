@@ -17,8 +17,8 @@ use super::{
     cache::{Cache, Name},
     error::ObserveError,
     kind::{Kind, Observe},
-    references::{Work, of_data, work},
-    stores::get,
+    references::{Mounted, Work, of_data, work},
+    stores::{Stores, get},
     triggers::Triggers,
     workers,
 };
@@ -59,6 +59,10 @@ impl Observe for Evaluation {
     type Status = EvaluationStatus;
     type Observed = ObservedEvaluation;
 
+    fn unknown(stores: &Stores, namespace: &str) -> Option<String> {
+        stores.unknown_evaluation(namespace)
+    }
+
     fn store(context: &Context) -> &Cache<Self> {
         &context.stores.evaluations
     }
@@ -85,7 +89,10 @@ impl Observe for Evaluation {
             })
             .collect();
         let claims = mounted_claims(&self.spec, run.as_ref(), &compared);
-        let work = work(context, &namespace, job, &self.spec.data, &claims, &[], Role::Strict).await?;
+        let mounted = Mounted { data: &self.spec.data, claims: &claims, config_maps: &[] };
+        let completed = self.status.as_ref().is_some_and(|status| status.completed_at.is_some());
+        let settled = completed && seal == StatusSeal::Valid;
+        let work = work(context, &namespace, job, mounted, Role::Strict, settled).await?;
         let Work { job, pods, references, warnings, refused } = work;
         let mut observed = ObservedEvaluation {
             settings: context.settings.clone(),

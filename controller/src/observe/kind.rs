@@ -12,6 +12,7 @@ use super::{
     cache::{Cache, Names},
     error::ObserveError,
     reflector::WatchScope,
+    stores::Stores,
     triggers::Triggers,
 };
 use crate::context::Context;
@@ -41,6 +42,9 @@ pub trait Observe: Kind + Resource<Scope = NamespaceResourceScope> + Serialize {
     type Status: Sealable + PartialEq + Send + Sync;
     /// The input of its plan.
     type Observed: Send + Sync;
+
+    /// Returns why its objects in a namespace cannot be planned: a kind that their plans depend on may not be listed.
+    fn unknown(stores: &Stores, namespace: &str) -> Option<String>;
 
     /// Returns its cache.
     fn store(context: &Context) -> &Cache<Self>;

@@ -122,6 +122,8 @@ pub(super) fn promotions(
                 since: config_map.metadata.creation_timestamp.as_ref()?.0,
                 lineage: Lineage::of_statement(&promoted.promotion, promoted.signer),
                 parity: reasons.parity.clone(),
+                run: reasons.training.run.uid.clone(),
+                sign_offs: reasons.sign_offs.iter().map(|it| it.uid.clone()).collect(),
             })
         })
         .collect();

@@ -1,14 +1,11 @@
 //! Queues of objects to be reconciled, one for each reconciled kind.
 
-use std::{collections::BTreeMap, convert::Infallible};
+use std::collections::BTreeMap;
 
-use futures::{
-    Stream, StreamExt,
-    channel::mpsc::{UnboundedReceiver, UnboundedSender, unbounded},
-};
+use futures::channel::mpsc::{UnboundedReceiver, UnboundedSender, unbounded};
 use kube::{Resource, runtime::reflector::ObjectRef};
 
-use super::{cache::Listed, waiting::Waiting};
+use super::waiting::Waiting;
 use crate::kinds::kinds;
 
 /// A kind with a queue.
@@ -98,17 +95,4 @@ impl Queues {
         // The queue is closed only when the process stops.
         let _ = K::sender(self).unbounded_send(ObjectRef::new(name).within(namespace));
     }
-}
-
-/// Returns a queue as the stream that kube's `applier` takes.
-pub fn requests<K: Resource<DynamicType = ()> + 'static>(
-    queue: UnboundedReceiver<ObjectRef<K>>,
-) -> impl Stream<Item = Result<ObjectRef<Listed<K>>, Infallible>> {
-    queue.map(|object| {
-        let listed = ObjectRef::new(&object.name);
-        Ok(match &object.namespace {
-            Some(namespace) => listed.within(namespace),
-            None => listed,
-        })
-    })
 }

@@ -27,7 +27,7 @@ use super::{
     policies,
     served::{Served, foreign, served},
     shadows,
-    stores::get,
+    stores::{Stores, get},
     triggers::Triggers,
     warnings::warnings,
     workers,
@@ -67,6 +67,10 @@ impl Kind for ReasoningPod {
 impl Observe for ReasoningPod {
     type Status = ReasoningPodStatus;
     type Observed = ObservedReasoningPod;
+
+    fn unknown(stores: &Stores, namespace: &str) -> Option<String> {
+        stores.unknown_serving(namespace)
+    }
 
     fn store(context: &Context) -> &Cache<Self> {
         &context.stores.reasoning_pods

@@ -49,22 +49,27 @@ const REMIND: Duration = Duration::from_mins(5);
 
 /// Why watches fail now, by kind and by the index of the watch.
 #[derive(Clone, Default)]
-pub(super) struct Failures(Arc<Sender<BTreeMap<(String, usize), String>>>);
+pub struct Failures(Arc<Sender<BTreeMap<(String, usize), String>>>);
 
 impl Failures {
+    /// Returns all sentences as one; empty if no watch fails.
+    pub fn told(&self) -> String {
+        self.0.borrow().values().cloned().collect::<Vec<_>>().join("; ")
+    }
+
     /// Calls `tell` with all sentences whenever they change.
     pub(super) async fn each(&self, tell: impl Fn(&str)) -> Infallible {
         let mut failures = self.0.subscribe();
         loop {
-            let told: Vec<_> = failures.borrow_and_update().values().cloned().collect();
-            tell(&told.join("; "));
+            failures.mark_unchanged();
+            tell(&self.told());
             if failures.changed().await.is_err() {
                 std::future::pending::<()>().await;
             }
         }
     }
 
-    fn set(&self, kind: &str, index: usize, why: Option<String>) {
+    pub(crate) fn set(&self, kind: &str, index: usize, why: Option<String>) {
         self.0.send_if_modified(|failures| {
             let key = (kind.to_owned(), index);
             match why {
@@ -295,10 +300,14 @@ where
                 Err(failure) => {
                     self.metrics.watch_failed(&self.kind);
                     let why = explained::<K>(&failure, self.namespaces.get(index).and_then(Option::as_deref));
-                    if watch.optional && answer(&failure) == Some(403) {
+                    let forbidden = answer(&failure) == Some(403);
+                    if watch.optional && forbidden {
                         self.missing(index);
                     } else {
                         self.failures.set(&self.kind, index, Some(why.clone()));
+                    }
+                    if !watch.optional && forbidden && matches!(failure, watcher::Error::InitialListFailed(_)) {
+                        self.forbidden(index, why.clone());
                     }
                     self.log(why);
                 }
@@ -327,6 +336,13 @@ where
         }
     }
 
+    /// Handles that the controller may not list the kind: whatever does not depend on it goes on.
+    pub(super) fn forbidden(&mut self, index: usize, why: String) {
+        self.writer.set_forbidden(self.namespaces.get(index).and_then(Option::as_deref), Some(why));
+        let listing = self.listings.entry(index).or_default();
+        (listing.relisted, listing.complete) = (None, true);
+    }
+
     /// Logs a failure of a watch, unless it was logged not long ago and the watches did not work since: a missing permission fails
     /// every retry.
     fn log(&mut self, failure: String) {
@@ -353,6 +369,7 @@ where
             Event::InitDone => {
                 listing.complete = true;
                 self.writer.set_exists(true);
+                self.writer.set_forbidden(self.namespaces.get(index).and_then(Option::as_deref), None);
                 self.failures.set(&self.kind, index, None);
                 if !std::mem::take(&mut self.logged).is_empty() {
                     info!(kind = self.kind, "the watch works again");

@@ -93,6 +93,11 @@ macro_rules! declare_stores {
                 }
             }
 
+            /// Whether the objects of all kinds of `codex-ml.dev` may be listed in all namespaces.
+            pub fn are_allowed(&self) -> bool {
+                [$(self.$kind.is_allowed()),*].into_iter().all(|allowed| allowed)
+            }
+
             /// Returns the uids of all objects of the kinds of `codex-ml.dev`.
             pub fn uids(&self) -> HashSet<String> {
                 let mut uids = HashSet::new();
@@ -124,9 +129,77 @@ macro_rules! declare_stores {
 kinds!(declare_stores);
 
 impl Stores {
-    /// Whether a namespace has a TrainingRun or an Evaluation.
+    /// Whether a namespace has a TrainingRun or an Evaluation, or may have one that the controller may not list.
     pub fn has_workers(&self, namespace: &str) -> bool {
-        self.training_runs.is_in(namespace) || self.evaluations.is_in(namespace)
+        let Self { training_runs, evaluations, .. } = self;
+        let unknown = training_runs.forbidden(namespace).or_else(|| evaluations.forbidden(namespace));
+        training_runs.is_in(namespace) || evaluations.is_in(namespace) || unknown.is_some()
+    }
+
+    /// Returns why what trains in a namespace is not known: a kind may not be listed.
+    pub fn unknown_training(&self, namespace: &str) -> Option<String> {
+        let Self { training_runs, jobs, pods, config_maps, network_policies, claims, .. } = self;
+        [
+            training_runs.forbidden(namespace),
+            jobs.forbidden(namespace),
+            pods.forbidden(namespace),
+            config_maps.forbidden(namespace),
+            network_policies.forbidden(namespace),
+            claims.forbidden(namespace),
+        ]
+        .into_iter()
+        .flatten()
+        .next()
+    }
+
+    /// Returns why what evaluates in a namespace is not known: a kind may not be listed.
+    pub fn unknown_evaluation(&self, namespace: &str) -> Option<String> {
+        self.evaluations.forbidden(namespace).or_else(|| self.unknown_training(namespace))
+    }
+
+    /// Returns why what serves in a namespace is not known: a kind may not be listed.
+    pub fn unknown_serving(&self, namespace: &str) -> Option<String> {
+        let Self {
+            training_runs,
+            evaluations,
+            reasoning_pods,
+            cluster_promotion_policies,
+            promotion_policies,
+            sign_offs,
+            deployments,
+            horizontal_pod_autoscalers,
+            pods,
+            labelled,
+            config_maps,
+            services,
+            endpoint_slices,
+            pod_disruption_budgets,
+            network_policies,
+            // HTTPRoutes may not exist in a cluster; Jobs and claims belong to trainers and evaluators, not to servers.
+            http_routes: _,
+            jobs: _,
+            claims: _,
+        } = self;
+        [
+            training_runs.forbidden(namespace),
+            evaluations.forbidden(namespace),
+            reasoning_pods.forbidden(namespace),
+            cluster_promotion_policies.forbidden(namespace),
+            promotion_policies.forbidden(namespace),
+            sign_offs.forbidden(namespace),
+            deployments.forbidden(namespace),
+            horizontal_pod_autoscalers.forbidden(namespace),
+            pods.forbidden(namespace),
+            labelled.forbidden(namespace),
+            config_maps.forbidden(namespace),
+            services.forbidden(namespace),
+            endpoint_slices.forbidden(namespace),
+            pod_disruption_budgets.forbidden(namespace),
+            network_policies.forbidden(namespace),
+        ]
+        .into_iter()
+        .flatten()
+        .next()
     }
 }
 

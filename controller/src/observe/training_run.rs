@@ -17,8 +17,8 @@ use super::{
     cache::{Cache, Name},
     error::ObserveError,
     kind::{Kind, Observe},
-    references::{Work, of_data, work},
-    stores::get,
+    references::{Mounted, Work, of_data, text, work},
+    stores::{Stores, get},
     triggers::Triggers,
     workers,
 };
@@ -49,6 +49,10 @@ impl Observe for TrainingRun {
     type Status = TrainingRunStatus;
     type Observed = ObservedTrainingRun;
 
+    fn unknown(stores: &Stores, namespace: &str) -> Option<String> {
+        stores.unknown_training(namespace)
+    }
+
     fn store(context: &Context) -> &Cache<Self> {
         &context.stores.training_runs
     }
@@ -78,11 +82,25 @@ impl Observe for TrainingRun {
         let (signer, verdict) = verdict.map_or_else(Default::default, |(signer, verdict)| (Some(signer), verdict));
         let claims = mounted_claims(&self.spec, base.as_ref());
         let of_base = self.spec.base.as_ref().and_then(|base| base.signed_by.as_ref());
-        let keys: Vec<&str> = of_base.map(|signer| signer.config_map.name.as_str()).into_iter().collect();
-        let work = work(context, &namespace, job, &self.spec.data, &claims, &keys, Role::Trainer).await?;
+        let own = self.spec.template_from.as_ref().map(|from| &from.config_map);
+        let template = match own.filter(|_| job.is_none()) {
+            Some(source) => text(context, &namespace, source).await?,
+            None => None,
+        };
+        let keys: Vec<&str> = of_base
+            .map(|signer| &signer.config_map)
+            .into_iter()
+            .chain(own)
+            .map(|source| source.name.as_str())
+            .collect();
+        let mounted = Mounted { data: &self.spec.data, claims: &claims, config_maps: &keys };
+        let completed = self.status.as_ref().is_some_and(|status| status.completed_at.is_some());
+        let settled = completed && seal == StatusSeal::Valid;
+        let work = work(context, &namespace, job, mounted, Role::Trainer, settled).await?;
         let Work { job, pods, references, warnings, refused } = work;
         Ok(ObservedTrainingRun {
             settings: context.settings.clone(),
+            template,
             base,
             base_cycle,
             reproduced_config: reproduced.as_ref().and_then(|run| config_of(context, run)),
@@ -143,7 +161,8 @@ pub(super) fn base_run(run: &TrainingRun) -> Option<&str> {
 pub(super) fn mounted(spec: &TrainingRunSpec) -> impl Iterator<Item = Name> {
     let base = spec.base.as_ref().and_then(|base| base.persistent_volume_claim.as_ref());
     let claims = [&spec.output.persistent_volume_claim.claim_name].into_iter().chain(base.map(|base| &base.claim_name));
-    claims.cloned().map(Name::Claim).chain(of_data(&spec.data))
+    let template = spec.template_from.as_ref().map(|from| Name::ConfigMap(from.config_map.name.clone()));
+    claims.cloned().map(Name::Claim).chain(of_data(&spec.data)).chain(template)
 }
 
 /// Returns the claims that trainers mount besides the data: of the output and of the base. `base` is the run that is the base.

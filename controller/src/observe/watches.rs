@@ -61,8 +61,9 @@ impl Watches<'_> {
     }
 }
 
-/// Watches every kind in `namespaces`, or in all namespaces if the list is empty. Returns the caches once they are filled. Meanwhile
-/// `tell` is called with a sentence about the watches that fail whenever it changes; it is empty if none does.
+/// Watches every kind in `namespaces`, or in all namespaces if the list is empty. Returns the caches once they are filled, or known to be
+/// forbidden, and why watches fail from then on. Meanwhile `tell` is called with a sentence about the watches that fail whenever it
+/// changes; it is empty if none does.
 pub async fn watch(
     client: &Client,
     namespaces: &[String],
@@ -70,7 +71,7 @@ pub async fn watch(
     queues: &Queues,
     tasks: &mut JoinSet<()>,
     tell: impl Fn(&str),
-) -> Stores {
+) -> (Stores, Failures) {
     let all = Selection { client: client.clone(), namespaces: namespaces.to_vec(), labels: "" };
     let ours = Selection { labels: OURS, ..all.clone() };
     let metadata = Selection { client: of_metadata(client), ..all.clone() };
@@ -108,7 +109,7 @@ pub async fn watch(
     // The ConfigMaps of users: their keys are read when a plan needs them, so nothing reads this cache.
     watches.start(CacheWriter::<PartialObjectMeta<ConfigMap>>::default(), &of_users, existing, Triggers::config_map);
     tokio::select! {
-        _ = join_all(watches.listed) => stores,
+        _ = join_all(watches.listed) => (stores, failures.clone()),
         never = failures.each(tell) => match never {},
     }
 }

@@ -3,19 +3,26 @@
 //! Jobs and Deployments without a valid seal, and pods that differ from their template, may come from anyone. They are
 //! not observed, so that nothing of them reaches a status.
 
+use std::sync::Arc;
+
 use codex_plan::RefusedPod;
 use k8s_openapi::api::{
     apps::v1::Deployment,
     batch::v1::Job,
     core::v1::{Pod, PodSpec},
 };
-use kube::ResourceExt;
+use kube::{Api, ResourceExt, api::ListParams};
 use tracing::debug;
 
-use super::{cache::Name, stores::get};
+use super::{
+    cache::Name,
+    error::ObserveError,
+    stores::{OURS, get},
+};
 use crate::{
     context::Context,
     drift::{Difference, Role, pod_difference},
+    known::set_content,
     ownership::is_controlled_by,
 };
 
@@ -47,12 +54,57 @@ pub struct Pods {
     pub refused: Vec<RefusedPod>,
 }
 
-/// Returns the pods of a Job.
+/// Returns the pods of a Job in the cache.
 pub fn of_job(context: &Context, job: &Job, role: Role) -> Pods {
+    sorted(context, job, role, cached(context, job))
+}
+
+fn cached(context: &Context, job: &Job) -> Vec<Arc<Pod>> {
+    let (namespace, uid) = (job.namespace().unwrap_or_default(), job.uid().unwrap_or_default());
+    context.stores.pods.naming(&namespace, &Name::Owner(uid))
+}
+
+/// Returns the pods of a Job, of one that has ended as the API server has them unless the cache shows how each of them ended: the
+/// watch of pods may be late, and work must not count as failed because the last words of its pod are not known yet.
+///
+/// # Errors
+/// When the pods cannot be listed.
+pub async fn up_to_date(context: &Context, job: &Job, role: Role) -> Result<Pods, ObserveError> {
+    let cached = cached(context, job);
+    if !has_ended(job) || (!cached.is_empty() && cached.iter().all(|pod| has_terminated(pod))) {
+        return Ok(sorted(context, job, role, cached));
+    }
+    let (name, uid) = (job.name_any(), job.uid().unwrap_or_default());
+    let api: Api<Pod> = Api::namespaced(context.client.clone(), &job.namespace().unwrap_or_default());
+    let selector = job.spec.as_ref().and_then(|spec| spec.selector.as_ref()?.match_labels.as_ref());
+    let labels =
+        selector.map(|labels| labels.iter().map(|(key, value)| format!("{key}={value}")).collect::<Vec<_>>().join(","));
+    let listed = api.list(&ListParams::default().labels(labels.as_deref().unwrap_or(OURS))).await;
+    let listed = listed.map_err(|source| ObserveError::Client { kind: "pods of the Job", name, source })?;
+    let own = listed.items.into_iter().filter(|pod| is_controlled_by(pod, &uid)).map(|mut pod| {
+        // Only the cache knows what has changed since.
+        set_content(&mut pod, None);
+        Arc::new(pod)
+    });
+    Ok(sorted(context, job, role, own.collect()))
+}
+
+fn has_ended(job: &Job) -> bool {
+    let conditions = job.status.iter().flat_map(|status| status.conditions.iter().flatten());
+    conditions.filter(|it| it.status == "True").any(|it| it.type_ == "Complete" || it.type_ == "Failed")
+}
+
+fn has_terminated(pod: &Pod) -> bool {
+    let phase = pod.status.as_ref().and_then(|status| status.phase.as_deref());
+    matches!(phase, Some("Succeeded" | "Failed"))
+}
+
+/// Tells the genuine pods of a Job from the others.
+fn sorted(context: &Context, job: &Job, role: Role, all: Vec<Arc<Pod>>) -> Pods {
     let uid = job.uid().unwrap_or_default();
     let mut pods = Pods::default();
     let Some(template) = job.spec.as_ref().and_then(|spec| spec.template.spec.as_ref()) else { return pods };
-    for pod in context.stores.pods.naming(&job.namespace().unwrap_or_default(), &Name::Owner(uid.clone())) {
+    for pod in all {
         let mut difference = None;
         // The template of a Job cannot be changed.
         let genuine = context.known.holds(&*pod, ("pod of", &uid, role), || {

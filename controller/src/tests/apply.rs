@@ -50,6 +50,22 @@ async fn drift_in_a_config_map_is_corrected() {
 }
 
 #[tokio::test]
+async fn a_job_that_was_to_be_changed_and_is_gone_is_not_created_again() {
+    let world = World::new().await;
+    world.api.put(&path("trainingruns", "a"), run("a"));
+    world.reconcile::<TrainingRun>("a").await.1.unwrap();
+    let job = "/apis/batch/v1/namespaces/team/jobs/codex-t-a";
+    let mut suspended = world.api.object(&path("trainingruns", "a")).unwrap();
+    suspended["spec"]["suspend"] = json!(true);
+    world.api.put(&path("trainingruns", "a"), suspended);
+    world.api.vanish(job);
+    let (requests, result) = world.reconcile::<TrainingRun>("a").await;
+    assert_eq!(requests, [format!("PATCH {job} as codex-controller force")]);
+    assert_eq!(result.unwrap_err().category(), "gone");
+    assert!(world.api.object(job).is_none());
+}
+
+#[tokio::test]
 async fn bundles_are_owned_by_who_serves_them_and_outlive_their_run() {
     let world = World::new().await;
     world.api.put(&path("trainingruns", "a"), run("a"));

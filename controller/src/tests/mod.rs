@@ -13,5 +13,6 @@ mod shadow;
 mod signer;
 mod simulation;
 mod startup;
+mod stored;
 mod training_run;
 pub(crate) mod world;

@@ -102,6 +102,35 @@ async fn the_policy_goes_with_the_last_object_that_needs_it() {
     assert!(world.api.requests().is_empty());
 }
 
+#[tokio::test]
+async fn the_pods_of_a_job_that_ended_are_listed_until_the_cache_shows_how_each_ended() {
+    let world = World::new().await;
+    world.api.put(&path("trainingruns", "a"), run("a"));
+    world.reconcile::<TrainingRun>("a").await.1.unwrap();
+    let mut job = world.api.object(JOB).unwrap();
+    let owner = json!({"apiVersion": "batch/v1", "kind": "Job", "name": "codex-t-a", "uid": job["metadata"]["uid"], "controller": true});
+    let place = "/api/v1/namespaces/team/pods/codex-t-a-x";
+    let pod = json!({
+        "apiVersion": "v1", "kind": "Pod", "spec": job["spec"]["template"]["spec"], "status": {"phase": "Succeeded"},
+        "metadata": {"name": "codex-t-a-x", "labels": job["spec"]["template"]["metadata"]["labels"], "ownerReferences": [owner]},
+    });
+    world.api.put(place, pod.clone());
+    world.api.hide(place);
+    let found = async || {
+        let job = get(&world.context.stores.jobs, "team", "codex-t-a").unwrap();
+        let pods = workers::up_to_date(&world.context, &job, Role::Trainer).await.unwrap();
+        (pods.genuine.len(), world.api.requests())
+    };
+    world.api.requests();
+    assert_eq!(found().await, (0, Vec::new()), "the Job is at work");
+    job["status"] = json!({"conditions": [{"type": "Complete", "status": "True"}]});
+    world.api.put(JOB, job);
+    let listed = vec!["GET /api/v1/namespaces/team/pods".to_owned()];
+    assert_eq!(found().await, (1, listed), "the cache lacks the pod");
+    world.api.put(place, pod);
+    assert_eq!(found().await, (1, Vec::new()), "the cache shows how it ended");
+}
+
 /// Returns the field in which a pod, as `restricted-v2` of `OpenShift` admits it, differs from the template of its Job under this setting.
 async fn differs_under_restricted_v2(run_as: &str, change: impl FnOnce(&mut Value)) -> Option<String> {
     let mut world = World::new().await;

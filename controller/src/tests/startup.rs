@@ -9,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use codex_crds::label;
+use codex_crds::{TrainingRun, label};
 use http::{Request, Response};
 use k8s_openapi::ByteString;
 use kube::{Client, client::Body};
@@ -19,7 +19,7 @@ use tokio::{
     time::{sleep, timeout},
 };
 
-use super::world::Api;
+use super::world::{Api, World, path, run};
 use crate::{
     leader::{self, MarkError},
     metrics::Metrics,
@@ -123,6 +123,7 @@ async fn a_right_that_is_missing_is_named_with_the_role_to_apply_and_its_grant_i
         ("jobs", 403, &["team-a".to_owned()][..], team),
         ("promotionpolicies", 404, &[][..], crd),
     ] {
+        let forbidden = code == 403;
         let refuses = Arc::new(AtomicBool::new(true));
         let client = empty_cluster(plural, code, &refuses);
         let told = Mutex::new(Vec::new());
@@ -131,13 +132,43 @@ async fn a_right_that_is_missing_is_named_with_the_role_to_apply_and_its_grant_i
         let tell = |why: &str| told.lock().unwrap().push(why.to_owned());
         let stores = watch(&client, namespaces, &metrics, &queues, &mut tasks, tell);
         tokio::pin!(stores);
-        assert!(timeout(Duration::from_mins(2), &mut stores).await.is_err(), "{plural}: no cache is taken for filled");
-        let last = told.lock().unwrap().last().cloned().unwrap();
+        let early = timeout(Duration::from_mins(2), &mut stores).await;
+        assert_eq!(early.is_ok(), forbidden, "{plural}: a kind that may not be listed holds up no other kind");
+        let last = early
+            .as_ref()
+            .map_or_else(|_| told.lock().unwrap().last().cloned().unwrap(), |(_, failures)| failures.told());
         assert!(last.starts_with(expected) && last.contains("of this release: "), "{last}");
         assert!(told.lock().unwrap().len() <= 3, "one sentence, however often it fails");
+        if let Ok((stores, _)) = &early {
+            let of = |namespace: &str| [stores.unknown_training(namespace), stores.unknown_serving(namespace)];
+            assert_eq!(of("team-a"), [Some(last), None], "Jobs are unknown, and servers have none");
+            assert_eq!(of("team-b")[0].is_some(), namespaces.is_empty(), "another namespace goes on");
+        }
         refuses.store(false, Ordering::Relaxed);
-        timeout(Duration::from_mins(2), stores).await.expect("the right was granted");
+        let (stores, failures) = match early {
+            Ok(early) => early,
+            Err(_) => timeout(Duration::from_mins(2), stores).await.expect("the kind exists"),
+        };
+        sleep(Duration::from_mins(2)).await;
+        assert_eq!(
+            (stores.unknown_training("team-a"), failures.told()),
+            (None, String::new()),
+            "the right was granted"
+        );
     }
+}
+
+#[tokio::test]
+async fn an_object_is_not_planned_while_a_kind_that_it_depends_on_may_not_be_listed() {
+    let world = World::new().await;
+    world.api.put(&path("trainingruns", "a"), run("a"));
+    world.api.forbid_jobs(Some("the right to list jobs is missing"));
+    let (requests, result) = world.reconcile::<TrainingRun>("a").await;
+    let failure = result.unwrap_err();
+    assert_eq!((failure.category(), failure.to_string().as_str()), ("forbidden", "the right to list jobs is missing"));
+    assert!(requests.is_empty(), "{requests:?}");
+    world.api.forbid_jobs(None);
+    world.reconcile::<TrainingRun>("a").await.1.unwrap();
 }
 
 #[tokio::test(start_paused = true)]

@@ -132,7 +132,12 @@ impl Api {
                 None if object_path.ends_with("/pods") => {
                     let label = query.split('&').find_map(|pair| pair.strip_prefix("labelSelector="));
                     let label = label.unwrap_or_default().replace("%2F", "/");
-                    let borne = |object: &Value| object["metadata"]["labels"].get(&label).is_some();
+                    let (label, value) =
+                        label.split_once("%3D").map_or((&*label, None), |(key, value)| (key, Some(value)));
+                    let borne = |object: &Value| {
+                        let found = object["metadata"]["labels"].get(label);
+                        found.is_some_and(|found| value.is_none_or(|value| found == value))
+                    };
                     let pods = held.objects.iter().filter(|(path, _)| path.starts_with(&format!("{object_path}/")));
                     let items: Vec<_> = pods.map(|(_, pod)| pod.clone()).filter(|pod| borne(pod)).collect();
                     (StatusCode::OK, json!({"apiVersion": "v1", "kind": "PodList", "metadata": {}, "items": items}))
@@ -170,7 +175,12 @@ impl Api {
                 None => failure(404, "NotFound"),
             },
             Method::PATCH => {
-                let mut object = held.objects.get(&object_path).cloned().unwrap_or(json!({}));
+                let live = held.objects.get(&object_path).cloned();
+                let meant = body.pointer("/metadata/uid").filter(|uid| !uid.is_null());
+                if meant.is_some_and(|uid| live.as_ref().is_none_or(|live| live["metadata"]["uid"] != *uid)) {
+                    return failure(409, "Conflict");
+                }
+                let mut object = live.unwrap_or(json!({}));
                 merge(&mut object, body);
                 if let Some((pointer, value)) = held.admission.get(&object_path) {
                     *object.pointer_mut(pointer).unwrap() = value.clone();
@@ -203,6 +213,17 @@ impl Api {
         let mut held = self.0.lock().unwrap();
         let object = held.objects.remove(path).unwrap();
         held.feed(&object, true);
+    }
+
+    /// Removes an object, which the caches do not show.
+    pub(super) fn vanish(&self, path: &str) {
+        self.0.lock().unwrap().objects.remove(path).unwrap();
+    }
+
+    /// Makes the cache of Jobs say why they may not be listed.
+    pub(super) fn forbid_jobs(&self, why: Option<&str>) {
+        let held = self.0.lock().unwrap();
+        held.writers.as_ref().unwrap().jobs.set_forbidden(None, why.map(str::to_owned));
     }
 
     /// Removes an object from the caches only.

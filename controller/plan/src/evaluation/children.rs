@@ -33,6 +33,9 @@ fn template<'a>(view: &'a View<'_>, config_map: String) -> Option<Template<'a>> 
     let config_file = format!("{CONFIG}/{CONFIG_FILE}");
     let mut args = ["evaluate", "--config", &config_file].map(str::to_owned).to_vec();
     args.extend(spec.device.into_iter().flat_map(|device| ["--device".to_owned(), device.to_string()]));
+    if spec.page {
+        args.extend(["--page".to_owned(), serde_json::to_string(&spec.gates).ok()?]);
+    }
     view.model()?.mount(&view.folder(), &mut mounts, &mut args);
     mount_data(&spec.data, &mut mounts, &mut args);
     reference::mount(view.observed, view.references.as_ref().ok()?, &mut mounts, &mut args)?;

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use codex_crds::{DataStatus, EvaluationStatus, OutcomesStatus, ReadStatus, ReferenceStatus};
+use codex_crds::{DataStatus, EvaluationStatus, OutcomesStatus, PageStatus, ReadStatus, ReferenceStatus};
 use codex_provenance::{DataDigest, EvidenceStrength, GatesDigest, ModelDigest, ReportDigest, golden::Golden};
 use codex_verdict::{Gate, GateResult, GateSpec, Judgement, Measurement, Verdict};
 
@@ -17,6 +17,8 @@ pub(crate) struct Counted {
     pub(crate) digest: ReportDigest,
     /// The file of the outcome of each problem.
     pub(crate) outcomes: Option<OutcomesStatus>,
+    /// The page for people.
+    pub(crate) page: Option<PageStatus>,
     /// What the model generated for a few of the problems.
     pub(crate) golden: Option<Golden>,
     /// The Evaluations that gates compare with.
@@ -60,6 +62,7 @@ pub(crate) fn recorded(status: &EvaluationStatus) -> Option<Counted> {
         metrics,
         digest,
         outcomes: status.outcomes.clone(),
+        page: status.page.clone(),
         golden,
         references: status.references.clone(),
     })

@@ -1,9 +1,9 @@
-//! Conversion of measurements to and from their exact form in the status, which has no floats. Pure.
+//! Conversion of measurements to their exact form in the status, which has no floats, and back. Pure.
 
 use std::collections::BTreeMap;
 
 use codex_crds::MetricStatus;
-use codex_verdict::{Kind, Measurement, Method};
+use codex_verdict::Measurement;
 
 use crate::numbers::count;
 
@@ -44,60 +44,12 @@ pub(super) fn written(name: &str, measurement: &Measurement) -> MetricStatus {
 
 /// Returns the measurements in a status; `None` if any of them is malformed.
 pub(crate) fn measured(metrics: &[MetricStatus]) -> Option<BTreeMap<String, Measurement>> {
-    metrics.iter().map(|metric| Some((metric.name.clone(), read(metric)?))).collect()
-}
-
-fn read(metric: &MetricStatus) -> Option<Measurement> {
-    let number = |count: Option<i64>| u64::try_from(count?).ok();
-    let float = |text: &Option<String>| match text {
-        None => Some(None),
-        Some(text) => text.parse().ok().map(Some),
-    };
-    let n = number(Some(metric.n))?;
-    let method = || Method::ALL.into_iter().find(|method| Some(method.name()) == metric.method.as_deref());
-    Some(match Kind::ALL.into_iter().find(|kind| kind.name() == metric.kind)? {
-        Kind::Share => Measurement::Share { successes: number(metric.successes)?, n },
-        Kind::Duel => {
-            Measurement::Duel { wins: number(metric.wins)?, ties: number(metric.ties)?, losses: number(metric.losses)? }
-        }
-        Kind::Mean => Measurement::Mean { n, sum: float(&metric.sum)?, sum_of_squares: float(&metric.sum_of_squares)? },
-        Kind::Difference => {
-            Measurement::Difference { n, sum: float(&metric.sum)?, sum_of_squares: float(&metric.sum_of_squares)? }
-        }
-        Kind::Estimate => Measurement::Estimate {
-            value: float(&metric.value)?,
-            lower: float(&metric.lower)?,
-            upper: float(&metric.upper)?,
-            n,
-            confidence: float(&metric.confidence)?,
-            method: method()?,
-        },
-        Kind::ClusterMean => Measurement::ClusterMean {
-            n,
-            items: number(metric.items)?,
-            sum: float(&metric.sum)?,
-            sum_of_squares: float(&metric.sum_of_squares)?,
-        },
-        Kind::ClusterDifference => Measurement::ClusterDifference {
-            n,
-            items: number(metric.items)?,
-            sum: float(&metric.sum)?,
-            sum_of_squares: float(&metric.sum_of_squares)?,
-        },
-        Kind::ClusterEstimate => Measurement::ClusterEstimate {
-            value: float(&metric.value)?,
-            lower: float(&metric.lower)?,
-            upper: float(&metric.upper)?,
-            n,
-            items: number(metric.items)?,
-            confidence: float(&metric.confidence)?,
-            method: method()?,
-        },
-    })
+    metrics.iter().map(|metric| Some((metric.name.clone(), metric.measurement()?))).collect()
 }
 
 #[cfg(test)]
 mod tests {
+    use codex_verdict::Method;
     use proptest::prelude::*;
 
     use super::*;

@@ -1,6 +1,6 @@
 //! What the evaluators reported as their result, checked before it is used. Pure.
 
-use codex_crds::{OutcomesStatus, Reason};
+use codex_crds::{OutcomesStatus, PageStatus, Reason};
 use codex_provenance::golden::Golden;
 use codex_reports::{EvaluationState, Stage as PodStage};
 
@@ -11,6 +11,9 @@ use super::{
     view::View,
 };
 use crate::work::{Ending, WorkFailure};
+
+/// The name of the page for people, which the evaluator writes.
+const PAGE: &str = "report.html";
 
 /// What the evaluators reported, checked.
 pub(crate) struct Outcome {
@@ -83,7 +86,11 @@ fn checked(view: &View<'_>, state: &EvaluationState) -> Result<Counted, WorkFail
         let (claim_name, path) = model.results(&view.folder());
         OutcomesStatus { sha256, claim_name: claim_name.to_owned(), path }
     });
-    Ok(Counted { model, data, metrics, digest, outcomes, golden, references })
+    let page = state.page.filter(|_| view.spec().page).zip(view.model()).map(|(sha256, model)| {
+        let (claim_name, folder) = model.results(&view.folder());
+        PageStatus { sha256, claim_name: claim_name.to_owned(), path: format!("{folder}/{PAGE}") }
+    });
+    Ok(Counted { model, data, metrics, digest, outcomes, page, golden, references })
 }
 
 /// Returns a failure if an evaluator read other data, another configuration or another model than it had to.

@@ -52,6 +52,7 @@ pub(crate) fn status(view: &View<'_>, outcome: &Outcome, stage: &Stage) -> (Eval
         training_run_uid: view.status.training_run_uid.clone().or(uid),
         config_digest: view.config_digest().or(view.status.config_digest),
         references: references(view, stage),
+        device: view.device(),
         data_digests: view.work.data_digests(newest, &view.status.data_digests),
         work: view.work.status(settled),
         seal: view.status.seal.clone(),
@@ -105,6 +106,7 @@ fn with_numbers(status: EvaluationStatus, counted: &Counted) -> EvaluationStatus
         metrics: counted.metrics.iter().map(|(name, measurement)| written(name, measurement)).collect(),
         report_digest: Some(counted.digest),
         outcomes: counted.outcomes.clone(),
+        page: counted.page.clone(),
         golden_tokens: counted.golden.clone(),
         references: counted.references.clone(),
         ..status

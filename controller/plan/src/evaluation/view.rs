@@ -3,7 +3,7 @@
 use std::sync::LazyLock;
 
 use codex_configs::{Data, Evaluation as Configured, Resolved, compose_evaluation};
-use codex_crds::{EvaluationSpec, EvaluationStatus, ReferenceStatus, child};
+use codex_crds::{DeviceStatus, EvaluationSpec, EvaluationStatus, ReferenceStatus, child};
 use codex_provenance::ConfigDigest;
 use codex_reports::{EvaluationState, Report, State};
 use jiff::Timestamp;
@@ -18,6 +18,7 @@ use super::{
 };
 use crate::{
     data,
+    device::{NeedsGpu, device_status},
     metadata::{Component, Owner, queue},
     obstruction::Obstruction,
     seal::{Discarded, Sealable},
@@ -80,11 +81,12 @@ impl<'a> View<'a> {
             refused: &observed.refused,
             conditions: object.status.as_ref().map(|status| status.conditions.as_slice()).unwrap_or_default(),
             moved: None,
+            pod: None,
         };
         let obstruction = Obstruction::current(observed.obstruction.as_ref(), object.metadata.generation);
         let discarded = Discarded::of(&observed.seal, &status.conditions);
         let subject = Subject::of(object);
-        let image = observed.settings.image(Component::Evaluator, &spec.pod);
+        let image = observed.settings.image(Component::Evaluator, &spec.pod, NeedsGpu::of_evaluation(spec.device));
         let mut view =
             Self { observed, obstruction, status, discarded, work, subject, gates, image, references, notices, turn };
         view.work.moved = view.moved();
@@ -138,6 +140,12 @@ impl<'a> View<'a> {
         let protected = self.observed.admission.protected_since(started, &self.work.worker.owner.namespace);
         let compared = reference::weakness(self.references.as_deref().unwrap_or_default());
         Some(protected.and(ended).and(compared.map_or(Ok(()), Err)))
+    }
+
+    /// Returns the device that scores or has scored the model: as the newest report that names one has it, else as it is recorded.
+    pub(crate) fn device(&self) -> Option<DeviceStatus> {
+        let reported = self.states().find_map(|(_, state)| state.device.as_ref());
+        reported.map(device_status).or_else(|| self.status.device.clone())
     }
 
     /// Returns the evaluators' reports, the newest first.

@@ -1,4 +1,4 @@
-//! Canaries: whether a target is tried beside the servers first, and what the requests that it answers say about it. Pure.
+//! Canaries: whether a target is tried beside the servers first, and how far it has come. Pure.
 //!
 //! A decision is recorded in the status before it is carried out: children follow the recorded state, and the plan's status holds
 //! the next one. So a canary that failed is not started again if the controller restarts between the two.
@@ -6,11 +6,10 @@
 use std::time::Duration;
 
 use codex_crds::{
-    Analysis, ConditionType, MAX_HISTORY, Reason, RejectedStatus, Rollout, RolloutPhase, RolloutRecord, RolloutResult,
-    RolloutStatus, TimesStatus, TrafficStatus, annotation,
+    ConditionType, MAX_HISTORY, Reason, Rollout, RolloutPhase, RolloutRecord, RolloutResult, RolloutStatus,
+    TrafficStatus, annotation,
 };
 use codex_provenance::Sha256;
-use codex_verdict::{Rounding, Sample, bounds};
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kube::ResourceExt;
@@ -18,6 +17,7 @@ use serde_json::json;
 
 use super::{
     children::settings_digest,
+    criteria::{breach, since, undecided},
     idle, route,
     servers::{Servers, Wanted},
     shadow,
@@ -27,12 +27,6 @@ use super::{
 };
 use crate::{conditions::Conditions, text::truncate_chars, throttle};
 
-/// The confidence of the one-sided bounds that fail a canary.
-const CONFIDENCE: f64 = 0.99;
-/// The share of requests that may take longer than the 95th percentile.
-const SLOW: f64 = 0.05;
-/// The number of requests from which on they can fail a canary.
-const LEAST: i64 = 10;
 /// The most servers of a canary: the newest reports of 128 pods are kept, those of the other servers included.
 const MAX_SERVERS: i32 = 24;
 /// The last step: all requests go to the canary.
@@ -428,126 +422,9 @@ fn judge(view: &View<'_>, stage: &Stage, target: &Target, rollout: &Rollout, hel
     }
 }
 
-/// Returns the requests since `before`; `None` if there are fewer.
-fn since(total: TrafficStatus, before: TrafficStatus) -> Option<TrafficStatus> {
-    let more = |total: i64, before: i64| total.checked_sub(before).filter(|more| *more >= 0);
-    let times = |total: Option<TimesStatus>, before: Option<TimesStatus>| {
-        let Some(total) = total else { return Some(None) };
-        let before = before.unwrap_or_default();
-        let (responses, slow) = (more(total.responses, before.responses)?, more(total.slow, before.slow)?);
-        Some(Some(TimesStatus { responses, slow }))
-    };
-    let rejected = match total.rejected {
-        None => None,
-        Some(total) => {
-            let held = before.rejected.unwrap_or_default();
-            let (before, answers) = (more(total.before, held.before)?, more(total.answers, held.answers)?);
-            Some(RejectedStatus { before, answers })
-        }
-    };
-    Some(TrafficStatus {
-        requests: more(total.requests, before.requests)?,
-        errors: more(total.errors, before.errors)?,
-        refused: more(total.refused, before.refused)?,
-        completed: more(total.completed, before.completed)?,
-        slow: more(total.slow, before.slow)?,
-        rejected,
-        first_token: times(total.first_token, before.first_token)?,
-        inter_token: times(total.inter_token, before.inter_token)?,
-    })
-}
-
-/// Returns why the requests fail the canary: the exact lower confidence bound of a share is above its limit (Clopper and Pearson).
-/// The 95th percentile is above a limit exactly if more than 5 of 100 requests or responses take longer.
-fn breach(analysis: &Analysis, traffic: TrafficStatus) -> Option<String> {
-    let lowest = |successes: i64, n: i64| {
-        let sample =
-            Sample::Share { successes: u64::try_from(successes).unwrap_or(0), n: u64::try_from(n).unwrap_or(0) };
-        if n < LEAST { 0.0 } else { bounds(&sample, CONFIDENCE).map_or(0.0, |bounds| bounds.lower) }
-    };
-    let TrafficStatus { requests, errors, refused, completed, slow, rejected, first_token, inter_token } = traffic;
-    let RejectedStatus { before, answers } = rejected.unwrap_or_default();
-    let before = refused.saturating_add(before);
-    let (turned_away, came) = (before.saturating_add(answers), requests.saturating_add(before));
-    let rates = [
-        (Some(&analysis.max_error_rate), errors, requests, "failed", "maxErrorRate"),
-        (analysis.max_refusal_rate.as_ref(), turned_away, came, "were refused", "maxRefusalRate"),
-    ];
-    let rates = rates.into_iter().find_map(|(limit, counted, n, what, field)| {
-        let limit = limit?;
-        // The API server accepts nothing else than decimals.
-        let lower = Some(lowest(counted, n)).filter(|lower| *lower > limit.parse::<f64>().unwrap_or(0.0))?;
-        Some(format!(
-            "{counted} of {n} requests {what}, so at least {} of all with confidence {CONFIDENCE}; \
-             spec.rollout.analysis.{field} is {limit}",
-            Rounding::Down.show(lower)
-        ))
-    });
-    let times = |times: Option<TimesStatus>| times.map_or((0, 0), |times| (times.slow, times.responses));
-    let limits = [
-        (&analysis.max_p95_seconds, (slow, completed), "requests took longer than", "maxP95Seconds"),
-        (
-            &analysis.max_first_token_seconds,
-            times(first_token),
-            "responses had their first token later than",
-            "maxFirstTokenSeconds",
-        ),
-        (
-            &analysis.max_inter_token_seconds,
-            times(inter_token),
-            "responses took longer between tokens than",
-            "maxInterTokenSeconds",
-        ),
-    ];
-    rates.or_else(|| {
-        limits.into_iter().find_map(|(limit, (slow, n), what, field)| {
-            let limit = limit.as_ref()?;
-            let lower = Some(lowest(slow, n)).filter(|lower| *lower > SLOW)?;
-            Some(format!(
-                "{slow} of {n} {what} spec.rollout.analysis.{field}, {limit}, so at least {} of all with confidence \
-                 {CONFIDENCE}; {SLOW} may",
-                Rounding::Down.show(lower)
-            ))
-        })
-    })
-}
-
-/// Returns why a criterion is not decided, although enough requests were answered: servers do not report its numbers, or these are few.
-/// A step does not end before, because a criterion that was never judged would look as if it were met.
-fn undecided(analysis: &Analysis, traffic: TrafficStatus) -> Option<String> {
-    let unknown = |field: &str, what: &str| {
-        format!(
-            "spec.rollout.analysis.{field} is not decided: servers of the canary do not report {what}, because their image is of an \
-             earlier version than the controller: update the images that the controller is configured with, or remove the field"
-        )
-    };
-    if analysis.max_refusal_rate.is_some() && traffic.rejected.is_none() {
-        return Some(unknown("maxRefusalRate", "all refused requests"));
-    }
-    let least = i64::from(analysis.min_requests);
-    let times = [
-        (&analysis.max_first_token_seconds, traffic.first_token, "maxFirstTokenSeconds", "with a first token"),
-        (&analysis.max_inter_token_seconds, traffic.inter_token, "maxInterTokenSeconds", "of two tokens or more"),
-    ];
-    times.into_iter().find_map(|(limit, times, field, which)| {
-        limit.as_ref()?;
-        let Some(TimesStatus { responses, .. }) = times else {
-            return Some(unknown(field, "the times of their tokens"));
-        };
-        let few = responses < least;
-        few.then(|| {
-            format!(
-                "spec.rollout.analysis.{field} is not decided: waiting for responses {which}: {responses} of {least}"
-            )
-        })
-    })
-}
-
 #[cfg(test)]
 mod tests {
-    use codex_crds::{Analysis, RejectedStatus, TimesStatus, TrafficStatus};
-
-    use super::{breach, count, since, undecided};
+    use super::count;
 
     #[test]
     fn a_step_has_at_least_one_server_and_never_more_than_it_replaces() {
@@ -556,113 +433,5 @@ mod tests {
         {
             assert_eq!(count(present, step), servers, "{step} % of {present}");
         }
-    }
-
-    #[test]
-    fn a_canary_fails_only_with_confidence() {
-        let analysis: Analysis =
-            serde_json::from_value(serde_json::json!({"maxErrorRate": "0.01", "maxP95Seconds": "0.7"})).unwrap();
-        let seen = |errors: i64, slow: i64| TrafficStatus {
-            requests: 100,
-            errors,
-            refused: 9,
-            completed: 100,
-            slow,
-            ..TrafficStatus::default()
-        };
-        // With 1 error in 100 requests, 4 or more of 100 happen in 1 of 54 cases, which is no proof; 6 or more in 1 of 1,900.
-        for (errors, slow) in [(0, 0), (1, 5), (4, 11)] {
-            assert_eq!(breach(&analysis, seen(errors, slow)), None, "{errors} {slow}");
-        }
-        let errors = breach(&analysis, seen(6, 0)).unwrap();
-        assert!(errors.starts_with("6 of 100 requests failed, so at least 0.0"), "{errors}");
-        let slow = breach(&analysis, seen(0, 20)).unwrap();
-        assert!(slow.starts_with("20 of 100 requests took longer"), "{slow}");
-        for (requests, fails) in [(0, false), (9, false), (10, true)] {
-            let all = TrafficStatus { requests, errors: requests, ..TrafficStatus::default() };
-            assert_eq!(breach(&analysis, all).is_some(), fails, "{requests} failed requests");
-        }
-        assert_eq!(breach(&Analysis::default(), seen(0, 100)), None, "without a limit, latency does not matter");
-    }
-
-    #[test]
-    fn refusals_of_every_kind_fail_a_canary_if_they_are_limited() {
-        let analysis: Analysis = serde_json::from_value(serde_json::json!({"maxRefusalRate": "0.1"})).unwrap();
-        let seen = |requests: i64, refused: i64, before: i64, answers: i64| TrafficStatus {
-            requests,
-            refused,
-            rejected: Some(RejectedStatus { before, answers }),
-            ..TrafficStatus::default()
-        };
-        for quiet in [seen(90, 10, 0, 0), seen(90, 4, 6, 0), seen(100, 0, 0, 10), seen(0, 9, 0, 0)] {
-            assert_eq!(breach(&analysis, quiet), None, "{quiet:?}");
-        }
-        for (fails, told) in [
-            (seen(80, 20, 0, 0), "20 of 100 requests were refused"),
-            (seen(80, 0, 20, 0), "20 of 100 requests were refused"),
-            (seen(100, 0, 0, 20), "20 of 100 requests were refused"),
-            (seen(0, 4, 6, 0), "10 of 10 requests were refused"),
-        ] {
-            let why = breach(&analysis, fails).unwrap();
-            assert!(why.starts_with(told) && why.ends_with("spec.rollout.analysis.maxRefusalRate is 0.1"), "{why}");
-            assert_eq!(breach(&Analysis::default(), fails), None, "without a limit, refusals do not matter");
-        }
-        assert_eq!(undecided(&analysis, seen(50, 0, 0, 0)), None);
-        let unknown = TrafficStatus { rejected: None, ..seen(50, 2, 0, 0) };
-        let why = undecided(&analysis, unknown).unwrap();
-        assert!(why.starts_with("spec.rollout.analysis.maxRefusalRate is not decided: servers of the canary"), "{why}");
-        assert_eq!(undecided(&Analysis::default(), unknown), None);
-        // What is known can fail it all the same.
-        assert!(breach(&analysis, TrafficStatus { rejected: None, ..seen(50, 50, 0, 0) }).is_some());
-    }
-
-    #[test]
-    fn times_of_tokens_fail_a_canary_only_with_confidence_and_pass_only_with_responses() {
-        for field in ["maxFirstTokenSeconds", "maxInterTokenSeconds"] {
-            let limits = serde_json::json!({"minRequests": 20, field: "0.5"});
-            let analysis: Analysis = serde_json::from_value(limits).unwrap();
-            let seen = |times: Option<TimesStatus>| {
-                let traffic = TrafficStatus { requests: 100, completed: 100, ..TrafficStatus::default() };
-                match field {
-                    "maxFirstTokenSeconds" => TrafficStatus { first_token: times, ..traffic },
-                    _ => TrafficStatus { inter_token: times, ..traffic },
-                }
-            };
-            let of = |slow: i64, responses: i64| seen(Some(TimesStatus { responses, slow }));
-            for (slow, responses) in [(0, 100), (5, 100), (11, 100), (9, 9)] {
-                assert_eq!(breach(&analysis, of(slow, responses)), None, "{field}: {slow} of {responses}");
-            }
-            for (slow, responses) in [(20, 100), (10, 10)] {
-                let why = breach(&analysis, of(slow, responses)).unwrap();
-                assert!(why.starts_with(&format!("{slow} of {responses} responses ")), "{why}");
-                assert!(why.contains(&format!("spec.rollout.analysis.{field}, 0.5, so at least ")), "{why}");
-            }
-            assert_eq!(breach(&Analysis::default(), of(100, 100)), None);
-            assert_eq!(undecided(&analysis, of(0, 20)), None);
-            let few = undecided(&analysis, of(0, 19)).unwrap();
-            assert!(few.starts_with(&format!("spec.rollout.analysis.{field} is not decided: ")), "{few}");
-            assert!(few.ends_with(": 19 of 20"), "{few}");
-            let unknown = undecided(&analysis, seen(None)).unwrap();
-            assert!(
-                unknown.contains(&format!("{field} is not decided: servers of the canary do not report")),
-                "{unknown}"
-            );
-        }
-    }
-
-    #[test]
-    fn numbers_that_fall_are_no_numbers_of_this_step() {
-        let of = |requests: i64| TrafficStatus { requests, completed: requests, ..TrafficStatus::default() };
-        assert_eq!(since(of(12), of(5)), Some(of(7)));
-        assert_eq!(since(of(4), of(5)), None);
-        let timed = |responses: i64, slow: i64| TrafficStatus {
-            first_token: Some(TimesStatus { responses, slow }),
-            rejected: Some(RejectedStatus { before: slow, answers: 0 }),
-            ..of(responses)
-        };
-        assert_eq!(since(timed(12, 3), timed(5, 1)), Some(timed(7, 2)));
-        assert_eq!(since(timed(12, 0), timed(5, 1)), None);
-        assert_eq!(since(timed(12, 3), TrafficStatus::default()), Some(timed(12, 3)), "nothing was known before");
-        assert_eq!(since(of(12), timed(5, 1)), Some(of(7)), "nothing is known any more");
     }
 }

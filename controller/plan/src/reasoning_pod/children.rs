@@ -54,7 +54,7 @@ pub(crate) const PORT: i32 = 8000;
 pub(super) const ADMIN_PORT: i32 = 9464;
 /// The keys of a Secret of the type `kubernetes.io/tls`.
 const TLS_KEYS: [&str; 2] = ["tls.crt", "tls.key"];
-/// Seconds from SIGTERM to SIGKILL: the server becomes unready, then finishes the requests in progress.
+/// Seconds from SIGTERM to SIGKILL: the server becomes unready for 5 s, then finishes the requests in progress within 50 s.
 const GRACE_SECONDS: i64 = 60;
 /// Seconds until a server must answer its probes.
 const STARTUP_SECONDS: i32 = 600;
@@ -322,7 +322,7 @@ fn template<'a>(view: &'a View<'_>, target: &Target, track: Track) -> Template<'
         owner: &view.owner,
         component: Component::Server,
         settings,
-        image: settings.image(Component::Server, worker).unwrap_or(&settings.worker_image),
+        image: settings.image(Component::Server, worker, None).unwrap_or(&settings.worker_image),
         args: std::iter::once("serve".to_owned()).chain(arguments).chain(reports).collect(),
         env: Vec::new(),
         worker,

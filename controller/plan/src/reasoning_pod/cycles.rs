@@ -179,8 +179,12 @@ pub(super) fn recorded(
 
 /// Returns the digest over the name of a run and what defines its result.
 pub(super) fn run_digest(name: &str, spec: &TrainingRunSpec) -> String {
-    let TrainingRunSpec { template, overrides, config, seed, data, base, .. } = spec;
-    Sha256::of(json!([name, template, overrides, config, seed, data, base]).to_string()).to_string()
+    let TrainingRunSpec { template, template_from, overrides, config, seed, data, base, .. } = spec;
+    let mut defining =
+        vec![json!(name), json!(template), json!(overrides), json!(config), json!(seed), json!(data), json!(base)];
+    // Left out where it is absent, so that recorded digests stay.
+    defining.extend(template_from.as_ref().map(|from| json!(from)));
+    Sha256::of(json!(defining).to_string()).to_string()
 }
 
 /// Returns the digest over the name of an Evaluation and what defines its result.

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use codex_crds::{ModelStatus, TrainingRun, annotation};
 use codex_provenance::{
-    ModelDigest, OmsPayloadDigest,
+    Device, ModelDigest, OmsPayloadDigest,
     attestation::Build,
     promotion::{self, Attested, Object, Promotion, Reasons, Reported, Training},
 };
@@ -82,16 +82,16 @@ fn sign_promotion(
     Some(Effect::SignPromotion {
         config_map,
         promotion: Box::new(Promotion { model: model.digest, reasons }),
-        build: Box::new(build(run)),
+        build: Box::new(build(run, model)),
     })
 }
 
 /// The fields of a TrainingRun that define the result and cannot be changed.
-const PARAMETERS: [&str; 6] = ["template", "overrides", "config", "seed", "data", "base"];
+const PARAMETERS: [&str; 7] = ["template", "templateFrom", "overrides", "config", "seed", "data", "base"];
 
-/// Returns what provenance says about a run. The composed configuration is left out if this controller composes another one than the
-/// trainer was given, as after an upgrade; its digest is among the dependencies.
-fn build(run: &TrainingRun) -> Build {
+/// Returns what attestations say about a run and its model. The composed configuration is left out if this controller composes
+/// another one than the trainer was given, as after an upgrade; its digest is among the dependencies.
+fn build(run: &TrainingRun, model: &ModelStatus) -> Build {
     let spec = serde_json::to_value(&run.spec).unwrap_or_default();
     let mut parameters: Map<String, Value> =
         PARAMETERS.into_iter().filter_map(|name| Some((name.to_owned(), spec.get(name)?.clone()))).collect();
@@ -100,7 +100,8 @@ fn build(run: &TrainingRun) -> Build {
     let composed = digest.and_then(|digest| training_run::configuration(&run.spec, digest));
     parameters.extend(image.into_iter().chain(composed.map(|composed| ("configuration".to_owned(), composed))));
     let started = run.status.as_ref().and_then(|status| status.work.started_at.as_ref());
-    Build { parameters: parameters.into(), started_at: started.map(|time| time.0.to_string()) }
+    let files = manifest(model).map(|manifest| manifest.files).unwrap_or_default();
+    Build { parameters: parameters.into(), started_at: started.map(|time| time.0.to_string()), files }
 }
 
 fn training(run: &TrainingRun) -> Option<Training> {
@@ -121,11 +122,13 @@ fn training(run: &TrainingRun) -> Option<Training> {
             source: Some(base.source.clone()),
             signer: base.signer,
         }),
-        device: status.device.as_ref().map(|device| promotion::Device {
+        device: status.device.as_ref().map(|device| Device {
             name: device.name.clone(),
             engine: device.engine.clone(),
             driver: device.driver.clone(),
             memory_bytes: device.memory_bytes.and_then(|bytes| u64::try_from(bytes).ok()),
+            fallback: None,
         }),
+        adapter: status.model.as_ref().and_then(|model| model.adapter),
     })
 }

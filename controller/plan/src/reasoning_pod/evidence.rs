@@ -22,6 +22,7 @@ use super::{
 };
 use crate::{
     conditions::{find, is_true},
+    device::NeedsGpu,
     evaluation::proof::{Proof, Unproven, proof},
     metadata::Component,
     seal::StatusSeal,
@@ -92,7 +93,9 @@ impl<'a> Evidence<'a> {
         let trained = trained(observed, &mut blocks);
         blocks.extend(ring(observed));
         blocks.extend(shadow::block(observed));
-        let image = observed.settings.image(Component::Server, &observed.object.spec.pod);
+        let spec = &observed.object.spec;
+        let needs = NeedsGpu::of_server(spec.serving.device);
+        let image = observed.settings.image(Component::Server, &spec.pod, needs);
         blocks.extend(image.err().map(|why| Block::stalls(About::Servers, Reason::InvalidConfiguration, why)));
         let proofs = proofs(observed, trained.map(|(_, model)| model), &mut blocks);
         let key = key(observed, trained.map(|(_, model)| model), &proofs);

@@ -4,6 +4,7 @@ mod autoscaling;
 mod bundles;
 mod canary;
 mod children;
+mod criteria;
 mod cycles;
 mod effects;
 mod endpoints;

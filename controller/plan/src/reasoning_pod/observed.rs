@@ -255,6 +255,12 @@ pub struct RecordedPromotion {
     /// The parity that it states.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub parity: Vec<promotion::Parity>,
+    /// Uid of the TrainingRun that it names.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub run: String,
+    /// Uids of the sign-offs that it states.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub sign_offs: BTreeSet<String>,
 }
 
 /// A key or an identity whose signatures count within a time.
@@ -279,6 +285,9 @@ pub struct TrustedRoot {
     pub digest: Sha256,
     /// The root, in JSON.
     pub text: String,
+    /// When nothing new can be signed that it verifies; what was signed before stays valid. `None` if no end is known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ends: Option<Timestamp>,
 }
 
 /// The state of the signer.

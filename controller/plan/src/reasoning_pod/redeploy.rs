@@ -3,7 +3,7 @@
 //! As for canaries, a decision is recorded in the status before it is carried out: a cycle is recorded before its objects are created,
 //! and that it is rolled out before anything is signed for it. Where a cycle stands is judged anew by each plan.
 
-use std::time::Duration;
+use std::{collections::BTreeSet, time::Duration};
 
 use codex_crds::{
     ConditionType, CyclePhase, CycleRecord, CycleStatus, Evaluation, EvaluationPhase, MAX_HISTORY, MissedRuns, Reason,
@@ -11,6 +11,7 @@ use codex_crds::{
 };
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use kube::ResourceExt;
 
 use super::{
     canary::Next,
@@ -137,7 +138,7 @@ impl Turn {
             evaluations: cycle.evaluations.clone(),
             cycle: Some(cycle.scheduled.clone()),
         };
-        let overrides = i64::try_from(view.evidence.policies.signed.len()).unwrap_or(i64::MAX);
+        let overrides = manual_overrides(view);
         self.status.former = self.current.replace(served);
         self.status.promoted = self.status.promoted.saturating_add(1);
         self.status.manual_overrides = self.status.manual_overrides.saturating_add(overrides);
@@ -231,7 +232,11 @@ impl Turn {
         if view.spec().redeploy.as_ref().is_some_and(|redeploy| redeploy.schedule.suspend) {
             return (Truth::Unknown, Reason::Suspended, format!("{FIELD}.suspend is true: no cycle starts"));
         }
-        if let Some(MissedRuns { count, last }) = &status.missed {
+        // A promoted cycle makes up for the times that were missed before it.
+        let latest = status.history.first().filter(|_| status.cycle.is_none());
+        let promoted = latest.filter(|latest| latest.result == CyclePhase::Serving).map(|latest| latest.scheduled.0);
+        let missed = status.missed.as_ref().filter(|missed| promoted.is_none_or(|at| at < missed.last.0));
+        if let Some(MissedRuns { count, last }) = missed {
             let times = if *count == 1 { "time has" } else { "times have" };
             let why = match &status.cycle {
                 Some(cycle) => format!("; the cycle of {} is at work: {}", cycle.scheduled.0, name(cycle.phase)),
@@ -259,6 +264,16 @@ impl Turn {
             None => (Truth::Unknown, Reason::WaitingForSchedule, "no cycle has ended yet".to_owned()),
         }
     }
+}
+
+/// Returns the number of sign-offs of the cycle that is rolled out: those that count now, and those that its promotions name, into the ring
+/// before for its shadow, too. Deleting a SignOff does not change what was promoted with it.
+fn manual_overrides(view: &View<'_>) -> i64 {
+    let run = view.observed.run.as_ref().and_then(ResourceExt::uid);
+    let of_run = view.observed.promotions.iter().filter(|promoted| run.as_ref() == Some(&promoted.run));
+    let counts = view.evidence.policies.signed.iter().map(|it| &it.uid);
+    let all: BTreeSet<&String> = of_run.flat_map(|promoted| &promoted.sign_offs).chain(counts).collect();
+    i64::try_from(all.len()).unwrap_or(i64::MAX)
 }
 
 /// Whether no cycle may start.
@@ -307,7 +322,9 @@ fn problem(redeploy: &Redeploy) -> Option<String> {
         let why = why.strip_prefix("spec.").map(str::to_owned).unwrap_or(why);
         format!("{field}: {why}; the next cycle would fail")
     };
-    if let Err(why) = training_run::view::compose(&template.training_run) {
+    // The text of a template in a ConfigMap is read once the run exists.
+    let known = template.training_run.template_from.is_none();
+    if let Some(why) = known.then(|| training_run::view::compose(&template.training_run, None).err()).flatten() {
         return Some(in_field("spec.redeploy.template.trainingRun".to_owned(), why));
     }
     template.evaluations.iter().enumerate().find_map(|(index, it)| {

@@ -2,7 +2,9 @@
 
 use std::{collections::BTreeSet, time::Duration};
 
-use codex_crds::{Analysis, Reason, RejectedStatus, TimesStatus, TrafficStatus, VerifiedStatus, annotation};
+use codex_crds::{
+    Analysis, DeviceStatus, Reason, RejectedStatus, TimesStatus, TrafficStatus, VerifiedStatus, annotation,
+};
 use codex_provenance::{ModelDigest, PromotionDigest, Sha256};
 use codex_reports::{
     Comparison, INTER_TOKEN_EDGES, LATENCY_EDGES, Rejected, Report, ServingState, Stage as PodStage, State, Times,
@@ -24,6 +26,7 @@ use super::{
     target::Target,
 };
 use crate::{
+    device::device_status,
     metadata::Owner,
     pods::{Facts, explained_again, newest_reports, refusals},
 };
@@ -141,16 +144,12 @@ impl<'a> Servers<'a> {
         Counts { all, ready, settled }
     }
 
-    /// Returns the label [`TEMPLATE_HASH`] of the ready pods of the current template. `None` if no such pod is ready, or if pods of
-    /// a former template are ready, too.
+    /// Returns the label [`TEMPLATE_HASH`] that all ready pods have. `None` if no pod is ready, or while pods are replaced: those of a
+    /// former template, and of the same one by `kubectl rollout restart`.
     pub(crate) fn template_hash(&self) -> Option<String> {
-        if self.former.iter().any(Facts::is_ready) {
-            return None;
-        }
-        self.facts
-            .iter()
-            .filter(|facts| facts.is_ready())
-            .find_map(|facts| facts.pod.labels().get(TEMPLATE_HASH).cloned())
+        let mut hashes = self.ready().map(|facts| facts.pod.labels().get(TEMPLATE_HASH));
+        let first = hashes.next()??;
+        hashes.all(|hash| hash == Some(first)).then(|| first.clone())
     }
 
     /// Returns the ready pods of all templates.
@@ -222,6 +221,12 @@ impl<'a> Servers<'a> {
             .filter_map(|facts| Some((at(facts)?, facts.name(), golden(facts))))
             .min()
             .map(|(at, by, golden_tokens)| VerifiedStatus { digest: model, by, at: Time(at), golden_tokens })
+    }
+
+    /// Returns the device that the server with this name reported.
+    pub(crate) fn device(&self, name: &str) -> Option<DeviceStatus> {
+        let (_, state) = self.state(self.current().find(|facts| facts.name() == name)?)?;
+        state.device.as_ref().map(device_status)
     }
 
     /// Returns the ready servers of all templates that have verified what they serve, by their reports. A server without a report

@@ -3,8 +3,8 @@
 use std::{collections::BTreeSet, time::Duration};
 
 use codex_crds::{
-    ConditionType, ManifestStatus, PromotionStatus, Reason, ReasoningPodPhase, ReasoningPodStatus, ShadowStatus,
-    VerifiedStatus,
+    ConditionType, DeviceStatus, ManifestStatus, PromotionStatus, Reason, ReasoningPodPhase, ReasoningPodStatus,
+    ShadowStatus, VerifiedStatus,
 };
 use codex_provenance::{EvidenceStrength, Sha256};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
@@ -57,13 +57,15 @@ pub(crate) fn status(view: &View<'_>, stage: &Stage) -> (ReasoningPodStatus, Opt
     let counts = counted.map(|servers| servers.counts(wanted)).unwrap_or_default();
     let Signed { run_uid, manifest, promotion } = signed(view, stage, serves);
     let evidence = evidence(view);
+    let verified = verified(view, stage, serves);
     let next = ReasoningPodStatus {
         observed_generation: observed.object.metadata.generation,
         selector: Some(selector_text(view)),
         phase: Some(phase(view, stage, &canary)),
         blocked_by: blocked_by(view, stage, &canary),
         training_run_uid: run_uid,
-        verified: verified(view, stage, serves),
+        device: verified.as_ref().and_then(|verified| device(view, verified)),
+        verified,
         model: manifest.as_ref().map(|manifest| manifest.short.clone()).or_else(|| {
             let (_, model) = view.evidence.trained?;
             Some(model.short.clone())
@@ -262,6 +264,14 @@ fn verified(view: &View<'_>, stage: &Stage, serves: bool) -> Option<VerifiedStat
     }
 }
 
+/// Returns the device of the server that `verified` names: as it reported it, else as it is recorded while it is the same server.
+fn device(view: &View<'_>, verified: &VerifiedStatus) -> Option<DeviceStatus> {
+    let same = |held: &VerifiedStatus| held.by == verified.by;
+    let held = view.status.device.as_ref().filter(|_| view.status.verified.as_ref().is_some_and(same));
+    let reported = view.servers.as_ref().and_then(|servers| servers.device(&verified.by));
+    reported.or_else(|| held.cloned())
+}
+
 fn conditions(
     view: &View<'_>,
     stage: &Stage,
@@ -453,7 +463,7 @@ pub(super) fn distrusted(view: &View<'_>) -> Option<String> {
     })
 }
 
-/// Returns a sentence about the keys that expire within thirty days.
+/// Returns a sentence about the keys that expire, and the trusted root that ends, within thirty days.
 fn expiring(view: &View<'_>) -> Option<String> {
     let signing = view.observed.signer.fingerprint();
     let sentence = |key: Sha256| {
@@ -474,7 +484,14 @@ fn expiring(view: &View<'_>) -> Option<String> {
             )
         })
     };
-    let all: Vec<_> = keys(view).into_iter().filter_map(sentence).collect();
+    let root = signing.and_then(|signer| view.trust().root_ends(signer)).map(|end| {
+        let verb = if end <= view.now { "ended" } else { "ends" };
+        format!(
+            "the trusted root in the ConfigMap codex-sigstore {verb} at {end}, and from then on nothing can be signed: add the next \
+             certificate or timestamp authority to it"
+        )
+    });
+    let all: Vec<_> = keys(view).into_iter().filter_map(sentence).chain(root).collect();
     (!all.is_empty()).then(|| all.join("; "))
 }
 

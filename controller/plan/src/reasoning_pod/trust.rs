@@ -9,7 +9,7 @@ use jiff::{SignedDuration, Timestamp};
 
 use super::observed::{Bundle, ObservedReasoningPod, SignedModel, SignedPromotion, Signer, TrustedKey};
 
-/// How long before a key expires the status says so.
+/// How long before a key or a root ends the status says so.
 const NOTICE: SignedDuration = SignedDuration::from_hours(30 * 24);
 
 /// The trusted keys of an object at a time.
@@ -214,18 +214,34 @@ impl<'a> Trust<'a> {
     /// Returns when a key expires, if that is within thirty days.
     pub(crate) fn expires(&self, key: Sha256) -> Option<Timestamp> {
         let end = self.validity(key)?.not_after?;
-        (self.now < end && noticed(end) <= self.now).then_some(end)
+        (self.now < end && self.notices(end)).then_some(end)
+    }
+
+    /// Returns when the trusted root ends that verifies what this signer signs, if that is within thirty days or was before.
+    pub(crate) fn root_ends(&self, signer: Sha256) -> Option<Timestamp> {
+        self.root_end(&[signer]).filter(|end| self.notices(*end))
+    }
+
+    /// Returns when the trusted root ends, if one of these signers is an identity.
+    fn root_end(&self, signers: &[Sha256]) -> Option<Timestamp> {
+        let needed = signers.iter().any(|signer| self.identity(*signer).is_some());
+        self.observed.trusted_root.as_ref().filter(|_| needed)?.ends
+    }
+
+    fn notices(&self, end: Timestamp) -> bool {
+        noticed(end) <= self.now
     }
 
     /// Returns the next time at which something about one of these keys changes by itself.
     pub(crate) fn due(&self, keys: &[Sha256]) -> Option<Timestamp> {
         let windows = keys.iter().filter_map(|key| self.validity(*key));
         let times = windows.flat_map(|window| [window.not_before, window.not_after.map(noticed), window.not_after]);
-        times.flatten().filter(|time| *time > self.now).min()
+        let root = self.root_end(keys).into_iter().flat_map(|end| [noticed(end), end]);
+        times.flatten().chain(root).filter(|time| *time > self.now).min()
     }
 }
 
-/// Returns when the status begins to say that a key expires at `end`.
+/// Returns when the status begins to say that a key or a root ends at `end`.
 fn noticed(end: Timestamp) -> Timestamp {
     end.checked_sub(NOTICE).unwrap_or(Timestamp::MIN)
 }

@@ -4,6 +4,7 @@ mod base;
 mod children;
 mod observed;
 mod outcome;
+mod own_template;
 mod reproduction;
 mod stage;
 mod status;

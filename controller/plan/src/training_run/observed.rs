@@ -24,6 +24,9 @@ pub struct ObservedTrainingRun {
     pub object: TrainingRun,
     /// The settings of the controller.
     pub settings: Arc<Settings>,
+    /// The text under the key that `spec.templateFrom` names, if it exists. `None` once there is a Job, which has its configuration.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub template: Option<String>,
     /// The TrainingRun that `spec.base.trainingRun` names, if it exists in the object's namespace.
     #[serde(default)]
     pub base: Option<TrainingRun>,

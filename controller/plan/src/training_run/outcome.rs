@@ -70,6 +70,7 @@ fn checked(view: &View<'_>, model: &Model) -> Result<ModelStatus, WorkFailure> {
         location: join(&[&output.claim_name, &output.sub_path, &view.work.worker.owner.uid, "model"]),
         parameters: count(model.parameters),
         size_bytes: count(model.manifest.size_bytes()),
+        adapter: model.adapter,
         files: model
             .manifest
             .files

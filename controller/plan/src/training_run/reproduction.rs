@@ -288,7 +288,7 @@ fn recorded(
 fn image(other: &TrainingRun, observed: &ObservedTrainingRun) -> Option<String> {
     let named = match &other.spec.pod.image {
         Some(image) => image.clone(),
-        None => observed.settings.image(Component::Trainer, &other.spec.pod.worker).ok()?.to_owned(),
+        None => observed.settings.image(Component::Trainer, &other.spec.pod.worker, None).ok()?.to_owned(),
     };
     let last = |name: &str| {
         let path = name.split('@').next().unwrap_or_default();
@@ -306,6 +306,7 @@ fn different(own: &TrainingRunSpec, other: &TrainingRunSpec) -> Vec<&'static str
     let text = |text: &Option<String>| text.clone().unwrap_or_default();
     let fields = [
         ("spec.template", own.template == other.template),
+        ("spec.templateFrom", own.template_from == other.template_from),
         ("spec.overrides", own.overrides == other.overrides),
         ("spec.config", text(&own.config) == text(&other.config)),
         ("spec.seed", own.seed == other.seed),

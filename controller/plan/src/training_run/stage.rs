@@ -5,6 +5,7 @@ use codex_crds::ModelStatus;
 use super::{
     base::{Base, RUN_FIELD},
     outcome::Outcome,
+    own_template,
     reproduction::{self, Reproduction},
     view::View,
 };
@@ -25,7 +26,7 @@ pub(crate) enum Stage {
     Invalid(String),
     /// The run that the field names has no model. There is no Job.
     Waiting { field: &'static str, run: String, waiting: WaitingForModel },
-    /// The recorded status was discarded, and no report can replace it; the sentence says what to do.
+    /// The recorded result was discarded or emptied, and no report can replace it; the sentence says what to do.
     Discarded(WorkFailure),
     /// The run can still succeed.
     Active(Active),
@@ -73,6 +74,9 @@ impl Stage {
         }
         if let Some(stuck) = view.work.restored(view.discarded) {
             return Self::Discarded(stuck);
+        }
+        if let Some(missing) = own_template::missing(view) {
+            return Self::Active(Active::MissingReferences(missing));
         }
         let base = match (&view.work.config, &view.base, &view.image) {
             (Err(why), ..) | (_, Err(why), _) | (.., Err(why)) => return Self::Invalid(why.clone()),

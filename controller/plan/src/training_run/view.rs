@@ -2,7 +2,7 @@
 
 use std::sync::LazyLock;
 
-use codex_configs::{Training, compose_training};
+use codex_configs::{Data, Method, Training, compose_training, compose_training_from};
 use codex_crds::{
     BaseStatus, ComputationStatus, DeviceStatus, LostCheckpointStatus, Reason, TrainingRunSpec, TrainingRunStatus,
 };
@@ -15,17 +15,19 @@ use serde_json::Value;
 use super::{
     base::{self, Base},
     observed::ObservedTrainingRun,
+    own_template,
     reproduction::Reproduction,
 };
 use crate::{
     data,
+    device::{NeedsGpu, device_status},
     metadata::{Component, Owner, queue},
     numbers::count,
     obstruction::Obstruction,
     pods::Facts,
     seal::{Discarded, Sealable},
     throttle::whole_seconds,
-    work::{Config, Limits, Memory, Moved, Outcome, WorkFailure, WorkView, Worker},
+    work::{Config, Limits, Memory, Moved, Outcome, WorkFailure, WorkView, Worker, pod_settings},
 };
 
 /// The observation of a TrainingRun.
@@ -54,13 +56,16 @@ impl<'a> View<'a> {
             Worker::of(owner, job, &observed.pods, &observed.reports, &observed.warnings, status.work.clone(), now);
         let started_with = status.config_digest.filter(|_| worker.has_started());
         let reproduction = Reproduction::of(observed, &status);
-        let composed = compose(spec);
+        let composed = compose(spec, observed.template.as_deref());
         let digest = composed.as_ref().ok().map(|composed| composed.resolved.digest());
+        let settings = composed.as_ref().ok().map(|composed| &composed.resolved.spec().settings.training);
+        let needs = settings.and_then(NeedsGpu::of_training);
         let former = reproduction.as_ref().filter(|_| job.is_none()).and_then(|it| it.former_file(digest, observed));
         let config = match former {
             Some((digest, file)) => Ok(Config { digest, file: Some(file), data: Vec::new() }),
-            None => Config::of(composed, job, started_with, |training| &training.data),
+            None => Config::of(composed, job, started_with, read_data),
         };
+        let discarded = Discarded::of(&observed.seal, &status.conditions);
         let work = WorkView {
             component: Component::Trainer,
             settings: &observed.settings,
@@ -79,13 +84,14 @@ impl<'a> View<'a> {
             refused: &observed.refused,
             conditions: object.status.as_ref().map(|status| status.conditions.as_slice()).unwrap_or_default(),
             moved: None,
+            // What a reproduction adds comes from another object. Without its Job, work with a restored status would not go on.
+            pod: pod_settings::digest(&spec.pod.worker).filter(|_| discarded != Some(Discarded::Restored)),
         };
         let obstruction = Obstruction::current(observed.obstruction.as_ref(), object.metadata.generation);
-        let discarded = Discarded::of(&observed.seal, &status.conditions);
         let held = reproduction.as_ref().and_then(|it| it.target.as_ref().ok()?.image.clone());
         let image = match held.or_else(|| spec.pod.image.clone()) {
             Some(image) => Ok(image),
-            None => observed.settings.image(Component::Trainer, &spec.pod.worker).map(str::to_owned),
+            None => observed.settings.image(Component::Trainer, &spec.pod.worker, needs).map(str::to_owned),
         };
         let mut view = Self { observed, obstruction, status, discarded, work, base: Ok(None), reproduction, image };
         view.base = Base::of(observed, view.first_base().map(|base| base.digest));
@@ -210,19 +216,11 @@ impl<'a> View<'a> {
     }
 
     /// Returns the device that computes or has computed the model: as the newest report that names one has it, else as it is recorded.
-    /// What a pod sends is cut to what the status may hold.
     pub(crate) fn device(&self) -> Option<DeviceStatus> {
         let held = self.status.device.as_ref();
         let reported = self.states().find_map(|(_, state)| state.device.as_ref());
-        let Some(it) = reported.filter(|_| self.status.completed_at.is_none()) else { return held.cloned() };
-        let cut = |text: &str, most: usize| text.chars().take(most).collect::<String>();
-        Some(DeviceStatus {
-            name: cut(&it.name, 128),
-            engine: cut(&it.engine, 63),
-            driver: it.driver.as_deref().map(|driver| cut(driver, 63)),
-            memory_bytes: it.memory_bytes.map(count),
-            fallback: it.fallback.as_deref().map(|why| cut(why, 512)),
-        })
+        let reported = reported.filter(|_| self.status.completed_at.is_none());
+        reported.map(device_status).or_else(|| held.cloned())
     }
 
     /// Returns the reason if the trainer of a reproduction read or computes something else than that of the other run.
@@ -248,6 +246,11 @@ impl<'a> View<'a> {
     }
 }
 
+/// Returns the data that a trainer reads: none without training.
+fn read_data(training: &Training) -> &[Data] {
+    if training.settings.training.method == Method::None { &[] } else { &training.data }
+}
+
 /// Returns the names of all containers of a pod.
 fn containers(spec: &PodSpec) -> Vec<&str> {
     let debuggers = spec.ephemeral_containers.iter().flatten().map(|container| container.name.as_str());
@@ -256,24 +259,29 @@ fn containers(spec: &PodSpec) -> Vec<&str> {
 }
 
 /// Returns the configuration that this controller composes for a run, in the form that its digest covers; `None` if it has another
-/// digest.
+/// digest, or a template in a ConfigMap.
 pub(crate) fn configuration(spec: &TrainingRunSpec, digest: ConfigDigest) -> Option<Value> {
-    let composed = compose(spec).ok()?;
+    let composed = compose(spec, None).ok()?;
     if composed.resolved.digest() != digest {
         return None;
     }
     composed.resolved.digested()
 }
 
-/// Returns the configuration of a run.
+/// Returns the configuration of a run. `text` is the template that `spec.templateFrom` names.
 ///
 /// # Errors
 /// One sentence that says what to change.
-pub(crate) fn compose(spec: &TrainingRunSpec) -> Outcome<Training> {
+pub(crate) fn compose(spec: &TrainingRunSpec, text: Option<&str>) -> Outcome<Training> {
     static COMPOSED: LazyLock<Memory<Training>> = LazyLock::new(Memory::new);
     let TrainingRunSpec { template, overrides, config, seed, data, base, .. } = spec;
-    COMPOSED.of(&(template, overrides, config, seed, data, base.is_some()), || {
-        let composed = compose_training(template, overrides, config.as_deref(), *seed, data::configured(data)?);
+    let own = own_template::pinned(spec, text)?;
+    COMPOSED.of(&(template, own, overrides, config, seed, data, base.is_some()), || {
+        let (config, data) = (config.as_deref(), data::configured(data)?);
+        let composed = match own {
+            Some(text) => compose_training_from(template, text, overrides, config, *seed, data),
+            None => compose_training(template, overrides, config, *seed, data),
+        };
         let checked = composed.and_then(|resolved| resolved.spec().check_base(base.is_some()).map(|()| resolved));
         checked.map_err(|why| why.to_string())
     })

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use codex_crds::{annotation, label};
-use codex_provenance::ConfigDigest;
+use codex_provenance::{ConfigDigest, Sha256};
 use codex_reports::exit;
 use k8s_openapi::api::{
     batch::v1::{
@@ -36,6 +36,8 @@ struct NewJob<'a> {
     fields: MutableFields,
     /// The `LocalQueue` of Kueue that admits the Job.
     queue: Option<&'a str>,
+    /// The digest of the settings of its pods that may change until one has started.
+    pod: Option<Sha256>,
 }
 
 /// The fields of a Job that may change after its creation.
@@ -49,11 +51,12 @@ struct MutableFields {
 
 impl NewJob<'_> {
     fn build(self) -> Job {
-        let Self { name, template, config_digest, fields, queue } = self;
+        let Self { name, template, config_digest, fields, queue, pod } = self;
         let (component, version) = (template.component, template.settings.version.clone());
         let owner = template.owner;
         let mut metadata = owner.child(name, component, &version);
         let mut annotations = BTreeMap::from([(annotation::CONFIG_DIGEST.to_owned(), config_digest.to_string())]);
+        annotations.extend(pod.map(|pod| (annotation::POD_DIGEST.to_owned(), pod.to_string())));
         if let Some(queue) = queue {
             annotations.insert(annotation::QUEUE.to_owned(), queue.to_owned());
             metadata.labels.get_or_insert_default().insert(label::QUEUE_NAME.to_owned(), queue.to_owned());
@@ -180,6 +183,10 @@ pub(crate) struct JobChildren<'a> {
     pub(crate) limits: Limits,
     /// The `LocalQueue` of Kueue that admits a new Job.
     pub(crate) queue: Option<&'a str>,
+    /// The digest of the settings of a new Job's pods that may change until one has started.
+    pub(crate) pod: Option<Sha256>,
+    /// Whether the Job has to be created anew, because these settings have changed.
+    pub(crate) outdated: bool,
 }
 
 impl JobChildren<'_> {
@@ -230,6 +237,10 @@ impl JobChildren<'_> {
         let Limits { retries, deadline, .. } = self.limits;
         let fields = MutableFields { suspend: suspended, retries, remaining: self.worker.clock.remaining(deadline) };
         match (self.live, self.config) {
+            // Its template cannot be changed. The next plan creates the Job.
+            (Some(_), _) if self.outdated && !suspended && !settled => {
+                keep(&mut desired, KeptKind::ConfigMap, self.name);
+            }
             (Some(live), config) => {
                 update(&mut desired, live, self.metadata(), fields);
                 match config {
@@ -242,13 +253,14 @@ impl JobChildren<'_> {
             (None, Ok(config)) if !suspended => {
                 desired.config_maps.extend(config.file.as_ref().map(|file| self.config_map(file)));
                 let config_digest = config.digest;
-                let queue = self.queue;
+                let (queue, pod) = (self.queue, self.pod);
                 let new = template(self.name.clone()).map(|template| NewJob {
                     name: self.name,
                     template,
                     config_digest,
                     fields,
                     queue,
+                    pod,
                 });
                 desired.jobs.extend(new.map(NewJob::build));
             }

@@ -1,7 +1,7 @@
 //! What a TrainingRun and an Evaluation share: one Job, its pods, its configuration and its data. Pure.
 //!
 //! Files build on each other in this order: `job_status` → `failure` → `ending` → `worker` → `composed` → `config` → `job` → `view` → `stage`.
-//! `finished_model` needs only `failure`.
+//! `finished_model` needs only `failure`, and `pod_settings` nothing.
 
 mod composed;
 mod config;
@@ -10,6 +10,7 @@ mod failure;
 mod finished_model;
 mod job;
 mod job_status;
+pub(crate) mod pod_settings;
 mod stage;
 mod view;
 mod worker;

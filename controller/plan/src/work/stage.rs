@@ -122,7 +122,9 @@ impl Active {
     /// Returns the reason and the message of the `Ready` condition. The message must not change with every step.
     pub(crate) fn message(&self, view: &WorkView<'_>) -> (Reason, String) {
         let component = view.component.name();
-        let before = view.worker.former_failure().map_or_else(String::new, |failure| format!("; {}", failure.message));
+        let failed = view.worker.former_failure().map(|failure| failure.message);
+        let told = failed.into_iter().chain(view.changed_too_late());
+        let before = told.fold(String::new(), |before, told| before + "; " + &told);
         if let (Self::Pending(_) | Self::Running | Self::FinalReport(_), Some(why)) = (self, refusals(view.refused)) {
             return (Reason::PodChanged, why);
         }

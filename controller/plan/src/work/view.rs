@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use codex_configs::Data;
 use codex_crds::{ConfigMapKey, DataItem, DataStatus, Reason, WorkStatus};
-use codex_provenance::ConfigDigest;
+use codex_provenance::{ConfigDigest, Sha256};
 use codex_reports::{DataFile, Report};
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::{
@@ -19,7 +19,7 @@ use super::{
     failure::WorkFailure,
     job::{DesiredJob, JobChildren},
     job_status::{self, Limits},
-    worker::Worker,
+    worker::{JobPhase, Worker},
 };
 use crate::{
     data,
@@ -62,6 +62,8 @@ pub(crate) struct WorkView<'a> {
     pub(crate) conditions: &'a [Condition],
     /// The latest progress that the pods reported.
     pub(crate) moved: Option<Moved>,
+    /// The digest of the settings of the pods that may change until one has started; `None` if none may.
+    pub(crate) pod: Option<Sha256>,
 }
 
 /// The latest progress that pods reported.
@@ -135,22 +137,51 @@ impl WorkView<'_> {
         })
     }
 
-    /// Returns why no result can come although the Job completed at `at`: the recorded one was discarded, and the pod's report
-    /// is gone.
+    /// Returns why no result can come although the Job completed at `at`, and what to do: the recorded one was discarded, or no
+    /// pod is left that could say what it was, as after a status was emptied. A pod that exists and did not say it failed.
     pub(crate) fn unreported(&self, discarded: Option<Discarded>, at: Option<Timestamp>) -> Option<WorkFailure> {
-        let reason = discarded?.reason();
-        let (job, owner) = (self.job?, &self.worker.owner);
+        let (job, Owner { kind, name, .. }) = (self.job?, &self.worker.owner);
         let gone = throttle::final_report_until(at, self.now()).is_none();
-        gone.then(|| {
-            let message = format!(
-                "the recorded result of {} {} carried no valid seal and was discarded, and the report of its pod is no longer \
-                 known: delete the Job {} to repeat the work",
-                owner.kind,
-                owner.name,
-                job.name_any()
-            );
-            WorkFailure::new(reason, message)
-        })
+        let advice = format!("delete the Job {} to repeat the work", job.name_any());
+        match discarded {
+            _ if !gone => None,
+            Some(discarded) => Some(WorkFailure::new(
+                discarded.reason(),
+                format!(
+                    "the recorded result of {kind} {name} carried no valid seal and was discarded, and the report of its pod is no \
+                     longer known: {advice}"
+                ),
+            )),
+            None if self.worker.has_pods() || !self.refused.is_empty() => None,
+            None => Some(WorkFailure::new(
+                Reason::PodFailed,
+                format!(
+                    "the Job completed, but the status of {kind} {name} records no result, and the pod that reported it is gone: {advice}"
+                ),
+            )),
+        }
+    }
+
+    /// Returns the Job if its pods have other settings than the spec has now.
+    fn differing_job(&self) -> Option<&Job> {
+        let wanted = self.pod?.to_string();
+        self.job.filter(|job| job_status::pod_digest(job).is_some_and(|created| created != wanted))
+    }
+
+    /// Whether the Job has to be created anew: the settings of its pods have changed, and no pod has started.
+    fn is_outdated(&self) -> bool {
+        let waits = matches!(self.worker.phase(), JobPhase::Pending(_)) && !self.worker.has_started();
+        waits && self.differing_job().is_some()
+    }
+
+    /// Returns a sentence if the settings of the pods were changed too late: a pod had started, and its status did not say so yet.
+    pub(crate) fn changed_too_late(&self) -> Option<String> {
+        let job = self.differing_job().filter(|_| self.worker.has_started())?;
+        Some(format!(
+            "spec.pod was changed when a pod had started already, so the Job {} keeps the former settings; delete it to have it \
+             created with the new ones",
+            job.name_any()
+        ))
     }
 
     /// Returns when the running pod's progress becomes stale.
@@ -228,6 +259,8 @@ impl WorkView<'_> {
             config: &self.config,
             limits: self.limits,
             queue: self.queue,
+            pod: self.pod,
+            outdated: self.is_outdated(),
         };
         children.desired(job, template)
     }

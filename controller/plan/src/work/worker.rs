@@ -178,6 +178,11 @@ impl<'a> Worker<'a> {
         Some(explained_again(held.or(since)?, self.now))
     }
 
+    /// Whether the Job has pods.
+    pub(crate) fn has_pods(&self) -> bool {
+        !self.facts.is_empty()
+    }
+
     /// Whether a pod has ever started.
     pub(crate) fn has_started(&self) -> bool {
         self.recorded.attempts.is_some() || self.facts.iter().any(|facts| facts.started().is_some())

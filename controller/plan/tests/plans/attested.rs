@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use codex_crds::TrainingRunStatus;
 use codex_plan::{Effect, ImagePattern, Settings, reasoning_pod, training_run};
+use codex_provenance::{ModelDigest, Sha256, manifest::Manifest};
 use codex_reports::{Device, TrainingState};
 use k8s_openapi::api::core::v1::{EphemeralContainer, Pod};
 use serde_json::json;
@@ -85,18 +86,26 @@ fn the_device_that_ran_is_recorded_and_stated() {
         memory_bytes: Some(85_520_809_984),
         fallback: None,
     };
-    let state = TrainingState { device: Some(device), ..make::trained("a") };
-    let recorded = recorded_from(&[], state, |_| ()).device.unwrap();
+    let adapter = ModelDigest(Sha256::of("adapter"));
+    let mut state = TrainingState { device: Some(device), ..make::trained("a") };
+    state.model.as_mut().unwrap().adapter = Some(adapter);
+    let recorded = recorded_from(&[], state, |_| ());
+    assert_eq!(recorded.model.unwrap().adapter, Some(adapter));
+    let recorded = recorded.device.unwrap();
     assert_eq!((recorded.name.len(), recorded.memory_bytes), (128, Some(85_520_809_984)), "cut to what a status holds");
     for device in [None, Some(recorded)] {
         let mut observed = ready_to_sign("run-1");
-        observed.run.as_mut().unwrap().status.as_mut().unwrap().device.clone_from(&device);
+        let status = observed.run.as_mut().unwrap().status.as_mut().unwrap();
+        status.device.clone_from(&device);
+        status.model.as_mut().unwrap().adapter = device.is_some().then_some(adapter);
         let plan = reasoning_pod::plan(&observed, make::at(9));
         let [Effect::SignPromotion { promotion, .. }] = &plan.effects[..] else { panic!("{plan:?}") };
         let stated = promotion.reasons.training.device.as_ref();
         assert_eq!(stated.and_then(|stated| stated.driver.clone()), device.and_then(|device| device.driver));
         let text = serde_json::to_string(&promotion.reasons.training).unwrap();
         assert_eq!(text.contains("device"), stated.is_some(), "statements without one have the bytes that they had");
+        assert_eq!(promotion.reasons.training.adapter, stated.map(|_| adapter));
+        assert_eq!(text.contains("adapter"), stated.is_some());
     }
 }
 
@@ -106,7 +115,8 @@ fn a_statement_keeps_the_trainers_word_apart_unless_it_is_attested() {
         let mut observed = ready_to_sign("run-1");
         observed.run.as_mut().unwrap().status.as_mut().unwrap().attested = attested;
         let plan = reasoning_pod::plan(&observed, make::at(9));
-        let [Effect::SignPromotion { promotion, .. }] = &plan.effects[..] else { panic!("{plan:?}") };
+        let [Effect::SignPromotion { promotion, build, .. }] = &plan.effects[..] else { panic!("{plan:?}") };
+        assert_eq!(Manifest::of_hashed(build.files.clone()).unwrap().digest(), promotion.model);
         let training = &promotion.reasons.training;
         assert_eq!(training.is_attested(), attested == Some(true));
         assert_eq!(training.reported.is_some(), attested.is_none());

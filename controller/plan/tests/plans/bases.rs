@@ -11,7 +11,7 @@ use codex_plan::{
     training_run::{self, ObservedTrainingRun, base_cycle},
 };
 use codex_provenance::ModelDigest;
-use codex_reports::{Kind, State, TrainingState};
+use codex_reports::{Kind, Stage, State, TrainingState};
 use k8s_openapi::{api::core::v1::PodSpec, apimachinery::pkg::apis::meta::v1::Condition};
 use kube::ResourceExt;
 use serde_json::{Value, json};
@@ -49,9 +49,12 @@ fn pods<S>(plan: &Plan<S>) -> (PodSpec, Vec<String>) {
     (spec, args)
 }
 
-/// A run whose Job has a pod that reported these states, the oldest first.
+/// A run with this base, whose Job has a pod for each of these states, which it reported, the oldest first.
 fn reported(base: &Value, states: &[TrainingState]) -> ObservedTrainingRun {
-    let mut observed = observed(base);
+    with_states(observed(base), states)
+}
+
+fn with_states(mut observed: ObservedTrainingRun, states: &[TrainingState]) -> ObservedTrainingRun {
     observed.job = Some(plan(&observed).desired.jobs.remove(0));
     for (index, state) in states.iter().enumerate() {
         let pod = format!("pod-{index}");
@@ -125,6 +128,26 @@ fn a_method_that_needs_a_base_is_refused_without_one() {
         ("InvalidConfiguration", "training.method is lora: it needs a base; set spec.base, or write sft")
     );
     assert!(plan_of.desired.jobs.is_empty());
+}
+
+#[test]
+fn the_model_of_a_former_run_is_taken_over_without_training() {
+    let (digest, path) = (base_digest(), "runs/run-0/model");
+    let claim = json!({"persistentVolumeClaim": {"claimName": "output", "path": path}, "digest": digest});
+    let mut restored = observed(&claim);
+    restored.object.spec.overrides = vec!["training.method=none".to_owned()];
+    let (_, args) = pods(&plan(&restored));
+    let at = args.iter().position(|arg| arg == "--base").unwrap();
+    assert_eq!(args[at..at + 4], ["--base", &format!("/base/{path}"), "--base-digest", &digest.to_string()]);
+    // It reads no data, and reports none.
+    let read = make::training_from("base", 0);
+    let copied = TrainingState { stage: Stage::Finished, model: Some(make::model("base")), data: Vec::new(), ..read };
+    let mut restored = with_states(restored, &[copied]);
+    let complete = json!({"conditions": [{"type": "Complete", "status": "True"}]});
+    restored.job.as_mut().unwrap().status = Some(make::from(complete));
+    let status = plan(&restored).status;
+    assert_eq!(status.phase, Some(TrainingRunPhase::Succeeded), "{:?}", ready(&status.conditions));
+    assert_eq!((status.model.unwrap().digest, status.base.unwrap().digest), (digest, digest));
 }
 
 #[test]
@@ -309,6 +332,40 @@ fn the_results_about_a_given_model_are_stored_in_its_output() {
     let (_, args) = pods(&evaluation::plan(&on_a_processor, make::at(0)));
     assert_eq!(args[3..], ["--device", "cpu", "--model", "/model/llama", "--output", "/output"]);
     assert!(!plan.desired.jobs[0].labels().contains_key(codex_crds::label::TRAINING_RUN));
+}
+
+#[test]
+fn what_needs_a_gpu_is_refused_in_a_pod_without_one() {
+    let mut run = World::new().observed_run();
+    for (setting, instead) in
+        [("training.device=cuda", "training.device=auto"), ("training.dtype=fp16", "training.dtype=bf16")]
+    {
+        run.object.spec.overrides = vec![setting.to_owned()];
+        let planned = plan(&run);
+        let (reason, message) = ready(&planned.status.conditions);
+        assert_eq!((reason, planned.desired.jobs.len()), ("InvalidConfiguration", 0), "{message}");
+        assert!(message.contains(&format!("{setting} needs a GPU, but spec.pod asks for none")), "{message}");
+        assert!(message.contains(&format!("or write {instead}")), "{message}");
+    }
+    // A RuntimeClass can give a GPU to a pod that asks for none, and another image can have its own way.
+    let is_refused = |run: &ObservedTrainingRun| ready(&plan(run).status.conditions).1.contains("needs a GPU");
+    let (mut with_class, mut with_image) = (run.clone(), run.clone());
+    with_class.object.spec.pod.worker.runtime_class_name = Some("nvidia".to_owned());
+    with_image.object.spec.pod.image = Some("ours:1".to_owned());
+    assert!(is_refused(&run) && !is_refused(&with_class) && !is_refused(&with_image));
+    // Nothing is computed.
+    run.object.spec.base = Some(make::from(json!({"persistentVolumeClaim": {"claimName": "models", "path": "llama"}})));
+    run.object.spec.overrides.push("training.method=none".to_owned());
+    assert!(!is_refused(&run));
+
+    let mut judged = World::new().observed_evaluation();
+    (judged.run, judged.object.spec.device) = (Some(trained()), Some(codex_crds::Device::Cuda));
+    let status = evaluation::plan(&judged, make::at(100)).status;
+    assert!(ready(&status.conditions).1.contains("spec.device: cuda needs a GPU"), "{status:?}");
+    let mut served = busy().observed_pod();
+    served.object.spec.serving.device = Some(codex_crds::Device::Cuda);
+    let blocked = reasoning_pod::plan(&served, make::at(1_000)).status.blocked_by;
+    assert!(blocked.iter().any(|why| why.contains("spec.serving.device: cuda needs a GPU")), "{blocked:?}");
 }
 
 #[test]

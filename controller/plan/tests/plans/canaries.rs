@@ -306,8 +306,14 @@ fn with_a_gateway_the_service_of_the_servers_leaves_the_canary_out() {
     assert_eq!(service(&written, "rc"), Some(None));
     assert!(!addresses("rc").contains(&"x".to_owned()) && !addresses("codex-c-rc").contains(&"a".to_owned()));
 
-    // A ready server of a former template has another hash, so the Service selects all servers.
+    // A server that a restart of the same template makes has another hash, so the Service selects all servers.
     observed.unprotected = None;
+    let mut restarted = observed.pods.clone();
+    labels(&mut restarted, "9b1e");
+    observed.pods.extend(restarted);
+    assert!(!service(&plan(&observed, 1_010), "rc").unwrap().unwrap().contains_key("pod-template-hash"));
+    observed.pods.retain(|pod| pod.labels()["pod-template-hash"] == "5d8f");
+    // So has a ready server of a former template.
     observed.former_pods = observed.pods.clone();
     labels(&mut observed.former_pods, "7c9a");
     assert!(!service(&plan(&observed, 1_010), "rc").unwrap().unwrap().contains_key("pod-template-hash"));

@@ -7,8 +7,11 @@ use codex_plan::{
     evaluation::{self, ObservedEvaluation},
     reasoning_pod,
 };
-use codex_provenance::golden::{Golden, GoldenPrompt, Tokens};
-use codex_reports::{EvaluationState, Kind, Report, State};
+use codex_provenance::{
+    DataDigest, Sha256,
+    golden::{Golden, GoldenPrompt, Tokens},
+};
+use codex_reports::{Device, EvaluationState, Kind, Report, State};
 use codex_verdict::Verdict;
 use kube::ResourceExt;
 use serde_json::json;
@@ -97,6 +100,44 @@ fn golden_tokens_are_recorded_and_covered_by_the_report_digest() {
     let other = Report { digest: None, ..report(&with, make::evaluated("a", 499)) };
     let judged = ended(with, recorded, &other);
     assert_eq!(judged.golden_tokens, None);
+}
+
+#[test]
+fn the_device_that_scored_is_recorded_and_kept() {
+    let mut observed = started();
+    let device = Device {
+        name: "NVIDIA H100 80GB HBM3".to_owned(),
+        engine: "candle-cuda-bf16".to_owned(),
+        driver: Some("580.65.06".to_owned()),
+        memory_bytes: Some(85_520_809_984),
+        fallback: None,
+    };
+    let recorded = reported(&mut observed, EvaluationState { device: Some(device), ..state(None) });
+    let status = recorded.device.clone().unwrap();
+    assert_eq!((status.name.as_str(), status.memory_bytes), ("NVIDIA H100 80GB HBM3", Some(85_520_809_984)));
+    // The termination message may have no room for it.
+    let message = Report { digest: None, ..report(&observed, state(None)) };
+    assert_eq!(ended(observed, recorded, &message).device, Some(status));
+}
+
+#[test]
+fn a_page_is_asked_for_and_its_place_is_recorded() {
+    let mut observed = World::new().observed_evaluation();
+    (observed.run, observed.object.spec.page) = (Some(trained()), true);
+    let first = evaluation::plan(&observed, make::at(90));
+    observed.object.status = Some(first.status);
+    observed.job = first.desired.jobs.into_iter().next();
+    let pod = observed.job.as_ref().unwrap().spec.as_ref().unwrap().template.spec.as_ref().unwrap();
+    let args = pod.containers[0].args.as_ref().unwrap();
+    let gates = args.iter().position(|arg| arg == "--page").map(|place| &args[place + 1]).unwrap();
+    let gates: Vec<codex_verdict::GateSpec> = serde_json::from_str(gates).unwrap();
+    assert_eq!(gates, observed.object.spec.gates);
+    let page = DataDigest(Sha256::of("page"));
+    let with_page = || EvaluationState { page: Some(page), ..state(None) };
+    let found = reported(&mut observed, with_page()).page.unwrap();
+    assert!(found.sha256 == page && found.path.ends_with("/evaluations/evaluation-1/report.html"), "{found:?}");
+    // A pod that was not asked for a page links none.
+    assert_eq!(reported(&mut started(), with_page()).page, None);
 }
 
 #[test]

@@ -7,7 +7,7 @@ use codex_plan::{
     reasoning_pod::{self, ObservedReasoningPod, Signer, TrustedKey},
 };
 use codex_provenance::{Sha256, Validity};
-use codex_reports::{Kind, ServingState, Stage, State};
+use codex_reports::{Device, Kind, ServingState, Stage, State};
 use codex_verdict::policy::Denied;
 use k8s_openapi::api::{apps::v1::Deployment, core::v1::Pod, discovery::v1::EndpointSlice};
 use kube::ResourceExt;
@@ -100,6 +100,31 @@ fn scene(servers: &[Says], waiting: bool) -> ObservedReasoningPod {
 
 fn says() -> impl Strategy<Value = Says> {
     prop_oneof![Just(Says::Nothing), Just(Says::Busy), (NOW - 2 * IDLE..=NOW).prop_map(Says::IdleSince),]
+}
+
+#[test]
+fn the_device_of_the_server_that_verified_the_model_is_recorded() {
+    let mut observed = scene(&[Says::Busy], false);
+    assert_eq!(plan(&observed, NOW).status.device, None);
+    let device = Device {
+        name: "NVIDIA H100 80GB HBM3".to_owned(),
+        engine: "candle-cuda-bf16".to_owned(),
+        driver: Some("580.65.06".to_owned()),
+        memory_bytes: Some(85_520_809_984),
+        fallback: None,
+    };
+    for received in &mut observed.reports {
+        if let State::Serving(state) = &mut received.report.state {
+            state.device = state.verified.map(|_| device.clone());
+        }
+    }
+    let status = plan(&observed, NOW).status;
+    let recorded = status.device.clone().unwrap();
+    assert_eq!((recorded.name, recorded.engine), (device.name, device.engine));
+    // A restarted controller has no report until the server repeats it.
+    observed.reports.clear();
+    observed.object.status = Some(status.clone());
+    assert_eq!(plan(&observed, NOW).status.device, status.device);
 }
 
 proptest! {

@@ -14,6 +14,7 @@ mod golden;
 mod idle;
 mod leaving;
 mod make;
+mod own_templates;
 mod policies;
 mod properties;
 mod queued;

@@ -86,7 +86,7 @@ pub(crate) fn manifest(contents: &str) -> Manifest {
 
 pub(crate) fn model(contents: &str) -> Model {
     let manifest = manifest(contents);
-    Model { digest: manifest.digest(), oms_root: manifest.oms_root(), manifest, parameters: 220_000 }
+    Model { digest: manifest.digest(), oms_root: manifest.oms_root(), manifest, parameters: 220_000, adapter: None }
 }
 
 fn data_files() -> Vec<DataFile> {

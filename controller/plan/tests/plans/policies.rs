@@ -1,5 +1,7 @@
 //! Policies and revocation: what no order of events may break.
 
+use std::collections::BTreeSet;
+
 use codex_crds::{ConditionType, Reason};
 use codex_plan::{
     Effect, Plan,
@@ -51,6 +53,8 @@ fn promoted(ring: Ring, model: ModelDigest) -> RecordedPromotion {
         since: make::at(-100),
         lineage: Lineage { model: Some(model), ..Lineage::default() },
         parity: Vec::new(),
+        run: String::new(),
+        sign_offs: BTreeSet::new(),
     }
 }
 
@@ -223,6 +227,8 @@ fn a_base_that_only_the_promotion_names_drains_too() {
         since: make::at(0),
         lineage,
         parity: Vec::new(),
+        run: String::new(),
+        sign_offs: BTreeSet::new(),
     }];
     observed.run = None;
     assert_eq!(replicas(&plan(&observed)), Some(2));

@@ -223,6 +223,8 @@ fn servers_of_a_revoked_key_drain_and_come_back_signed_again() {
         since: make::at(0),
         lineage,
         parity: Vec::new(),
+        run: String::new(),
+        sign_offs: BTreeSet::new(),
     }];
     observed.deployment = Some(back.desired.deployments[0].clone());
     observed.object.status = Some(back.status);
@@ -293,6 +295,8 @@ fn what_a_key_promoted_while_it_counted_remains_promoted() {
         since,
         lineage: Lineage { model: Some(model), key: Some(key.to_string()), ..Lineage::default() },
         parity: Vec::new(),
+        run: String::new(),
+        sign_offs: BTreeSet::new(),
     };
     for (since, by, counts) in [
         (-100, former(), true),
@@ -323,7 +327,7 @@ fn trusted_identity() -> TrustedKey {
 }
 
 fn root(text: &str) -> Arc<TrustedRoot> {
-    Arc::new(TrustedRoot { digest: Sha256::of(text), text: text.to_owned() })
+    Arc::new(TrustedRoot { digest: Sha256::of(text), text: text.to_owned(), ends: None })
 }
 
 /// A pod whose model a key signed and whose promotion an identity signs.
@@ -373,6 +377,28 @@ fn another_root_replaces_servers_and_keeps_the_root_of_those_that_stay() {
     assert_eq!(values(&stays, "--trusted-root-digest"), [Sha256::of("one").to_string()]);
     let name = format!("codex-r-{}-{}", observed.object.name_any(), Sha256::of("one").short());
     assert!(held.desired.kept.iter().any(|kept| kept.name == name), "{:?}", held.desired.kept);
+}
+
+#[test]
+fn a_root_that_ends_is_told_thirty_days_before_where_an_identity_signs() {
+    const DAY: i64 = 24 * 60 * 60;
+    let mut observed = signed_by_an_identity();
+    let ends = |day: i64| Some(Arc::new(TrustedRoot { ends: Some(make::at(day * DAY)), ..(*root("one")).clone() }));
+    let told = |observed: &ObservedReasoningPod, second| {
+        let found = plan_at(observed, second).status.conditions;
+        find(&found, ConditionType::KeyExpires).map(|condition| condition.message.clone())
+    };
+    observed.trusted_root = ends(31);
+    assert_eq!(told(&observed, DAY - 1), None);
+    let again = plan_at(&observed, DAY - 1).requeue.map(|after| after.as_secs());
+    assert!(again.is_some_and(|after| after <= 1), "it is planned again when thirty days are left: {again:?}");
+    for (second, verb) in [(DAY, "ends at"), (31 * DAY, "ended at")] {
+        let message = told(&observed, second).unwrap();
+        assert!(message.contains("codex-sigstore") && message.contains(verb), "{message}");
+    }
+    // Where a key signs, nothing depends on the root but what identities signed before, which stays valid.
+    rotate(&mut observed, vec![key(former(), None, None), trusted_identity()], former());
+    assert_eq!(told(&observed, DAY), None);
 }
 
 #[test]

@@ -5,14 +5,21 @@ use codex_plan::{
     Effect, Plan, Received,
     conditions::{find, is_true},
     evaluation::{self, ObservedEvaluation},
+    reasoning_pod,
 };
-use codex_reports::{Kind, State};
+use codex_reports::{Device, EvaluationState, Kind, State};
 use codex_verdict::Verdict;
+use k8s_openapi::api::apps::v1::Deployment;
 use kube::ResourceExt;
 use proptest::prelude::*;
 use serde_json::json;
 
-use crate::{make, properties::trained, world::World};
+use crate::{
+    make,
+    policies::serving,
+    properties::{judged, trained},
+    world::World,
+};
 
 /// The first time of the schedule, which is due every hour.
 const HOUR: i64 = 3_600;
@@ -141,6 +148,35 @@ fn a_verdict_stays_until_the_next_run_has_one() {
 }
 
 #[test]
+fn the_device_of_a_run_is_kept_until_its_verdict() {
+    let mut hourly = Hourly::new();
+    hourly.plan(HOUR);
+    hourly.plan(HOUR + 1);
+    let observed = &mut hourly.0;
+    let config = observed.job.as_ref().and_then(|job| job.annotations()["codex-ml.dev/config-digest"].parse().ok());
+    let engine = "cpu-bf16-avx512".to_owned();
+    let device = Device { name: "AMD EPYC".to_owned(), engine, driver: None, memory_bytes: None, fallback: None };
+    let state = State::Evaluation(EvaluationState { device: Some(device), ..make::evaluated("a", 500) });
+    let report = make::report(Kind::Evaluation, "evaluation-1", "pod", 1, config, state);
+    observed.pods = vec![make::from(json!({
+        "metadata": {"name": "pod", "uid": "pod", "namespace": "team"},
+        "status": {"containerStatuses": [{
+            "name": "any", "image": "codex:dev", "imageID": "sha256:image", "ready": true, "restartCount": 0,
+            "state": {"running": {"startedAt": make::at(HOUR + 2)}},
+        }]},
+    }))];
+    observed.reports = vec![Received { report, pod: "pod".to_owned(), at: make::at(HOUR + 40), contradiction: None }];
+    let active = |plan: Plan<EvaluationStatus>| plan.status.schedule?.active?.device;
+    let reported = active(hourly.plan(HOUR + 50));
+    assert_eq!(reported.as_ref().map(|device| &*device.engine), Some("cpu-bf16-avx512"));
+    // A controller that was restarted has no reports.
+    hourly.0.reports.clear();
+    assert_eq!(active(hourly.plan(HOUR + 60)), reported);
+    let judged = hourly.finish("pod", 500, HOUR + 100).status;
+    assert_eq!((judged.verdict, judged.device), (Some(Verdict::Passed), reported));
+}
+
+#[test]
 fn a_run_that_is_at_work_forbids_the_next_one() {
     let mut hourly = Hourly::new();
     hourly.plan(HOUR);
@@ -166,6 +202,28 @@ fn a_run_that_is_at_work_forbids_the_next_one() {
     hourly.finish("b", 500, 3 * HOUR + 100);
     let timely = hourly.plan(4 * HOUR).status;
     assert!(find(&timely.conditions, ConditionType::RunsMissed).is_none());
+}
+
+/// What a later run measures decides about what would be rolled out anew, and not about what serves.
+#[test]
+fn a_later_failure_blocks_rollouts_and_drains_nothing() {
+    let mut observed = serving();
+    let before = reasoning_pod::plan(&observed, make::at(9));
+    assert!(is_true(&before.status.conditions, ConditionType::GatesPassed) && before.status.blocked_by.is_empty());
+    let run = observed.run.clone().unwrap();
+    for (name, evaluation) in &mut observed.evaluations {
+        evaluation.status = judged(&run, name, 300).status;
+    }
+    observed.object.status = Some(before.status);
+    let blocked = reasoning_pod::plan(&observed, make::at(10));
+    assert!(!is_true(&blocked.status.conditions, ConditionType::GatesPassed) && blocked.effects.is_empty());
+    assert!(!blocked.status.blocked_by.is_empty(), "{:?}", blocked.status);
+    let servers = |deployments: &[Deployment]| {
+        let spec = deployments[0].spec.clone().unwrap();
+        (spec.replicas, spec.template.spec)
+    };
+    assert_eq!(servers(&blocked.desired.deployments), servers(&before.desired.deployments));
+    assert_eq!(servers(&blocked.desired.deployments).0, Some(2));
 }
 
 #[test]

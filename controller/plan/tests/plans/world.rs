@@ -165,6 +165,7 @@ impl World {
         ObservedTrainingRun {
             object: self.run.clone(),
             settings: make::settings(),
+            template: None,
             base: None,
             base_cycle: Vec::new(),
             reproduced: None,
@@ -431,14 +432,13 @@ impl World {
                 self.writes.push(name);
             }
         }
-        let keep: BTreeSet<String> = kept
-            .iter()
-            .map(|kept| kept.name.clone())
-            .chain(jobs.iter().map(ResourceExt::name_any))
-            .chain(config_maps.iter().map(ResourceExt::name_any))
-            .collect();
-        let of_object = |name: &String| name.rsplit_once('-').is_some_and(|(owner, _)| owner == object);
-        let goes: Vec<_> = self.jobs.keys().filter(|name| of_object(name) && !keep.contains(*name)).cloned().collect();
+        let kept_of = |kind| kept.iter().filter(move |kept| kept.kind == kind).map(|kept| kept.name.clone());
+        // A Job and its ConfigMap have the same name.
+        let stay: BTreeSet<String> = kept_of(KeptKind::Job).chain(jobs.iter().map(ResourceExt::name_any)).collect();
+        let keep: BTreeSet<String> =
+            kept_of(KeptKind::ConfigMap).chain(config_maps.iter().map(ResourceExt::name_any)).collect();
+        let of_object = |name: &String| name.rsplit_once('-').is_some_and(|(_, owner)| owner == object);
+        let goes: Vec<_> = self.jobs.keys().filter(|name| of_object(name) && !stay.contains(*name)).cloned().collect();
         for name in goes {
             self.jobs.remove(&name);
             self.pods.retain(|_, pod| pod.labels().get("owner") != Some(&name));

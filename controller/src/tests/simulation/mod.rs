@@ -8,7 +8,8 @@
 //! controller. Only the API server, the parts of Kubernetes around it, and the pods are stand-ins. Time is that of a paused
 //! runtime, so hours take milliseconds.
 //!
-//! `CODEX_SIMULATION_SEEDS` says how many seeds run, `CODEX_SIMULATION_SEED` replays one and prints what happened.
+//! `CODEX_SIMULATION_SEEDS` says how many seeds run, and `CODEX_SIMULATION_FIRST` from which on. `CODEX_SIMULATION_SEED` replays one
+//! and prints what happened.
 
 mod actions;
 mod cluster;
@@ -23,6 +24,7 @@ mod server;
 mod simulator;
 
 use std::{
+    ops::Range,
     panic::{AssertUnwindSafe, catch_unwind},
     sync::{
         Mutex,
@@ -34,8 +36,8 @@ use std::{
 use sabotage::Sabotage;
 use simulator::Simulator;
 
-/// The number of seeds that a test run tries: what two cores do in about half a minute.
-const SEEDS: u64 = 400;
+/// The number of seeds that a test run tries: what two cores do in about a minute.
+const SEEDS: u64 = 1_000;
 
 /// Runs one seed.
 fn run(seed: u64, sabotage: Sabotage) -> Result<(), String> {
@@ -54,15 +56,15 @@ fn number(name: &str) -> Option<u64> {
     std::env::var(name).ok().filter(|text| !text.is_empty()).map(|text| text.parse().unwrap())
 }
 
-/// Runs `seeds` on all cores and returns the failures in the order of their seeds.
-fn run_all(seeds: u64) -> Vec<(u64, String)> {
-    let (next, failures) = (AtomicU64::new(0), Mutex::new(Vec::new()));
+/// Runs these seeds on all cores and returns the failures in the order of their seeds.
+fn run_all(seeds: Range<u64>) -> Vec<(u64, String)> {
+    let (next, failures) = (AtomicU64::new(seeds.start), Mutex::new(Vec::new()));
     thread::scope(|scope| {
         for _ in 0..thread::available_parallelism().map_or(2, usize::from) {
             scope.spawn(|| {
                 loop {
                     let seed = next.fetch_add(1, Ordering::Relaxed);
-                    if seed >= seeds {
+                    if seed >= seeds.end {
                         return;
                     }
                     if let Err(failure) = run(seed, Sabotage::None) {
@@ -83,13 +85,14 @@ fn nothing_is_lost_doubled_stuck_or_signed_twice() {
         run(seed, Sabotage::None).unwrap_or_else(|failure| panic!("seed {seed}: {failure}"));
         return;
     }
-    let seeds = number("CODEX_SIMULATION_SEEDS").unwrap_or(SEEDS);
-    let failures = run_all(seeds);
-    let first = failures.iter().take(10).map(|(seed, failure)| {
+    let (first, seeds) =
+        (number("CODEX_SIMULATION_FIRST").unwrap_or(0), number("CODEX_SIMULATION_SEEDS").unwrap_or(SEEDS));
+    let failures = run_all(first..first + seeds);
+    let lines = failures.iter().take(10).map(|(seed, failure)| {
         let line = failure.lines().next().unwrap_or_default();
         format!("  CODEX_SIMULATION_SEED={seed}: {line}\n")
     });
-    let told: String = first.collect();
+    let told: String = lines.collect();
     assert!(failures.is_empty(), "{} of {seeds} seeds fail; each replays alone with\n{told}", failures.len());
 }
 

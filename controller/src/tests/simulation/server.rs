@@ -265,6 +265,10 @@ impl Server {
         let object_path = path.strip_suffix("/status").unwrap_or(path).to_owned();
         let of_status = object_path != path;
         let live = self.objects.get(&object_path).cloned();
+        if *method == Method::GET && path.ends_with("/pods") {
+            let items: Vec<_> = self.of_kind("Pod").iter().map(|path| self.objects[path].clone()).collect();
+            return (StatusCode::OK, json!({"apiVersion": "v1", "kind": "PodList", "metadata": {}, "items": items}));
+        }
         if *method == Method::GET {
             return live.map_or_else(|| refused(404, "NotFound"), |object| (StatusCode::OK, object));
         }
