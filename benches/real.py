@@ -1,7 +1,8 @@
 """Times LoRA, decoding, prefill, evaluation and GRPO of SmolLM2-135M beside PEFT, llama.cpp, transformers and TRL. `make bench-real` runs it.
 
-    real.py compare PROGRAMS MODEL PROBLEMS COUNT ROUNDS WHAT   tables, from interleaved runs; PROGRAMS is cargo's folder of programs,
-                                                           WHAT a list of decoding, lora, answers and grpo
+    real.py compare PROGRAMS MODEL BENCHMARK COUNT ROUNDS WHAT   tables, from interleaved runs; PROGRAMS is cargo's folder of programs,
+                                                           BENCHMARK a folder with problems.jsonl and train.jsonl, of which the first
+                                                           COUNT are answered, WHAT a list of decoding, lora, answers and grpo
     real.py lora MODEL fp32|bf16 STEPS                     LoRA steps with PEFT, as lora_speed.rs takes them
     real.py generate MODEL PROBLEMS COUNT                  greedy answers with transformers, 8 at a time
     real.py grpo MODEL PROBLEMS fp32|bf16 STEPS            GRPO steps with TRL and adapters of PEFT
@@ -266,11 +267,11 @@ def timed(*command):
     return time.perf_counter() - start, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * 1.024e-3
 
 
-def evaluate(programs, model, count):
+def evaluate(programs, model, problems, count):
     """Times `codex evaluate`, loading included."""
     with tempfile.TemporaryDirectory() as folder:
         command = [f"{programs}/codex", "evaluate", "--preset", "gym-chain-sum", "--model", model, "--output", f"{folder}/out"]
-        seconds, used, _ = timed(*command, "--set", f"evaluation.limit={count}")
+        seconds, used, _ = timed(*command, "--data", f"problems={problems}", "--set", f"evaluation.limit={count}")
     return {"problems_per_second": count / seconds, "processor_s_per_problem": used / count}
 
 
@@ -357,10 +358,10 @@ def compare_decoding(programs, model, rounds, folder):
 
 
 def compare_answers(programs, model, problems, count, rounds, peers):
-    contenders = {"codex evaluate": lambda: evaluate(programs, model, count)}
+    contenders = {"codex evaluate": lambda: evaluate(programs, model, problems, count)}
     if peers:
         contenders["transformers generate, batch 8"] = lambda: own("generate", model, problems, count)
-    print(f"\nAnswers to {count} problems of gym-chain-sum, at most 160 tokens each")
+    print(f"\nAnswers to {count} problems of {problems}, at most 160 tokens each")
     columns = [("problems/s", "problems_per_second", 2), ("processor s a problem", "processor_s_per_problem", 2)]
     table(repeat(contenders, rounds), columns)
 
@@ -383,9 +384,13 @@ def compare_grpo(programs, model, problems, rounds, peers):
     table(repeat(contenders, rounds), columns)
 
 
-def compare(programs, model, problems, count, rounds, what):
+def compare(programs, model, benchmark, count, rounds, what):
     if unknown := [part for part in what if part not in {"decoding", "lora", "answers", "grpo"}]:
         sys.exit(f"WHAT names {unknown[0]!r}: it is a list of decoding, lora, answers and grpo, with commas")
+    problems, many = benchmark / "problems.jsonl", benchmark / "train.jsonl"
+    available = len(many.read_text(encoding="utf-8").splitlines())
+    if not 0 < count <= available:
+        sys.exit(f"COUNT is {count}: {many} has {available} problems")
     peers = installed("torch", "transformers", "peft")
     print(f"load before: {os.getloadavg()[0]:.1f}")
     if not peers:
@@ -398,15 +403,15 @@ def compare(programs, model, problems, count, rounds, what):
     if "lora" in what:
         compare_lora(programs, model, rounds, peers)
     if "answers" in what:
-        compare_answers(programs, model, problems, count, rounds, peers)
+        compare_answers(programs, model, many, count, rounds, peers)
     if "grpo" in what:
         compare_grpo(programs, model, problems, rounds, peers and installed("trl"))
     print(f"\nload after: {os.getloadavg()[0]:.1f}")
 
 
 match sys.argv[1:]:
-    case ["compare", programs, model, problems, count, rounds, what]:
-        compare(programs, model, problems, int(count), int(rounds), what.split(","))
+    case ["compare", programs, model, benchmark, count, rounds, what]:
+        compare(programs, model, pathlib.Path(benchmark), int(count), int(rounds), what.split(","))
     case ["lora", model, dtype, steps]:
         lora(model, dtype, int(steps))
     case ["grpo", model, problems, dtype, steps]:

@@ -2,7 +2,8 @@
 
     serve.py CODEX MODEL ROUNDS [LLAMA_SERVER GGUF]    one table; CODEX is the program, LLAMA_SERVER that of llama.cpp
 
-Every server gets two threads. Times are of this machine, on which the clients run, too: compare within a run.
+Requests are chats, which both servers put into the model's own chat template. Every server gets two threads. Times are of this machine, on
+which the clients run, too: compare within a run.
 """
 
 import contextlib
@@ -23,6 +24,10 @@ SLOTS, TOKENS, THREADS = 8, 64, 2
 # Requests that wait at 2 × capacity, and the seconds of that load.
 QUEUE, OVERLOAD = 8, 600
 PREFIX, IDLE = 400, 1_000
+# Starts of a server, and the seconds between two looks whether it is ready.
+STARTS, LOOK = 7, 0.002
+# The first message of every chat, so that no server puts its own there.
+SYSTEM = "Answer at length."
 
 
 def free_port():
@@ -65,17 +70,32 @@ def ask(port, method, path, body=None):
         connection.close()
 
 
-def completion(prompt, tokens=TOKENS):
-    return {"model": "codex", "prompt": prompt, "max_tokens": tokens, "temperature": 0}
+def chat(prompt, tokens=TOKENS):
+    messages = [{"role": "system", "content": SYSTEM}, {"role": "user", "content": prompt}]
+    return {"model": "codex", "messages": messages, "max_tokens": tokens, "temperature": 0}
+
+
+def prompt_tokens(port):
+    """Returns the length of a chat's prompt, which tells chat templates apart."""
+    status, body = ask(port, "POST", "/v1/chat/completions", chat("How wide is the sea?", 1))
+    if status != 200:
+        sys.exit(f"a chat was not answered: {body.decode(errors='replace')[:500]}")
+    return json.loads(body)["usage"]["prompt_tokens"]
+
+
+def says(event):
+    """Whether an event has text, of the answer or of the reasoning before it."""
+    delta = event["choices"][0].get("delta", {}) if event.get("choices") else {}
+    return bool(delta.get("content") or delta.get("reasoning_content"))
 
 
 def generate(port, body):
-    """Returns the status, the seconds to the first token and to the end, and the tokens of one streamed request."""
+    """Returns the status, the seconds to the first token and to the end, and the tokens of one streamed chat."""
     begun, first, tokens = time.perf_counter(), None, 0
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=600)
     try:
         body = {**body, "stream": True, "stream_options": {"include_usage": True}}
-        connection.request("POST", "/v1/completions", json.dumps(body), {"content-type": "application/json"})
+        connection.request("POST", "/v1/chat/completions", json.dumps(body), {"content-type": "application/json"})
         response = connection.getresponse()
         if response.status != 200:
             response.read()
@@ -91,7 +111,7 @@ def generate(port, body):
             if "error" in event:
                 return 500, first, time.perf_counter() - begun, 0
             tokens = (event.get("usage") or {}).get("completion_tokens", tokens)
-            if first is None and event.get("choices") and event["choices"][0].get("text"):
+            if first is None and says(event):
                 first = time.perf_counter() - begun
         whole = time.perf_counter() - begun
         return (200 if ended else 499), first or whole, whole, tokens
@@ -110,7 +130,7 @@ def closed(port, count, each):
 
     def client(number):
         for turn in range(each):
-            results.append(generate(port, completion(f"{number}.{turn}: {words(20, number * 1000 + turn)}")))
+            results.append(generate(port, chat(f"{number}.{turn}: {words(20, number * 1000 + turn)}")))
 
     begun = time.perf_counter()
     clients = [threading.Thread(target=client, args=(number,)) for number in range(count)]
@@ -129,7 +149,7 @@ def opened(port, rate, count):
     for number in range(count):
         due += chance.expovariate(rate)
         time.sleep(max(0.0, due - time.perf_counter()))
-        body = completion(f"{number}: {words(20, number)}")
+        body = chat(f"{number}: {words(20, number)}")
         threads.append(threading.Thread(target=lambda body=body: results.append(generate(port, body))))
         threads[-1].start()
     [thread.join() for thread in threads]
@@ -143,11 +163,15 @@ def p95(values):
 
 def throughput(contenders, rounds):
     """Closed and open loops for each server, in turns."""
+    lengths = {}
     speeds, firsts, rates = ({name: [] for name in contenders} for _ in range(3))
     for _ in range(rounds):
         for name, start in contenders.items():
             port = free_port()
             with start(port):
+                lengths[name] = prompt_tokens(port)
+                if len(set(lengths.values())) > 1:
+                    sys.exit(f"the servers have different chat templates: a prompt has {lengths} tokens")
                 closed(port, 2, 1)
                 speed, rate = closed(port, SLOTS, 4)
                 speeds[name].append(speed)
@@ -169,8 +193,48 @@ def prefixes(program, model):
         for number in range(10):
             prompt = f"{number} {words(PREFIX, number)}"
             for times in (missed, hit):
-                times.append(generate(port, completion(prompt, 1))[1])
+                times.append(generate(port, chat(prompt, 1))[1])
     return statistics.median(missed) * 1e3, statistics.median(hit) * 1e3
+
+
+def starts(program, model):
+    """Returns the median seconds from the start of the process to the first /ready that says 200."""
+    times = []
+    for _ in range(STARTS):
+        port = free_port()
+        command = [program, "serve", model, "--unsigned", "--listen", f"127.0.0.1:{port}"]
+        with tempfile.TemporaryFile() as log:
+            begun = time.perf_counter()
+            process = subprocess.Popen([*map(str, command)], stdout=log, stderr=log)
+            try:
+                while not is_ready(port):
+                    if process.poll() is not None or time.perf_counter() - begun > 120:
+                        log.seek(0)
+                        sys.exit(f"{program} was never ready: {log.read().decode(errors='replace')[-500:]}")
+                    time.sleep(LOOK)
+                times.append(time.perf_counter() - begun)
+            finally:
+                process.kill()
+                process.wait(60)
+    return statistics.median(times)
+
+
+def is_ready(port):
+    with contextlib.suppress(OSError, http.client.HTTPException):
+        return ask(port, "GET", "/ready")[0] == 200
+    return False
+
+
+@contextlib.contextmanager
+def demo_model(program):
+    """Trains the demo's model for two steps, which gives its size but not its answers."""
+    with tempfile.TemporaryDirectory() as folder:
+        settings = ["template=cot-starter", "training.max_steps=2", "training.warmup_steps=0"]
+        command = [str(program), "train", *settings, "--output", folder + "/run"]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=600)
+        if done.returncode != 0:
+            sys.exit(f"the demo's model cannot be trained: {done.stderr[-500:]}")
+        yield pathlib.Path(folder, "run", "model")
 
 
 def resident_mb(process):
@@ -249,7 +313,7 @@ def measure(program, model, rounds, llama=None):
     contenders = {"codex": lambda port: codex(program, model, port)}
     if llama:
         binary, gguf = llama
-        command = [binary, "--model", gguf, "--parallel", SLOTS, "--ctx-size", SLOTS * 2048, "--threads", THREADS]
+        command = [binary, "--model", gguf, "--parallel", SLOTS, "--ctx-size", SLOTS * 2048, "--threads", THREADS, "--jinja"]
         contenders["llama.cpp"] = lambda port: server([*command, "--host", "127.0.0.1", "--port", port], port)
     speeds, rates, firsts = throughput(contenders, rounds)
     print("\n| What | Measured | Mark |\n|---|---|---|")
@@ -257,7 +321,7 @@ def measure(program, model, rounds, llama=None):
     shown = ", ".join(f"{name} {speed:.1f}" for name, speed in speeds.items())
     ratio = speeds["codex"] / speeds["llama.cpp"] if beside else None
     told = f"{shown} tokens/s" + (f": {ratio:.2f} ×" if beside else "")
-    row(f"{SLOTS} concurrent requests of {TOKENS} tokens", told, "≥ 1.0 × llama.cpp's server", ratio and ratio >= 1)
+    row(f"{SLOTS} concurrent chats of at most {TOKENS} tokens", told, "≥ 1.0 × llama.cpp's server", ratio and ratio >= 1)
     shown = ", ".join(f"{name} {first * 1e3:.0f} ms" for name, first in firsts.items())
     ratio = firsts["codex"] / firsts["llama.cpp"] if beside else None
     told = shown + (f": {ratio:.2f} ×" if beside else "")
@@ -265,6 +329,10 @@ def measure(program, model, rounds, llama=None):
     missed, hit = prefixes(program, model)
     told = f"{missed:.0f} ms missed, {hit:.0f} ms hit: {hit / missed:.2f} ×"
     row(f"First token of a prompt of {PREFIX} words that hits the prefix cache", told, "≤ 0.2 × of a miss", hit <= 0.2 * missed)
+    with demo_model(program) as small:
+        seconds = starts(program, small)
+    row("Start of the process to ready, the demo's model", f"{seconds * 1e3:.0f} ms", "≤ 1 s", seconds <= 1)
+    row("The same, the pretrained model", f"{starts(program, model) * 1e3:.0f} ms", "-", None)
     parts, memory = overload(program, model, rates["codex"])
     of = lambda part, wanted: [whole for status, _, whole, _ in part if status == wanted]
     answered, refused = ([whole for part in parts for whole in of(part, status)] for status in (200, 429))

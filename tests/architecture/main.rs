@@ -1,7 +1,8 @@
 //! `docs/architecture.md` is what the workspace and the plans of the controller give.
 //!
 //! The first diagram comes from `cargo metadata`, the second one from the stories of `controller/plan`, whose snapshots its own tests
-//! compare with the code: a child is drawn if a plan of some story wants one.
+//! compare with the code: a child is drawn if a plan of some story wants one. Other tests here read sources, too: which programs they start,
+//! and whether the tests that `docs/models.md` names exist.
 
 #![allow(clippy::unwrap_used, clippy::panic)]
 
@@ -17,8 +18,14 @@ use serde_json::Value;
 const REGENERATE: &str = "UPDATE=1 cargo test --release --locked --workspace --test architecture";
 /// Fields of `Desired` that hold no children to create.
 const NO_CHILDREN: [&str; 4] = ["expired", "foreign_slices", "kept", "shared_policies"];
-/// Children that no story has: the shadow of a cycle, which `controller/plan/tests/plans/redeployed.rs` plans.
+/// Children that no story has: the shadow of a cycle, which `controller/plan/tests/plans/redeployed/` plans.
 const OTHERS: [(&str, &str); 1] = [("ReasoningPod", "reasoning_pods")];
+
+/// Sources of the programs that pods run.
+const IN_PODS: [&str; 5] =
+    ["trainer-image/src", "trainer-image/engine/src", "trainer-image/wasm/src", "controller/src", "http/src"];
+/// Files among them that start a program: this one again, to prove that a training resumes, and to measure its memory in a test.
+const STARTERS: [&str; 2] = ["trainer-image/src/model/loading.rs", "trainer-image/src/training/checks/prove_resume.rs"];
 
 fn repository() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
@@ -203,4 +210,79 @@ fn arrows_that_others_imply_are_left_out() {
         drawn.contains("    codex --> codex-signing\n") && drawn.contains("    codex-controller --> codex-plan\n"),
         "{drawn}"
     );
+}
+
+/// Adds the sources below a folder that are not tests.
+fn sources(folder: &Path, found: &mut Vec<PathBuf>) {
+    for path in fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()) {
+        if path.file_stem().is_some_and(|name| name == "tests") {
+            continue;
+        }
+        if path.is_dir() {
+            sources(&path, found);
+        } else if path.extension().is_some_and(|extension| extension == "rs") {
+            found.push(path);
+        }
+    }
+}
+
+/// What a model writes, code and calls of tools included, is never run: programs in pods start no others.
+#[test]
+fn programs_in_pods_start_no_others() {
+    let mut files = Vec::new();
+    for place in IN_PODS {
+        sources(&repository().join(place), &mut files);
+    }
+    assert!(files.len() > 300, "{} files", files.len());
+    let starts = |path: &PathBuf| {
+        let text = fs::read_to_string(path).unwrap();
+        let imports = |line: &str| line.contains("process::") && line.contains("Command");
+        text.split("#[cfg(test)]\nmod tests {").next().is_some_and(|text| text.lines().any(imports))
+    };
+    let relative = |path: &PathBuf| path.strip_prefix(repository()).unwrap().display().to_string();
+    let found: BTreeSet<String> = files.iter().filter(|path| starts(path)).map(relative).collect();
+    assert_eq!(found, STARTERS.map(str::to_owned).into());
+}
+
+/// Adds the names of the functions in the sources below a folder.
+fn functions(folder: &Path, found: &mut BTreeSet<String>) {
+    let name = |line: &str| {
+        let line = line.trim_start();
+        Some(line.strip_prefix("async ").unwrap_or(line).strip_prefix("fn ")?.split(['(', '<']).next()?.to_owned())
+    };
+    for path in fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()) {
+        if path.is_dir() {
+            functions(&path, found);
+        } else if path.extension().is_some_and(|extension| extension == "rs") {
+            found.extend(fs::read_to_string(path).unwrap().lines().filter_map(name));
+        }
+    }
+}
+
+/// Each row about models, formats and devices names a test that shows it, and every test that the page names exists.
+#[test]
+fn what_models_are_said_to_do_is_tested() {
+    let mut known = BTreeSet::new();
+    for place in ["controller", "trainer-image"] {
+        functions(&repository().join(place), &mut known);
+    }
+    let is_name = |word: &&str| {
+        let of_name = |letter: char| letter.is_ascii_lowercase() || letter.is_ascii_digit() || letter == '_';
+        word.matches('_').count() > 1 && word.chars().all(of_name)
+    };
+    let (mut in_table, mut rows) = (false, 0);
+    for line in fs::read_to_string(repository().join("docs/models.md")).unwrap().lines() {
+        let named =
+            |text: &str| text.split('`').skip(1).step_by(2).filter(is_name).map(str::to_owned).collect::<Vec<_>>();
+        for test in named(line) {
+            assert!(known.contains(&test), "there is no test {test}: {line}");
+        }
+        if in_table && line.starts_with('|') {
+            let last = line.trim_end_matches('|').rsplit('|').next().unwrap();
+            assert!(!named(last).is_empty(), "this row names no test: {line}");
+            rows += 1;
+        }
+        in_table = line.starts_with("|---") || in_table && line.starts_with('|');
+    }
+    assert!(rows > 15, "{rows} rows");
 }

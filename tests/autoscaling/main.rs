@@ -14,7 +14,7 @@ use std::{
         Arc,
         atomic::{AtomicBool, Ordering},
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use codex_crds::{ConditionType, ReasoningPod, child};
@@ -25,13 +25,18 @@ use codex_tests::{
     team::{SOON, condition},
     wait::{until, until_found},
 };
-use k8s_openapi::api::{apps::v1::Deployment, autoscaling::v2::HorizontalPodAutoscaler};
+use k8s_openapi::api::{apps::v1::Deployment, core::v1::Event};
+use kube::api::ListParams;
 use serde_json::{Value, json};
+use tokio::task::JoinHandle;
 
-/// The time in which metrics arrive: two scrapes, two rounds of the adapter and of the autoscaler, and the reconciliation.
+/// The time in which metrics arrive: two scrapes, two rounds of the adapter and of the autoscaler, and the reconciliation. A latency
+/// falls once the two minutes have passed over which the adapter computes it.
 const MEASURED: Duration = Duration::from_secs(240);
-/// The clients that ask at once. A server of the tiny model runs 8 of their requests.
+/// The clients that ask at once. A server of the tiny model runs 8 of their requests, so that prompts wait.
 const CLIENTS: usize = 64;
+/// The clients whose requests run at once on one server.
+const FEW_CLIENTS: usize = 6;
 /// The namespace of the Services through which the API server reaches the servers of metrics.
 const SYSTEM: &str = "kube-system";
 const QUEUE_DEPTH: &str = "codex_ml_inference_requests_waiting";
@@ -132,8 +137,72 @@ fn replicas(found: &Deployment) -> i32 {
     found.spec.as_ref().and_then(|spec| spec.replicas).unwrap_or(0)
 }
 
+/// Clients that ask one question after another; told to stop when dropped.
+struct Clients {
+    stop: Arc<AtomicBool>,
+    running: Vec<JoinHandle<()>>,
+}
+
+impl Clients {
+    fn start(team: &Team, count: usize) -> Self {
+        let stop = Arc::new(AtomicBool::new(false));
+        let running = (0..count).map(|_| {
+            let (client, namespace, stop) = (team.client.clone(), team.namespace.clone(), Arc::clone(&stop));
+            tokio::spawn(async move {
+                while !stop.load(Ordering::Relaxed) {
+                    // A server that has just been added may not answer yet.
+                    let _ = install::infer::<Value>(&client, &namespace, "served", "12+345:").await;
+                }
+            })
+        });
+        let running = running.collect();
+        Self { stop, running }
+    }
+
+    /// Returns once the last question is answered.
+    async fn end(mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+        for client in self.running.drain(..) {
+            let _ = client.await;
+        }
+    }
+}
+
+impl Drop for Clients {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+    }
+}
+
+/// Waits until clients make the HorizontalPodAutoscaler add a server for this reason, and until it removes the server without them.
+async fn follows_the_load(team: &Team, clients: usize, why: &str) -> Result<()> {
+    let (deployments, server) = (team.api::<Deployment>(), child::server("served"));
+    let begun = Instant::now();
+    let clients = Clients::start(team, clients);
+    until(&deployments, &server, &format!("a server is added: {why}"), MEASURED, |found| replicas(found) > 1).await?;
+    let added = begun.elapsed().as_secs();
+    decided(team, why).await?;
+    clients.end().await;
+    let ended = Instant::now();
+    let what = format!("one server is left after {why}");
+    until(&deployments, &server, &what, MEASURED, |found| replicas(found) == 1).await?;
+    println!("{why}: a server was added after {added} s, and removed {} s after the load", ended.elapsed().as_secs());
+    decided(team, "All metrics below target").await
+}
+
+/// Waits until an Event of the HorizontalPodAutoscaler names this reason for another number of servers.
+async fn decided(team: &Team, why: &str) -> Result<()> {
+    let told = format!("; reason: {why}");
+    until_found(&format!("an Event says{told}"), SOON, async || {
+        let events = team.api::<Event>().list(&ListParams::default().fields("reason=SuccessfulRescale")).await?;
+        let said = |event: &Event| event.message.as_ref().is_some_and(|message| message.ends_with(&told));
+        Ok(events.iter().any(said).then_some(()))
+    })
+    .await
+}
+
 #[tokio::test(flavor = "multi_thread")]
-async fn servers_are_added_while_prompts_wait_and_removed_when_none_does() -> Result<()> {
+async fn servers_follow_the_load_by_cpu_by_waiting_prompts_and_by_latency() -> Result<()> {
     let team = Team::alone("scaled").await?;
     let host = team.installation.cluster.host_address()?;
     let kubeconfig = team.installation.cluster.kubeconfig().display().to_string();
@@ -178,58 +247,23 @@ async fn servers_are_added_while_prompts_wait_and_removed_when_none_does() -> Re
     team.create(&objects::run("learns", &[])).await?;
     team.create(&objects::evaluation("judged", "learns", &team.problems)).await?;
     let mut pod = objects::reasoning_pod("served", "learns", "judged");
-    let autoscaling = json!({
-        "minReplicas": 1,
-        "maxReplicas": 3,
-        // CPU and latency are measured; the queue decides.
-        "targetCPUUtilizationPercentage": 1000,
-        "metrics": { "queueDepth": 4, "p95Seconds": "1000" },
-        "behavior": { "scaleDown": { "stabilizationWindowSeconds": 0 } },
-    });
-    pod.spec.autoscaling = Some(serde_json::from_value(autoscaling).unwrap());
+    pod.spec.autoscaling = Some(serde_json::from_value(by_cpu()).unwrap());
     team.create(&pod).await?;
     team.trained("learns").await?;
     team.serving("served").await?;
     metrics_server.runs()?;
     adapter.runs()?;
 
-    // More clients than a server has slots: their prompts wait.
-    let stop = Arc::new(AtomicBool::new(false));
-    let clients: Vec<_> = (0..CLIENTS)
-        .map(|_| {
-            let (client, namespace, stop) = (team.client.clone(), team.namespace.clone(), stop.clone());
-            tokio::spawn(async move {
-                while !stop.load(Ordering::Relaxed) {
-                    // A server that has just been added may not answer yet.
-                    let _ = install::infer::<Value>(&client, &namespace, "served", "12+345:").await;
-                }
-            })
-        })
-        .collect();
-    let server = child::server("served");
-    for metric in [QUEUE_DEPTH, P95] {
-        let found = until_found(&format!("the adapter serves {metric}"), MEASURED, async || {
-            adapter.runs()?;
-            let found = read(&team, metric).ok().filter(|found| found["items"][0]["value"].is_string());
-            Ok(found)
-        })
-        .await?;
-        let pod = found["items"][0]["describedObject"]["name"].as_str().unwrap();
-        assert!(pod.starts_with(&server), "{found}");
-    }
-    until(&team.api::<Deployment>(), &server, "servers are added", MEASURED, |found| replicas(found) > 1).await?;
-    let scaled = until(&team.api::<HorizontalPodAutoscaler>(), &server, "all metrics are known", MEASURED, |found| {
-        let status = found.status.as_ref();
-        let current = status.and_then(|status| status.current_metrics.as_ref());
-        current
-            .is_some_and(|metrics| metrics.iter().filter(|it| it.resource.is_some() || it.pods.is_some()).count() == 3)
-    })
-    .await?;
-    let status = scaled.status.unwrap();
-    assert!(
-        status.current_metrics.unwrap().iter().any(|metric| metric.resource.is_some()),
-        "metrics-server counts, too"
-    );
+    // One metric decides at a time: the others have no target, or one that is out of reach.
+    follows_the_load(&team, FEW_CLIENTS, "cpu resource utilization (percentage of request) above target").await?;
+    metrics_server.runs()?;
+    adapter_serves(&team, &mut adapter).await?;
+    team.change::<ReasoningPod>("served", json!({ "spec": { "autoscaling": by_queue() } })).await?;
+    follows_the_load(&team, CLIENTS, &format!("pods metric {QUEUE_DEPTH} above target")).await?;
+    team.change::<ReasoningPod>("served", json!({ "spec": { "autoscaling": by_latency() } })).await?;
+    follows_the_load(&team, FEW_CLIENTS, &format!("pods metric {P95} above target")).await?;
+    adapter.runs()?;
+
     let pod = until(&team.api::<ReasoningPod>(), "served", "it says that it scales", SOON, |pod| {
         let status = pod.status.as_ref();
         let found = status.and_then(|status| condition(Some(&status.conditions), ConditionType::ScalingActive));
@@ -237,15 +271,44 @@ async fn servers_are_added_while_prompts_wait_and_removed_when_none_does() -> Re
     })
     .await?;
     assert!(pod.spec.replicas == 1, "the controller leaves the spec alone");
-
-    // Without clients, the servers go.
-    stop.store(true, Ordering::Relaxed);
-    for client in clients {
-        let _ = client.await;
-    }
-    until(&team.api::<Deployment>(), &server, "one server is left", MEASURED, |found| replicas(found) == 1).await?;
     team.serving("served").await?;
     drop(registered);
     team.done();
     Ok(())
+}
+
+/// Waits until the adapter serves both metrics of the servers.
+async fn adapter_serves(team: &Team, adapter: &mut Beside) -> Result<()> {
+    for metric in [QUEUE_DEPTH, P95] {
+        let found = until_found(&format!("the adapter serves {metric}"), MEASURED, async || {
+            adapter.runs()?;
+            let found = read(team, metric).ok().filter(|found| found["items"][0]["value"].is_string());
+            Ok(found)
+        })
+        .await?;
+        let pod = found["items"][0]["describedObject"]["name"].as_str().unwrap();
+        assert!(pod.starts_with(&child::server("served")), "{found}");
+    }
+    Ok(())
+}
+
+/// Returns the autoscaling by CPU. Servers request 50 millicores, of which an idle one uses few.
+fn by_cpu() -> Value {
+    json!({
+        "minReplicas": 1,
+        "maxReplicas": 2,
+        "targetCPUUtilizationPercentage": 60,
+        // Otherwise it waits for five minutes before servers go.
+        "behavior": { "scaleDown": { "stabilizationWindowSeconds": 0 } },
+    })
+}
+
+/// Returns the change to autoscaling by waiting prompts. No request takes as long as the target of the latency.
+fn by_queue() -> Value {
+    json!({ "targetCPUUtilizationPercentage": null, "metrics": { "queueDepth": 4, "p95Seconds": "1000" } })
+}
+
+/// Returns the change to autoscaling by latency. Its target is below the first edge of the histogram, so that any traffic exceeds it.
+fn by_latency() -> Value {
+    json!({ "metrics": { "queueDepth": null, "p95Seconds": "0.001" } })
 }

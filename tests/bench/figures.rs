@@ -33,6 +33,29 @@ pub(crate) async fn measure() -> Result<Vec<Figure>> {
     Ok(figures)
 }
 
+/// Returns, for each row, the smallest, the median and the largest value of several measurements of the same figures.
+pub(crate) fn spread(measured: &[Vec<Figure>]) -> Vec<Figure> {
+    let Some(first) = measured.first() else { return Vec::new() };
+    first.iter().map(|Figure { what, aim, .. }| Figure::new(what, spread_of(what, measured), aim)).collect()
+}
+
+fn spread_of(what: &str, measured: &[Vec<Figure>]) -> String {
+    let rows = measured.iter().flatten().filter(|figure| figure.what == what);
+    let mut values: Vec<&str> = rows.map(|figure| figure.value.as_str()).collect();
+    values.sort_by(|one, other| leading_number(one).total_cmp(&leading_number(other)));
+    match values[..] {
+        [] => String::new(),
+        [min, .., max] if min != max => format!("{min} / {} / {max}", values[values.len() / 2]),
+        [only, ..] => only.to_owned(),
+    }
+}
+
+/// Returns the number that a value begins with, such as 18.66 of `18.66 s`.
+fn leading_number(value: &str) -> f64 {
+    let end = value.find(|letter: char| !letter.is_ascii_digit() && letter != '.').unwrap_or(value.len());
+    value[..end].parse().unwrap_or(f64::NAN)
+}
+
 /// Formats the figures as Markdown.
 pub(crate) fn table(figures: &[Figure]) -> String {
     let mut text = "\n| Figure | Measured | Aim |\n|---|---|---|\n".to_owned();
@@ -55,6 +78,26 @@ pub(crate) fn comparison(ours: &[Figure], peers: &[Figure]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn several_measurements_have_a_spread() {
+        let measured = ["18.66 s", "9.1 s", "20 s"]
+            .map(|value| vec![Figure::new("Wait", value, "≤ 1 s"), Figure::new("Jobs", "2", "")]);
+        let values: Vec<String> = spread(&measured).into_iter().map(|figure| figure.value).collect();
+        assert_eq!(values, ["9.1 s / 18.66 s / 20 s", "2"]);
+    }
+
+    /// A name that only one of them has would never be measured again, or be measured and not be told.
+    #[test]
+    fn every_figure_of_the_operator_and_its_programs_has_a_row_in_the_documents() {
+        let document = include_str!("../../docs/benchmarks.md");
+        for source in [include_str!("operator.rs"), include_str!("programs.rs")] {
+            for figure in source.split("Figure::new(").skip(1) {
+                let name = figure.split('"').nth(1).unwrap();
+                assert!(document.contains(&format!("\n| {name} |")), "docs/benchmarks.md has no row {name:?}");
+            }
+        }
+    }
 
     #[test]
     fn a_figure_that_the_peer_lacks_has_a_dash() {

@@ -82,7 +82,8 @@ fn assert_same(chart: &BTreeMap<Key, Value>, kustomize: &BTreeMap<Key, Value>) {
     }
 }
 
-/// Evens out what kustomize writes otherwise: it doubles line breaks of folded texts.
+/// Evens out what kustomize writes otherwise: it doubles line breaks of folded texts, and puts variables that a patch adds before those
+/// that exist.
 fn comparable(object: &Value) -> Value {
     match object {
         Value::String(text) => {
@@ -93,7 +94,17 @@ fn comparable(object: &Value) -> Value {
             Value::String(text)
         }
         Value::Array(items) => items.iter().map(comparable).collect(),
-        Value::Object(fields) => fields.iter().map(|(key, value)| (key.clone(), comparable(value))).collect(),
+        Value::Object(fields) => {
+            let field = |(key, value): (&String, &Value)| {
+                let mut value = comparable(value);
+                // No variable refers to another one, so that their order means nothing.
+                if let (true, Some(variables)) = (key == "env", value.as_array_mut()) {
+                    variables.sort_by_key(|variable| variable["name"].as_str().map(str::to_owned));
+                }
+                (key.clone(), value)
+            };
+            fields.iter().map(field).collect()
+        }
         // kustomize writes large whole numbers with an exponent.
         Value::Number(number) => Value::from(number.as_f64()),
         other => other.clone(),
@@ -133,7 +144,10 @@ fn the_chart_is_the_kustomize_installation() {
 
     let kept = template(&[]).unwrap();
     let crds: Vec<_> = kept.iter().filter(|((kind, ..), _)| kind == "CustomResourceDefinition").collect();
-    assert_eq!(crds.len(), 3);
+    let names: Vec<_> = crds.iter().map(|((.., name), _)| name.as_str()).collect();
+    let group =
+        ["clusterpromotionpolicies", "evaluations", "promotionpolicies", "reasoningpods", "signoffs", "trainingruns"];
+    assert_eq!(names, group.map(|kind| format!("{kind}.codex-ml.dev")));
     for (key, crd) in crds {
         assert_eq!(crd["metadata"]["annotations"]["helm.sh/resource-policy"], "keep", "{key:?}");
     }
@@ -217,7 +231,8 @@ fn watched_namespaces_get_roles() {
     };
     let cluster_wide = get("ClusterRole", None);
     let groups: Vec<_> = cluster_wide["rules"].as_array().unwrap().iter().map(|rule| &rule["apiGroups"][0]).collect();
-    assert_eq!(groups, ["admissionregistration.k8s.io", "authentication.k8s.io"]);
+    let of_cluster = ["codex-ml.dev", "admissionregistration.k8s.io", "authentication.k8s.io", "coordination.k8s.io"];
+    assert_eq!(groups, of_cluster);
     let everywhere = template(&[]).unwrap();
     let all = &everywhere[&("ClusterRole".to_owned(), None, "codex-controller".to_owned())]["rules"];
     for team in ["team-a", "team-b"] {

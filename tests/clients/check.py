@@ -127,6 +127,14 @@ def main():
     assert len(completion.choices[0].logprobs.tokens) == completion.usage.completion_tokens
     print("completion:", repr(completion.choices[0].text))
 
+    prompt = "The capital of France is"
+    repeated = client.completions.create(model=name, prompt=prompt, max_tokens=0, echo=True, logprobs=1)
+    scores = repeated.choices[0].logprobs
+    assert repeated.choices[0].text == prompt and repeated.usage.completion_tokens == 0, repeated
+    assert len(scores.tokens) == repeated.usage.prompt_tokens and scores.token_logprobs[0] is None, scores
+    assert all(value <= 0 for value in scores.token_logprobs[1:]) and scores.text_offset[0] == 0, scores
+    print("prompt:", len(scores.tokens), "tokens with their log-probabilities")
+
     asked = {"model": name, "instructions": "Be brief.", "input": "What is the capital of France?", "max_output_tokens": 12}
     response = client.responses.create(**asked)
     assert response.output_text == text and response.usage.output_tokens == chat.usage.completion_tokens, response

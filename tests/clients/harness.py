@@ -3,7 +3,8 @@
 
     python harness.py CODEX MODEL
 
-This Python has lm-eval with its extra `api`. MODEL is a model directory with a chat template.
+This Python has lm-eval with its extra `api`, and transformers, whose tokenizer the harness needs to find the tokens of a continuation.
+MODEL is a model directory with a chat template.
 """
 
 import contextlib
@@ -16,13 +17,16 @@ import subprocess
 import sys
 import tempfile
 import time
-import urllib.error
 import urllib.request
 
 CODEX, MODEL = (str(pathlib.Path(name).resolve()) for name in sys.argv[1:3])
 HERE = pathlib.Path(__file__).resolve().parent
-DATA = HERE.parent.parent / "configs/benchmarks/gym-chain-sum"
+ROOT = HERE.parent.parent
+DATA = ROOT / "configs/benchmarks/gym-chain-sum"
+WIKITEXT = ROOT / "trainer-image/src/harness/tasks"
 PROBLEMS = 40
+# How far the sums of log-probabilities may differ: the server returns that of each token in single precision.
+ROUNDING = 1e-4
 # Longer than any of the runs takes.
 SECONDS = 1200
 
@@ -50,8 +54,22 @@ def write_data(place):
     for name, records in {"problems.jsonl": problems, "examples.jsonl": examples}.items():
         pairs = ({"question": it["prompt"], "answer": it["response"].rsplit("#", 1)[1]} for it in records)
         (place / name).write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
-    for name in ("gym_sums.yaml", "gym_chat.yaml"):
+    for name, records in {"choices.jsonl": problems, "choice_examples.jsonl": examples}.items():
+        documents = (choices_of(number, record) for number, record in enumerate(records))
+        (place / name).write_text("".join(json.dumps(document) + "\n" for document in documents))
+    for name in ("gym_sums.yaml", "gym_chat.yaml", "gym_choices.yaml"):
         shutil.copy(HERE / name, place)
+    for file in WIKITEXT.glob("tiny_wikitext.*"):
+        shutil.copy(file, place)
+
+
+def choices_of(number, record):
+    """Returns a sum with its answer among wrong ones."""
+    right = int(record["response"].rsplit("#", 1)[1])
+    choices = [right + 1, right - 1, right + 10]
+    label = number % (len(choices) + 1)
+    choices.insert(label, right)
+    return {"question": record["prompt"], "choices": [str(choice) for choice in choices], "label": label}
 
 
 @contextlib.contextmanager
@@ -74,10 +92,10 @@ def served():
             server.wait(60)
 
 
-def lm_eval(place, url, task, kind, *more):
+def lm_eval(place, url, task, kind, *more, tokenizer="tokenizer_backend=None"):
     """Returns the results and the samples of a task; four requests at once."""
     path = "chat/completions" if kind == "local-chat-completions" else "completions"
-    arguments = f"model=codex,base_url={url}/v1/{path},tokenizer_backend=None,num_concurrent=4,max_retries=1"
+    arguments = f"model=codex,base_url={url}/v1/{path},{tokenizer},num_concurrent=4,max_retries=1"
     out = place / f"lm-eval-{task}"
     command = ["run", "--model", kind, "--model_args", arguments, "--tasks", task, "--include_path", str(place)]
     run(place, sys.executable, "-m", "lm_eval", *command, "--output_path", str(out), "--log_samples", *more)
@@ -130,20 +148,48 @@ def chats(place, url):
     right = measured["successes"] / measured["n"]
     assert theirs["exact_match,last-number"] == right, (theirs, measured)
     print(f"local-chat-completions: {PROBLEMS} responses are those of the preset gym-chain-sum; exact_match", right)
+    evaluated(place, url, records)
 
 
-def likelihoods(url):
-    """Tasks that need log-probabilities of the prompt are refused, by the name of the field."""
-    body = {"model": "codex", "prompt": "1 + 1", "max_tokens": 1, "logprobs": 1, "echo": True}
-    request = urllib.request.Request(f"{url}/v1/completions", json.dumps(body).encode(), {"content-type": "application/json"})
-    try:
-        urllib.request.urlopen(request)
-    except urllib.error.HTTPError as error:
-        told = json.load(error)["error"]
-        assert error.code == 400 and told["param"] == "echo" and "codex evaluate --task" in told["message"], told
-        print("loglikelihood:", told["message"])
-        return
-    raise AssertionError("echo was not refused")
+def evaluated(place, url, records):
+    """Compares what the server's own /evaluate measures with the same evaluation."""
+    body = {"preset": "gym-chain-sum", "problems": lines(DATA / "problems.jsonl")[:PROBLEMS]}
+    with urllib.request.urlopen(f"{url}/evaluate", json.dumps(body).encode(), timeout=SECONDS) as response:
+        reply = json.load(response)
+    assert len(reply["items"]) == len(records), reply
+    for item in reply["items"]:
+        record = records[item["line"] - 1]
+        for field in ("prompt", "reference", "prediction", "expected", "answer", "correct"):
+            assert item[field] == record[field], (field, item, record)
+    measured = json.loads((place / "preset/summary.json").read_text())["metrics"]["exact_match"]
+    assert reply["metrics"]["exact_match"] == measured, (reply["metrics"], measured)
+    print(f"/evaluate: {PROBLEMS} responses and exact_match with its bounds are those of the preset gym-chain-sum:", measured)
+
+
+def pairs(sample):
+    """Returns the log-probability of each continuation, and whether the model would write it. The harness writes both as texts."""
+    return [(float(value), str(greedy) in ("True", "true")) for ((value, greedy),) in sample["resps"]]
+
+
+def likelihoods(place, url, task, documents, metrics):
+    """Compares a task that needs log-probabilities of the prompt, for which the harness needs a tokenizer."""
+    tokenizer = f"tokenizer_backend=huggingface,tokenizer={MODEL}"
+    theirs, their_samples, _ = lm_eval(place, url, task, "local-completions", tokenizer=tokenizer)
+    out = place / f"codex-{task}"
+    run(place, CODEX, "evaluate", "--task", f"{task}.yaml", "--model", MODEL, "--output", str(out))
+    ours = json.loads(only(out, "results_*.json").read_text())["results"][task]
+    ours_by = {sample["doc_id"]: sample for sample in lines(only(out, "samples_*.jsonl"))}
+    assert len(their_samples) == len(ours_by) == documents, (len(their_samples), len(ours_by))
+    for sample in their_samples:
+        found, expected = pairs(sample), pairs(ours_by[sample["doc_id"]])
+        assert len(found) == len(expected), (found, expected)
+        for (value, greedy), (own, own_greedy) in zip(found, expected):
+            assert abs(value - own) < ROUNDING and greedy == own_greedy, (sample["doc_id"], found, expected)
+    for metric in metrics:
+        own, found = ours[f"{metric},none"], theirs[f"{metric},none"]
+        assert abs(own - found) < ROUNDING * max(1.0, abs(own)), (metric, own, found)
+    shown = ", ".join(f"{metric} {ours[f'{metric},none']}" for metric in metrics)
+    print(f"{task}: the log-probabilities of {documents} documents are those of codex evaluate --task; {shown}")
 
 
 def main():
@@ -152,7 +198,8 @@ def main():
         write_data(place)
         completions(place, url)
         chats(place, url)
-        likelihoods(url)
+        likelihoods(place, url, "gym_choices", PROBLEMS, ("acc", "acc_norm"))
+        likelihoods(place, url, "tiny_wikitext", 12, ("acc", "perplexity"))
 
 
 main()

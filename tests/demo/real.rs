@@ -1,5 +1,5 @@
 //! The steps of the real demo: a given model is evaluated, fine-tuned with LoRA, evaluated again, signed with its lineage and
-//! served. Does I/O.
+//! served; then a harder family is tried beside it. Does I/O.
 
 use std::{
     path::PathBuf,
@@ -33,6 +33,8 @@ use crate::{
 const QUESTIONS: u64 = 3;
 /// The time limit for the claim to be bound.
 const BOUND: Duration = Duration::from_secs(120);
+/// The time after which nothing more is trained, so that the demo ends within 15 minutes.
+const LATE: Duration = Duration::from_secs(9 * 60);
 
 /// Runs the demo of the real model.
 ///
@@ -44,6 +46,7 @@ pub(crate) async fn run() -> Result<()> {
     tour.judge_base().await?;
     Box::pin(tour.tune()).await?;
     tour.ask(&model).await?;
+    Box::pin(tour.harder()).await?;
     tour.farewell("tuned", "smollm2")
 }
 
@@ -61,9 +64,14 @@ impl Tour<'_> {
             state: "README.md says how to fill a claim on another cluster".to_owned(),
         })?;
         base::copy(&model, &directory.join("bases/smollm2-135m-instruct"))?;
-        let data = repository().join("configs/benchmarks/gym-chain-sum/train.jsonl");
-        self.show.kubectl(&["create", "configmap", "chain-sum", &format!("--from-file={}", data.display())])?;
+        self.training_data("chain-sum")?;
         Ok(model)
+    }
+
+    /// Makes the training data of a family a ConfigMap of its name.
+    fn training_data(&self, family: &str) -> Result<()> {
+        let data = repository().join(format!("configs/benchmarks/gym-{family}/train.jsonl"));
+        self.show.kubectl(&["create", "configmap", family, &format!("--from-file={}", data.display())])
     }
 
     /// Binds the claim to a free volume, and returns the volume's name. The local cluster waits for a pod otherwise.
@@ -120,6 +128,36 @@ impl Tour<'_> {
         let api = self.api::<ReasoningPod>();
         until(&api, "smollm2", "it serves", SERVING, |pod| phase(pod) == Some(ReasoningPodPhase::Serving)).await?;
         self.show.kubectl(&["get", "reasoningpods"])
+    }
+
+    /// Evaluates the given model and the fine-tuned one on a family that neither was trained on, and fine-tunes the latter on it for a
+    /// few steps. Whatever the verdicts are, they are printed.
+    async fn harder(&self) -> Result<()> {
+        self.show
+            .heading("Try a harder family, products of two numbers: the given model, and the one that learned sums");
+        self.show.kubectl(&["apply", "-f", "manifests/samples/real/harder.yaml"])?;
+        for evaluation in ["base-products", "sums-products"] {
+            let judged = self.judged(evaluation).await?;
+            println!("\n   {evaluation}:");
+            gates(&judged);
+        }
+        self.show.heading("Fine-tune that one on 2,400 other products, for a few steps");
+        self.training_data("products")?;
+        let file = "manifests/samples/real/products.yaml";
+        if self.show.elapsed() > LATE {
+            println!(
+                "   Left out on this machine, so that the demo ends within 15 minutes. It is done by:\n   kubectl -n {} apply -f {file}",
+                self.namespace
+            );
+            return Ok(());
+        }
+        self.show.kubectl(&["apply", "-f", file])?;
+        println!();
+        self.trained("smollm2-products").await?;
+        let judged = self.judged("products").await?;
+        self.show.kubectl(&["get", "evaluations"])?;
+        gates(&judged);
+        Ok(())
     }
 
     /// Asks new questions of the served model and of the model it was made from.

@@ -1,6 +1,9 @@
 //! The output of the demo: headings, commands with their output, tables. Runs kubectl.
 
-use std::{process::Command, time::Instant};
+use std::{
+    process::Command,
+    time::{Duration, Instant},
+};
 
 use codex_crds::{Evaluation, TrainingRun};
 use codex_tests::{
@@ -18,6 +21,11 @@ pub(crate) struct Show<'a> {
 impl<'a> Show<'a> {
     pub(crate) fn new(installation: &'a Installation, namespace: &str) -> Self {
         Self { installation, namespace: namespace.to_owned(), begun: Instant::now() }
+    }
+
+    /// Returns the time since the start of the demo.
+    pub(crate) fn elapsed(&self) -> Duration {
+        self.begun.elapsed()
     }
 
     /// Prints a heading with the time since the start of the demo.

@@ -24,7 +24,7 @@ use crate::{
 };
 
 /// Labels the namespaces of the demo.
-const MARK: &str = "codex-ml.dev/demo";
+pub(crate) const MARK: &str = "codex-ml.dev/demo";
 /// The interval of progress lines.
 const BEAT: Duration = Duration::from_secs(10);
 const TRAINING: Duration = Duration::from_secs(3600);
@@ -37,19 +37,28 @@ pub(crate) const SERVING: Duration = Duration::from_secs(180);
 /// If a step does not have the expected result.
 pub(crate) async fn run() -> Result<()> {
     let tour = Tour::begin(Installation::ensure().await?).await?;
-    let pictures = Pictures::begin(tour.installation, &tour.client, &tour.namespace).await?;
-    Box::pin(tour.passes()).await?;
-    Box::pin(tour.stopped_early()).await?;
-    Box::pin(tour.jump()).await?;
-    Box::pin(tour.sign_off()).await?;
-    Box::pin(tour.rotate()).await?;
-    Box::pin(tour.canary()).await?;
-    Box::pin(tour.shadow()).await?;
-    Box::pin(tour.revoke()).await?;
-    if let Some(pictures) = pictures {
-        tour.show.heading("The four dashboards with the data of this demo, as a page for your browser");
-        println!("   {}", pictures.write().await?.display());
-    }
+    let pictures = Pictures::begin(&tour.installation.cluster, &tour.client, &tour.namespace).await?;
+    let steps = async {
+        Box::pin(tour.passes()).await?;
+        Box::pin(tour.verify()).await?;
+        Box::pin(tour.stopped_early()).await?;
+        Box::pin(tour.jump()).await?;
+        Box::pin(tour.sign_off()).await?;
+        Box::pin(tour.rotate()).await?;
+        Box::pin(tour.canary()).await?;
+        Box::pin(tour.shadow()).await?;
+        Box::pin(tour.revoke()).await
+    };
+    let Some(pictures) = pictures else {
+        steps.await?;
+        return tour.farewell("cot-lite", "cot-rc");
+    };
+    tokio::select! {
+        done = steps => done,
+        () = pictures.follow() => Ok(()),
+    }?;
+    tour.show.heading("The four dashboards with the data of this demo, as a page for your browser");
+    println!("   {}", pictures.finish().await?.display());
     tour.farewell("cot-lite", "cot-rc")
 }
 

@@ -1,6 +1,6 @@
 //! Canaries: one that fails is stopped by itself while the servers stay, and one that answers well replaces them.
 
-use std::time::{Duration, Instant};
+use std::{convert::Infallible, time::Duration};
 
 use codex_crds::{ConditionType, ReasoningPod, RolloutPhase, RolloutResult, child, label};
 use codex_tests::{
@@ -14,6 +14,9 @@ use k8s_openapi::api::{
 };
 use kube::ResourceExt as _;
 use serde_json::{Value, json};
+use tokio::time::{Instant, sleep};
+
+use crate::load::{self, Kind, Load};
 
 /// The time until the kubelet has updated a mounted ConfigMap and enough requests have failed.
 const BROKEN: Duration = Duration::from_secs(240);
@@ -55,15 +58,13 @@ async fn a_canary_that_fails_is_stopped_by_itself_and_one_that_passes_is_promote
     assert_eq!((canary.status.as_str(), canary.reason.as_str()), ("True", "CanaryRunning"));
 
     // Its requests fail once its rules are broken: no text is admitted without a check.
+    let load = load::address(&team, "served").await?.map(Load::start);
     team.change::<ConfigMap>(RULES, rules("rules: [")).await?;
-    let failed = until_found("the canary was rolled back", BROKEN, async || {
-        let _ = team.infer("served", "1+1:").await;
-        let pod = team.api::<ReasoningPod>().get("served").await?;
-        let rollout = pod.status.as_ref().and_then(|status| status.rollout.as_ref());
-        Ok(rollout.is_some_and(|rollout| rollout.phase == RolloutPhase::RolledBack).then_some(pod))
-    })
-    .await?;
-    let rolled_back = Instant::now();
+    let failed = tokio::select! {
+        failed = rolled_back(&team) => failed?,
+        never = ask(&team) => match never {},
+    };
+    let decided = Instant::now();
     let status = failed.status.unwrap();
     let rollout = status.rollout.unwrap();
     assert!(rollout.traffic.errors >= 1 && rollout.traffic.errors <= rollout.traffic.requests, "{rollout:?}");
@@ -71,17 +72,11 @@ async fn a_canary_that_fails_is_stopped_by_itself_and_one_that_passes_is_promote
     assert_eq!((status.history.len(), status.history[0].result), (1, RolloutResult::RolledBack));
     let stalled = condition(Some(&status.conditions), ConditionType::Stalled).unwrap();
     assert_eq!(stalled.reason, "RolledBack");
-    // The canary fails every request that still reaches it.
-    let (canary, mut last_answer) = (child::canary("served"), Duration::ZERO);
-    until_found("the canary is gone and only the servers answer", SOON, async || {
-        if team.infer("served", "1+1:").await.is_err() {
-            last_answer = rolled_back.elapsed();
-            return Ok(None);
-        }
-        Ok(team.api::<Deployment>().get_opt(&canary).await?.is_none().then_some(()))
-    })
-    .await?;
-    println!("The canary answered last {} ms after its rollback was seen.", last_answer.as_millis());
+    until_gone(&team.api::<Deployment>(), &child::canary("served"), SOON).await?;
+    if let Some(load) = load {
+        tell_last_answer(load, decided).await;
+    }
+    team.infer("served", "1+1:").await?;
     assert_eq!(uids(&team).await?, stable, "the same servers answer");
 
     // It is not tried again, also when the servers are scaled; and going back is no rollout.
@@ -120,6 +115,36 @@ async fn a_canary_that_fails_is_stopped_by_itself_and_one_that_passes_is_promote
     assert!(now.iter().all(|uid| !stable.contains(uid)), "new servers answer");
     team.done();
     Ok(())
+}
+
+/// Waits until the canary was rolled back.
+async fn rolled_back(team: &Team) -> Result<ReasoningPod> {
+    until(&team.api::<ReasoningPod>(), "served", "the canary was rolled back", BROKEN, |pod| {
+        let rollout = pod.status.as_ref().and_then(|status| status.rollout.as_ref());
+        rollout.is_some_and(|rollout| rollout.phase == RolloutPhase::RolledBack)
+    })
+    .await
+}
+
+/// Sends requests one after another, forever.
+async fn ask(team: &Team) -> Infallible {
+    loop {
+        let _ = team.infer("served", "1+1:").await;
+        sleep(Duration::from_millis(100)).await;
+    }
+}
+
+/// Ends a load under which a canary was rolled back, and prints when the canary answered last: it fails every request that reaches it, and
+/// the servers fail none.
+async fn tell_last_answer(load: Load, decided: Instant) {
+    // What a slow client began to send before does not count.
+    let sent: Vec<_> = load.end().await.into_iter().filter(|request| request.kind != Kind::Slow).collect();
+    let by_canary = sent.iter().filter(|request| request.lost.is_some()).map(|request| request.ended);
+    let Some(last) = by_canary.max() else { panic!("the canary failed no request") };
+    let after = sent.iter().filter(|request| request.ended > last).count();
+    assert!(after > 0, "the servers answer after the canary");
+    let delay = last.saturating_duration_since(decided);
+    println!("rollback: decision -> last old answer {:.2} s; then {after} requests, 0 lost", delay.as_secs_f64());
 }
 
 /// Returns the uids of the servers that are no canary.

@@ -20,8 +20,13 @@ use kube::{Api, ResourceExt as _, api::ListParams};
 use serde_json::{Value, json};
 
 /// CRDs of other projects whose objects the documents show: a name, and an excerpt for a cluster without the real one.
-const FOREIGN: [(&str, &str); 2] = [
+const FOREIGN: [(&str, &str); 4] = [
     ("applications.argoproj.io", include_str!("crds/applications.argoproj.io.yaml")),
+    (
+        "inferencepools.inference.networking.k8s.io",
+        include_str!("crds/inferencepools.inference.networking.k8s.io.yaml"),
+    ),
+    ("scaledobjects.keda.sh", include_str!("crds/scaledobjects.keda.sh.yaml")),
     ("podmonitors.monitoring.coreos.com", include_str!("crds/podmonitors.monitoring.coreos.com.yaml")),
 ];
 
@@ -52,7 +57,9 @@ async fn the_api_server_accepts_every_yaml_of_the_documents() -> Result<()> {
         blocking(move || output(kubectl.args(["delete", "customresourcedefinition", name, "--wait=false"]))).await?;
     }
     assert!(refused.is_empty(), "{}", refused.join("\n"));
-    for kind in ["TrainingRun", "Evaluation", "ReasoningPod", "Kustomization", "Application", "PodMonitor"] {
+    let own = ["TrainingRun", "Evaluation", "ReasoningPod"];
+    let foreign = ["Kustomization", "Application", "PodMonitor", "ScaledObject", "InferencePool"];
+    for kind in own.into_iter().chain(foreign) {
         assert!(kinds.contains(kind), "no document shows a {kind}: {kinds:?}");
     }
     team.done();

@@ -1,6 +1,6 @@
 //! Runs that fail, and what their status says.
 
-use codex_crds::{ConditionType, TrainingRun, TrainingRunPhase};
+use codex_crds::{ConditionType, ConfigMapKey, TemplateFrom, TrainingRun, TrainingRunPhase};
 use codex_provenance::Sha256;
 use codex_tests::{
     Result, Team, objects,
@@ -47,7 +47,43 @@ async fn data_with_another_digest_fails_with_both_digests() -> Result<()> {
     assert_eq!(reason, "DataMismatch");
     assert!(message.contains(&demanded) && message.contains(&found), "{message}");
     assert_eq!(run.status.unwrap().work.attempts, Some(1), "bad input is not retried");
+    a_template_with_another_digest_is_not_trained(&team).await?;
     team.done();
+    Ok(())
+}
+
+/// A template in a ConfigMap is waited for, refused with another digest than the pinned one, and trained with that digest.
+async fn a_template_with_another_digest_is_not_trained(team: &Team) -> Result<()> {
+    let text = "defaults:\n  - cot-starter\n  - _self_\ntraining:\n  keep_last: 7\n";
+    let mut own = objects::run("own", &["training.max_steps=20", "training.checkpoint_every=20"]);
+    own.spec.template = "ours".to_owned();
+    own.spec.template_from = Some(TemplateFrom {
+        config_map: ConfigMapKey { name: "templates".to_owned(), key: "ours.yaml".to_owned() },
+        sha256: Sha256::of(text).to_string(),
+    });
+    team.create(&own).await?;
+    until(&team.api::<TrainingRun>(), "own", "it waits for its template", TRAINED, |run| {
+        let conditions = run.status.as_ref().map(|status| &*status.conditions);
+        condition(conditions, ConditionType::Ready).is_some_and(|ready| {
+            ready.reason == "NotFound" && ready.message.contains("spec.templateFrom.configMap.name names the ConfigMap")
+        })
+    })
+    .await?;
+    let changed = json!({ "metadata": { "name": "templates" }, "data": { "ours.yaml": "training: {}" } });
+    team.create::<ConfigMap>(&serde_json::from_value(changed).unwrap()).await?;
+    let (_, reason, message) = failed(team, "own").await?;
+    assert_eq!(reason, "InvalidConfiguration");
+    assert!(message.contains(&Sha256::of(text).to_string()), "{message}");
+    team.change::<ConfigMap>("templates", json!({ "data": { "ours.yaml": text } })).await?;
+    // The phase is Failed until the next plan, so this wait does not end at Failed.
+    let trained = until(&team.api::<TrainingRun>(), "own", "its model is there", TRAINED, |run| {
+        run.status.as_ref().is_some_and(|status| status.phase == Some(TrainingRunPhase::Succeeded))
+    })
+    .await?;
+    let synthetic = Some(codex_configs::Synthetic { task: "arithmetic".to_owned(), seed: 1, count: 20_000 });
+    let data = vec![codex_configs::Data { name: "arithmetic".to_owned(), sha256: None, synthetic }];
+    let composed = codex_configs::compose_training_from("ours", text, &own.spec.overrides, None, 1, data).unwrap();
+    assert_eq!(trained.status.unwrap().config_digest, Some(composed.digest()));
     Ok(())
 }
 

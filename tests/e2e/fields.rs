@@ -1,6 +1,6 @@
-//! Fields that no other test uses: placement and data of a trainer, suspension of an evaluation, scale of servers.
+//! Fields that no other test uses: placement and data of a trainer, suspension of an evaluation, engine settings and scale of servers.
 
-use codex_crds::{Evaluation, ReasoningPod};
+use codex_crds::{Evaluation, ReasoningPod, label};
 use codex_provenance::Sha256;
 use codex_tests::{
     Error, Result, Team,
@@ -10,20 +10,21 @@ use codex_tests::{
     team::{SOON, blocking, condition},
     wait::{until, until_found},
 };
+use http::StatusCode;
 use k8s_openapi::api::{
     apps::v1::Deployment,
     batch::v1::Job,
     core::v1::{Namespace, Pod, PodSpec},
     scheduling::v1::PriorityClass,
 };
-use kube::{Api, Resource as _, ResourceExt as _, api::PostParams};
+use kube::{Api, Client, Resource as _, ResourceExt as _, api::PostParams, client::Body};
 use serde_json::{Value, json};
 
 /// The command that writes the data, here and in the cluster. It gives the same bytes on every machine.
 const PREPARE: [&str; 8] = ["prepare-data", "--task", "arithmetic", "--seed", "3", "--count", "2000", "--out"];
 
 #[tokio::test(flavor = "multi_thread")]
-async fn placement_data_suspension_and_scale_follow_the_spec() -> Result<()> {
+async fn placement_data_suspension_engine_and_scale_follow_the_spec() -> Result<()> {
     let team = Team::new("fields").await?;
     // A priority class is cluster-scoped. The namespace owns this one, so it is deleted with the team.
     let mine = Api::<Namespace>::all(team.client.clone()).get(&team.namespace).await?.owner_ref(&());
@@ -92,9 +93,16 @@ async fn placement_data_suspension_and_scale_follow_the_spec() -> Result<()> {
     team.change::<Evaluation>("judged", json!({ "spec": { "suspend": false } })).await?;
     team.judged("judged").await?;
 
-    // Servers are scaled as a Deployment is.
-    team.create(&objects::reasoning_pod("served", "run", "judged")).await?;
+    let mut served = objects::reasoning_pod("served", "run", "judged");
+    served.spec.serving = read(json!({
+        "device": "cpu", "maxNumSeqs": 2, "maxQueuedRequests": 1, "maxNumBatchedTokens": 4, "kvCacheTokens": 300,
+        "prefixCacheTokens": 0,
+    }));
+    team.create(&served).await?;
     team.serving("served").await?;
+    engine_settings_are_in_force(&team).await?;
+
+    // Servers are scaled as a Deployment is.
     let mut scale = team.kubectl()?;
     blocking(move || output(scale.args(["scale", "--replicas=2", "reasoningpod/served"]))).await?;
     until(&team.api::<ReasoningPod>(), "served", "two servers are ready", SOON, |pod| {
@@ -104,6 +112,62 @@ async fn placement_data_suspension_and_scale_follow_the_spec() -> Result<()> {
 
     team.done();
     Ok(())
+}
+
+/// The server says that it has the settings of the spec, and does as they say.
+async fn engine_settings_are_in_force(team: &Team) -> Result<()> {
+    let name = team.pods(label::REASONING_POD, "served").await?[0].name_any();
+    let of_admin = async |path: &str| {
+        let path = format!("/api/v1/namespaces/{}/pods/{name}:9464/proxy/{path}", team.namespace);
+        let request = http::Request::get(path).body(Vec::new()).map_err(kube::Error::HttpError)?;
+        Ok::<_, Error>(team.client.request_text(request).await?)
+    };
+    let status: Value = serde_json::from_str(&of_admin("status").await?).unwrap();
+    let mut engine = status["engine"].clone();
+    let device = engine.as_object_mut().unwrap().remove("device").unwrap();
+    assert!(device.as_str().unwrap().starts_with("cpu-"), "{device}");
+    let of_spec = json!({
+        "max_num_seqs": 2, "max_queued_requests": 1, "max_num_batched_tokens": 4, "kv_cache_tokens": 300,
+        "prefix_cache_tokens": 0,
+    });
+    assert_eq!(engine, of_spec);
+
+    // A prompt of more tokens than a step has takes several, and the same prompt is computed again.
+    for _ in 0..2 {
+        team.infer("served", "10+20+30+40+50+60+70:").await?;
+    }
+    let metrics = of_admin("metrics").await?;
+    let measured = |name: &str| {
+        let value = metrics.lines().find_map(|line| line.strip_prefix(name)?.trim().parse::<f64>().ok());
+        value.unwrap_or_else(|| panic!("{name} is missing: {metrics}"))
+    };
+    let steps = "codex_ml_inference_batched_tokens";
+    let (small, all) = (measured(&format!("{steps}_bucket{{le=\"4\"}}")), measured(&format!("{steps}_count")));
+    assert!(all >= 12.0 && (small - all).abs() < 0.5, "{small} of {all} steps have at most 4 tokens");
+    assert!(measured("codex_ml_inference_prompt_tokens_cached_total") < 0.5, "no prefix is kept");
+
+    // Two requests run, one waits, and the next one is refused.
+    let once = team.installation.client_without_retries().await?;
+    until_found("a request is refused", SOON, async || {
+        let answers = futures::future::try_join_all((0..12).map(|_| answer(&once, team))).await?;
+        let refused: Vec<_> = answers.into_iter().filter(|(status, _)| *status != StatusCode::OK).collect();
+        let told = "the server is overloaded: 3 requests are running or waiting";
+        let by_the_queue =
+            |(status, text): &(StatusCode, String)| *status == StatusCode::TOO_MANY_REQUESTS && text.contains(told);
+        assert!(refused.iter().all(by_the_queue), "{refused:?}");
+        Ok((!refused.is_empty()).then_some(()))
+    })
+    .await
+}
+
+/// Sends a request once, and returns its answer.
+async fn answer(client: &Client, team: &Team) -> Result<(StatusCode, String)> {
+    let path = format!("/api/v1/namespaces/{}/services/served:8000/proxy/infer", team.namespace);
+    let body = json!({ "prompt": "1+1:" }).to_string().into_bytes();
+    let request = http::Request::post(path).body(Body::from(body)).map_err(kube::Error::HttpError)?;
+    let answer = client.send(request).await?;
+    let (status, bytes) = (answer.status(), answer.into_body().collect_bytes().await?);
+    Ok((status, String::from_utf8_lossy(&bytes).into_owned()))
 }
 
 /// Runs a pod that writes a data file on the team's claim, and returns the SHA-256 of the file.

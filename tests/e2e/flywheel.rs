@@ -1,9 +1,11 @@
-//! Regular redeployment: a cycle trains, evaluates, signs and serves a model by itself, its shadow compares it with what is served before,
-//! and one that fails changes nothing.
+//! Regular redeployment: a cycle trains, evaluates, signs and serves a model by itself, one that fails changes nothing, and one goes all the
+//! way: its shadow proves the parity that a policy demands, and a canary tries it.
 
 use std::time::Duration;
 
-use codex_crds::{ConditionType, CyclePhase, Evaluation, Parity, ReasoningPod, TrainingRun, label};
+use codex_crds::{
+    ConditionType, CyclePhase, Evaluation, Parity, PromotionPolicy, ReasoningPod, RolloutResult, TrainingRun, label,
+};
 use codex_tests::{
     Result, Team, objects,
     team::{SOON, condition},
@@ -16,7 +18,7 @@ use serde_json::json;
 
 /// The time until a minute begins, and its cycle has trained, evaluated and rolled out a tiny model.
 const CYCLE: Duration = Duration::from_secs(360);
-/// The same, and until the kubelet has updated two mounted ConfigMaps and enough requests were compared.
+/// The same, and until the kubelet has updated two mounted ConfigMaps, enough requests were compared and a canary has passed.
 const COMPARED: Duration = Duration::from_secs(600);
 
 #[tokio::test(flavor = "multi_thread")]
@@ -66,11 +68,19 @@ async fn a_cycle_is_served_without_anybody_and_a_failed_one_leaves_it_served() -
         redeploy.is_some_and(|redeploy| redeploy.cycle.is_none() && redeploy.next_schedule_time.is_none())
     })
     .await?;
-    // The model of the next cycle answers copies of requests before it is served.
+    // The model of the next cycle answers copies of requests, as a policy demands, and then some requests, before it is served.
     let promoted = settled.status.and_then(|status| status.redeploy).unwrap().promoted;
+    let demand = json!({
+        "apiVersion": "codex-ml.dev/v1alpha1", "kind": "PromotionPolicy", "metadata": { "name": "compared" },
+        "spec": { "rules": [{ "ring": Ring::Base0B, "parity": { "minRequests": 10 } }] },
+    });
+    team.create::<PromotionPolicy>(&serde_json::from_value(demand).unwrap()).await?;
     let shadow = json!({ "samplePercent": 100, "maxDivergence": "0.5", "minRequests": 10 });
-    let schedule =
-        |suspend: bool| json!({ "spec": { "redeploy": { "schedule": { "suspend": suspend }, "shadow": shadow } } });
+    let rollout = json!({ "steps": [100], "analysis": { "intervalSeconds": 1, "minRequests": 5 } });
+    let schedule = |suspend: bool| {
+        let redeploy = json!({ "schedule": { "suspend": suspend }, "shadow": shadow });
+        json!({ "spec": { "redeploy": redeploy, "rollout": rollout } })
+    };
     team.change::<ReasoningPod>("weekly", schedule(false)).await?;
     let shadowing = until(&pods, "weekly", "a cycle is compared", CYCLE, |pod| {
         let redeploy = pod.status.as_ref().and_then(|status| status.redeploy.as_ref());
@@ -98,6 +108,10 @@ async fn a_cycle_is_served_without_anybody_and_a_failed_one_leaves_it_served() -
     let status = settled.status.as_ref().unwrap();
     assert_eq!(status.current.as_ref().unwrap().training_run, name);
     assert_eq!(status.redeploy.as_ref().unwrap().manual_overrides, 0);
+    let policy = condition(Some(&status.conditions), ConditionType::PolicyMet).unwrap();
+    assert_eq!((policy.status.as_str(), policy.reason.as_str()), ("True", "PoliciesMet"), "{}", policy.message);
+    let [canary] = &status.history[..] else { panic!("one canary: {:?}", status.history) };
+    assert_eq!((canary.result, Some(canary.digest)), (RolloutResult::Promoted, compared.digest), "{canary:?}");
     let owned = team.api::<ConfigMap>().list(&kube::api::ListParams::default()).await?.items.into_iter().filter(|it| {
         it.name_any().starts_with("codex-promo-") && it.owner_references().iter().any(|owner| owner.name == name)
     });

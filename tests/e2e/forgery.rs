@@ -109,7 +109,7 @@ async fn debug(team: &Team, pod: &str) -> kube::Result<Pod> {
     let harmless = json!({ "allowPrivilegeEscalation": false, "capabilities": { "drop": ["ALL"] } });
     let debugger = json!({ "name": "debugger", "image": "mine", "securityContext": harmless });
     let debugger = json!({ "spec": { "ephemeralContainers": [debugger] } });
-    let client = kube::Client::try_from(impersonated(team).await.expect("the configuration of a client"))?;
+    let client = kube::Client::try_from(impersonated(team).await.unwrap())?;
     let api: kube::Api<Pod> = kube::Api::namespaced(client, &team.namespace);
     let patch = kube::api::Patch::Strategic(debugger);
     api.patch_ephemeral_containers(pod, &kube::api::PatchParams::default(), &patch).await

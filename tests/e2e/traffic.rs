@@ -1,40 +1,49 @@
-//! Requests while servers are replaced and stopped, and servers with a certificate and safety rules: nothing is lost, and what a platform
-//! team looks for is where it looks.
+//! Requests while servers are replaced, restarted, evicted and stopped, and servers with a certificate and safety rules: nothing is lost,
+//! and what a platform team looks for is where it looks.
 
-use std::{
-    collections::BTreeMap,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
-    time::Duration,
+use std::{collections::BTreeMap, net::SocketAddr, time::Duration};
+
+use codex_crds::{ConditionType, ReasoningPod, SafetyRules, Tls, child, label};
+use codex_tests::{
+    Error, Result, Team, objects,
+    process::output,
+    team::{SOON, blocking, condition},
+    wait::{until, until_found},
 };
-
-use codex_crds::{ConditionType, ReasoningPod, SafetyRules, Tls, label};
-use codex_tests::{Error, Result, Team, objects, team::condition, wait::until_found};
 use k8s_openapi::{
     ByteString,
-    api::core::v1::{ConfigMap, Secret, Service},
+    api::{
+        apps::v1::Deployment,
+        core::v1::{ConfigMap, Pod, Secret, Service},
+    },
 };
-use kube::{ResourceExt as _, api::ObjectMeta};
+use kube::{
+    Api, ResourceExt as _,
+    api::{EvictParams, ObjectMeta},
+};
 use serde_json::{Value, json};
 
-/// Clients that send one request after the other.
-const CLIENTS: usize = 4;
+use crate::load::{self, Kind, Load};
+
 /// The time until the kubelet has updated a mounted Secret, and until it says why a pod does not start.
 const MOUNTED: Duration = Duration::from_secs(240);
+/// Requests of a kind, at least: fewer lose none by chance.
+const ENOUGH: usize = 10;
+/// The annotation of pod templates by which `kubectl rollout restart` replaces pods.
+const RESTARTED: &str = "kubectl.kubernetes.io/restartedAt";
 
-/// Sends requests until it is told to stop. Returns how many were answered, and what became of the others.
-async fn client(team: Arc<Team>, ended: Arc<AtomicBool>) -> (u64, Vec<String>) {
-    let (mut answered, mut lost) = (0, Vec::new());
-    while !ended.load(Ordering::Relaxed) {
-        let prompt = format!("{}+{}:", 10 + answered % 90, 10 + answered * 7 % 90);
-        match team.infer("served", &prompt).await {
-            Ok(_) => answered += 1,
-            Err(error) => lost.push(error.to_string()),
-        }
-    }
-    (answered, lost)
+/// Sends a load while `work` runs. No request may be lost.
+async fn under_load(address: Option<SocketAddr>, what: &str, work: impl Future<Output = Result<()>>) -> Result<()> {
+    let load = address.map(Load::start);
+    work.await?;
+    let Some(load) = load else { return Ok(()) };
+    let sent = load.end().await;
+    let counts = Kind::ALL.map(|kind| (kind, sent.iter().filter(|request| request.kind == kind).count()));
+    let lost: Vec<_> = sent.iter().filter_map(|request| Some((request.kind, request.lost.as_deref()?))).collect();
+    println!("{what}: {} requests {counts:?}, {} lost", sent.len(), lost.len());
+    assert!(lost.is_empty(), "{what}: lost {lost:#?}");
+    assert!(counts.iter().all(|(_, count)| *count >= ENOUGH), "{what}: too few requests to lose one: {counts:?}");
+    Ok(())
 }
 
 /// Returns the uids of the servers.
@@ -42,38 +51,96 @@ async fn servers(team: &Team) -> Result<Vec<String>> {
     Ok(team.pods(label::REASONING_POD, "served").await?.iter().filter_map(kube::ResourceExt::uid).collect())
 }
 
+/// Does `work`, which replaces both servers, and waits until two others are ready and the former ones are gone.
+async fn replaced(team: &Team, work: impl Future<Output = Result<()>>) -> Result<()> {
+    let before = servers(team).await?;
+    work.await?;
+    until_found("two other servers are ready", MOUNTED, async || {
+        let now = team.pods(label::REASONING_POD, "served").await?;
+        let other = |pod: &Pod| is_ready(pod) && pod.uid().is_some_and(|uid| !before.contains(&uid));
+        Ok((now.len() == 2 && now.iter().all(other)).then_some(()))
+    })
+    .await
+}
+
+fn is_ready(pod: &Pod) -> bool {
+    let conditions = pod.status.as_ref().and_then(|status| status.conditions.as_ref());
+    conditions.is_some_and(|all| all.iter().any(|it| it.type_ == "Ready" && it.status == "True"))
+}
+
+async fn restart(team: &Team) -> Result<()> {
+    let mut kubectl = team.kubectl()?;
+    kubectl.args(["rollout", "restart", &format!("deployment/{}", child::server("served"))]);
+    blocking(move || output(&mut kubectl).map(drop)).await
+}
+
+/// The controller leaves the mark of a restart alone, also when it writes the Deployment again, and restarts nothing then.
+async fn the_mark_of_a_restart_stays(team: &Team) -> Result<()> {
+    let (api, name, label) = (team.api::<Deployment>(), child::server("served"), "app.kubernetes.io/part-of");
+    let mark = |found: &Deployment| {
+        found.spec.as_ref()?.template.metadata.as_ref()?.annotations.as_ref()?.get(RESTARTED).cloned()
+    };
+    let (before, running) = (mark(&api.get(&name).await?), servers(team).await?);
+    assert!(before.is_some(), "kubectl sets {RESTARTED}");
+    team.change::<Deployment>(&name, json!({ "metadata": { "labels": { label: "another" } } })).await?;
+    let restored = until(&api, &name, "its label is back", SOON, |found| {
+        found.labels().get(label).is_some_and(|value| value == "codex")
+    })
+    .await?;
+    assert_eq!(mark(&restored), before);
+    assert_eq!(servers(team).await?, running);
+    Ok(())
+}
+
+/// Evicts the servers as `kubectl drain` does: each as soon as the PodDisruptionBudget allows it.
+async fn evict(team: &Team) -> Result<()> {
+    // The refusals of the budget are counted.
+    let client = team.installation.client_without_retries().await?;
+    let pods: Api<Pod> = Api::namespaced(client, &team.namespace);
+    let mut refused = 0;
+    for pod in team.pods(label::REASONING_POD, "served").await? {
+        until_found("the budget allows an eviction", MOUNTED, async || {
+            match pods.evict(&pod.name_any(), &EvictParams::default()).await {
+                Ok(_) => Ok(Some(())),
+                Err(kube::Error::Api(status)) if status.code == 429 => {
+                    refused += 1;
+                    Ok(None)
+                }
+                Err(error) => Err(error.into()),
+            }
+        })
+        .await?;
+    }
+    assert!(refused > 0, "the second eviction waits until the first server is replaced");
+    Ok(())
+}
+
 #[tokio::test(flavor = "multi_thread")]
-async fn no_request_is_lost_while_servers_are_replaced_and_stopped() -> Result<()> {
-    let team = Arc::new(Team::new("traffic").await?);
+async fn no_request_is_lost_while_servers_are_replaced_restarted_evicted_and_stopped() -> Result<()> {
+    let team = Team::new("traffic").await?;
     team.create(&objects::run("learns", &[])).await?;
     team.create(&objects::evaluation("judged", "learns", &team.problems)).await?;
     let mut pod = objects::reasoning_pod("served", "learns", "judged");
     pod.spec.replicas = 2;
     team.create(&pod).await?;
     team.serving("served").await?;
-    let before = servers(&team).await?;
-    assert_eq!(before.len(), 2);
+    assert_eq!(servers(&team).await?.len(), 2);
+    let address = load::address(&team, "served").await?;
 
-    let ended = Arc::new(AtomicBool::new(false));
-    let clients: Vec<_> = (0..CLIENTS).map(|_| tokio::spawn(client(Arc::clone(&team), Arc::clone(&ended)))).collect();
-    // Another template replaces every server.
-    team.change::<ReasoningPod>("served", json!({ "spec": { "serving": { "requestTimeoutSeconds": 60 } } })).await?;
+    let another = Box::pin(replaced(&team, async {
+        let settings = json!({ "spec": { "serving": { "requestTimeoutSeconds": 60 } } });
+        team.change::<ReasoningPod>("served", settings).await.map(drop)
+    }));
+    under_load(address, "another template", another).await?;
+    under_load(address, "kubectl rollout restart", Box::pin(replaced(&team, restart(&team)))).await?;
+    the_mark_of_a_restart_stays(&team).await?;
+    under_load(address, "eviction of both servers", Box::pin(replaced(&team, evict(&team)))).await?;
+    let fewer = Box::pin(async {
+        team.change::<ReasoningPod>("served", json!({ "spec": { "replicas": 1 } })).await?;
+        until_found("one server is left", MOUNTED, async || Ok((servers(&team).await?.len() == 1).then_some(()))).await
+    });
+    under_load(address, "scale-down from 2 to 1", fewer).await?;
     team.serving("served").await?;
-    until_found("the former servers have gone", MOUNTED, async || {
-        let now = servers(&team).await?;
-        Ok((now.len() == 2 && now.iter().all(|uid| !before.contains(uid))).then_some(()))
-    })
-    .await?;
-    team.change::<ReasoningPod>("served", json!({ "spec": { "replicas": 1 } })).await?;
-    until_found("one server is left", MOUNTED, async || Ok((servers(&team).await?.len() == 1).then_some(()))).await?;
-    ended.store(true, Ordering::Relaxed);
-    let mut all = 0;
-    for client in clients {
-        let (answered, lost) = client.await.unwrap();
-        assert_eq!(lost, Vec::<String>::new());
-        all += answered;
-    }
-    assert!(all >= 20, "{all} requests are too few to lose one");
     team.done();
     Ok(())
 }

@@ -127,7 +127,8 @@ impl Images {
 
 /// Writes a policy into the folder of the images.
 fn write(images: &Images, name: &str, objects: &[Value]) -> PathBuf {
-    let text: String = objects.iter().map(|object| format!("---\n{object}\n")).collect();
+    let documents: Vec<_> = objects.iter().map(Value::to_string).collect();
+    let text = format!("---\n{}\n", documents.join("\n---\n"));
     let file = images.at(name);
     fs::write(&file, text).unwrap();
     file

@@ -48,7 +48,8 @@ impl Drop for GatewayApi<'_> {
 }
 
 fn gateway_api(team: &Team) -> GatewayApi<'_> {
-    let folder = std::env::var("GATEWAY_API").expect("run `make test-gateway`, which names the folder of the CRDs");
+    let folder = std::env::var("GATEWAY_API")
+        .unwrap_or_else(|_| panic!("run `make test-gateway`, which names the folder of the CRDs"));
     let files = std::fs::read_dir(&folder).unwrap().map(|file| file.unwrap().path().display().to_string());
     // The admission policy beside them concerns upgrades only.
     let files = files.filter(|file| file.contains(CRDS) && !file.contains("_vap_")).collect();

@@ -62,10 +62,10 @@ async fn a_model_is_promoted_and_served_without_a_key() -> Result<()> {
     let client = installation.client().await?;
     let issuer = issuer(&client).await;
     let authority = installation.config().await?.root_cert.unwrap_or_default();
-    let authority: String = authority
+    let authority = authority
         .iter()
-        .map(|der| format!("-----BEGIN CERTIFICATE-----\n{}\n-----END CERTIFICATE-----\n", base64(der)))
-        .collect();
+        .map(|der| format!("-----BEGIN CERTIFICATE-----\n{}\n-----END CERTIFICATE-----\n", base64(der)));
+    let authority = authority.collect::<Vec<_>>().concat();
     let host = installation.cluster.host_address()?.to_string();
     let mut instance = tokio::task::block_in_place(|| {
         Instance::start(&host, &issuer, Some(&authority).filter(|pem| !pem.is_empty()).map(String::as_str))
@@ -133,10 +133,10 @@ async fn a_model_is_promoted_and_served_without_a_key() -> Result<()> {
 
     // Every entry of the log is one of these bundles, and without them none is explained.
     let explained = watch(&instance.log(), files.path(), files.path(), &issuer)?;
-    assert!(explained.contains("of 5 by this identity, 0 unexplained"), "{explained}");
+    assert!(explained.contains("of 6 by this identity, 0 unexplained"), "{explained}");
     let nothing = tempfile::tempdir().unwrap();
     let told = watch(&instance.log(), files.path(), nothing.path(), &issuer).unwrap_err().to_string();
-    assert!(told.contains("of 5 by this identity, 5 unexplained"), "{told}");
+    assert!(told.contains("of 6 by this identity, 6 unexplained"), "{told}");
     team.done();
     let _ = config_maps.delete(SIGSTORE, &DeleteParams::default()).await;
     Ok(())

@@ -1,23 +1,18 @@
 //! cosign itself verifies every bundle that the controller makes, offline: run by `make test-cosign`, which builds it.
 
 use std::{
-    collections::BTreeMap,
     fs,
     path::{Path, PathBuf},
     process::Command,
 };
 
 use codex_controller::keyless::KeylessSigner;
-use codex_provenance::{
-    ConfigDigest, Sha256,
-    attestation::{Build, attestations},
-    manifest::Manifest,
-    oms,
-    promotion::{self, Attested, Evaluation, Object, Promotion, Reasons, Training},
-};
+use codex_provenance::Sha256;
 use codex_signing::key::{PrivateKey, Signer as _};
-use codex_tests::process::output;
-use codex_verdict::{Decimal, GateSpec, Measurement, Stated};
+use codex_tests::{
+    process::output,
+    statements::{Statement, statements},
+};
 use serde_json::{Value, json};
 
 use crate::{
@@ -30,70 +25,6 @@ const SUBJECT: &str = "https://kubernetes.io/namespaces/codex-system/serviceacco
 /// Nothing answers there: a request that cosign makes fails.
 const NOWHERE: &str = "http://127.0.0.1:9";
 
-/// A statement that the controller signs.
-struct Statement {
-    name: &'static str,
-    predicate_type: &'static str,
-    /// The digest that it is about: the root of the OMS statement, or the model digest.
-    subject: Sha256,
-    payload: Vec<u8>,
-}
-
-/// Returns every kind of statement about a model that passed one gate.
-fn statements(model: &Path) -> Vec<Statement> {
-    let manifest = Manifest::of_dir(model).unwrap();
-    let signed = oms::payload(&manifest, "cot-starter");
-    let gate = GateSpec { metric: "exact_match".into(), min: Some(Decimal("0.5".into())), ..GateSpec::default() };
-    let metrics = BTreeMap::from([("exact_match".to_owned(), Measurement::Share { successes: 9, n: 10 })]);
-    let stated = Stated::of(manifest.digest(), &BTreeMap::new(), &metrics, &[gate]).unwrap();
-    let evaluation = Evaluation {
-        name: "lite".into(),
-        uid: "3f0c".into(),
-        preset: "cot-lite".into(),
-        config_digest: Some(ConfigDigest(Sha256::of("evaluation"))),
-        report_digest: stated.report_digest,
-        gates_digest: stated.gates_digest,
-        data: BTreeMap::new(),
-        image_id: "sha256:0002".into(),
-        completed_at: "2026-11-28T09:00:00Z".into(),
-        evidence: None,
-        outcomes: None,
-        golden_tokens: None,
-        metrics: stated.metrics,
-        gates: stated.gates,
-        references: Vec::new(),
-        reads: None,
-    };
-    let attested = Attested {
-        config_digest: ConfigDigest(Sha256::of("config")),
-        image_id: "sha256:0001".into(),
-        completed_at: Some("2026-11-28T08:00:00Z".into()),
-        data: Some(BTreeMap::new()),
-    };
-    let run = Object { name: "cot-starter".into(), uid: "77aa".into() };
-    let promotion = Promotion {
-        model: manifest.digest(),
-        reasons: Reasons {
-            ring: "0D_base_".into(),
-            namespace: "team".into(),
-            oms_payload: oms::payload_digest(&signed),
-            training: Training { run, attested, reported: None, base: None, device: None },
-            evaluations: vec![evaluation],
-            policies: Vec::new(),
-            earlier: Vec::new(),
-            sign_offs: Vec::new(),
-            parity: Vec::new(),
-        },
-    };
-    let (root, subject) = (manifest.oms_root().0, manifest.digest().0);
-    let of_model = |name, predicate_type, payload| Statement { name, predicate_type, subject, payload };
-    let others = attestations(&promotion, &Build::default());
-    let others = others.map(|it| of_model(it.kind.name(), it.kind.predicate_type(), it.payload));
-    let signature = Statement { name: "oms", predicate_type: oms::PREDICATE_TYPE, subject: root, payload: signed };
-    let promoted = of_model("promotion", promotion::PREDICATE_TYPE, promotion.payload());
-    [signature, promoted].into_iter().chain(others).collect()
-}
-
 /// Who must have signed.
 enum Wanted<'a> {
     Key(&'a Path),
@@ -102,7 +33,8 @@ enum Wanted<'a> {
 
 /// Lets cosign verify a bundle: its signature, its type, and the digest that it is about. Nothing can be downloaded.
 fn cosign(bundle: &Path, wanted: &Wanted<'_>, predicate_type: &str, subject: Sha256) -> codex_tests::Result<String> {
-    let program = std::env::var_os("COSIGN").map(PathBuf::from).expect("COSIGN is not set: run `make test-cosign`");
+    let program = std::env::var_os("COSIGN").map(PathBuf::from);
+    let program = program.unwrap_or_else(|| panic!("COSIGN is not set: run `make test-cosign`"));
     let home = tempfile::tempdir().unwrap();
     let mut cosign = Command::new(program);
     cosign.arg("verify-blob-attestation").arg("--bundle").arg(bundle).args(["--type", predicate_type]);
@@ -167,7 +99,7 @@ fn cosign_verifies_what_a_key_signed() {
     for (name, key) in [("key.pem", &key), ("other.pem", &other)] {
         fs::write(path(name), key.public().to_pem()).unwrap();
     }
-    for statement in statements(&model(folder.path())) {
+    for statement in statements(&model(folder.path())).unwrap() {
         let bundle = key.sign(&statement.payload).unwrap();
         let (wanted, another) = (path("key.pem"), path("other.pem"));
         check(folder.path(), &statement, &bundle, &Wanted::Key(&wanted), &Wanted::Key(&another));
@@ -185,7 +117,7 @@ async fn cosign_verifies_what_an_identity_signed() {
         signer(folder.path(), &issuer.token("codex-system", "codex-controller"), &instance).await;
     let identity = |subject| Wanted::Identity { root: &root, issuer: &issuer.url, subject };
     let another = "https://kubernetes.io/namespaces/team-a/serviceaccounts/default";
-    for statement in statements(&model(folder.path())) {
+    for statement in statements(&model(folder.path())).unwrap() {
         let bundle = signing.sign(&statement.payload).await.unwrap();
         tokio::task::block_in_place(|| {
             check(folder.path(), &statement, &bundle, &identity(SUBJECT), &identity(another));

@@ -32,7 +32,12 @@ impl Snippet {
     }
 }
 
-/// Returns every YAML of the README, of `docs/`, and of `manifests/samples/`.
+/// Folders of `manifests/` with objects that users change and apply themselves.
+const EXAMPLES: [&str; 2] = ["samples", "autoscaling"];
+/// Files in them that hold no objects of a cluster: input of kustomize, and values of a Helm chart of others.
+const OTHER: [&str; 2] = ["kustomization.yaml", "prometheus-adapter.yaml"];
+
+/// Returns every YAML of the README, of `docs/`, and of [`EXAMPLES`].
 ///
 /// # Errors
 /// If a file cannot be read.
@@ -41,10 +46,12 @@ pub fn snippets() -> Result<Vec<Snippet>> {
     for path in markdown()? {
         snippets.extend(fenced(&path.display().to_string(), &read(&path)?));
     }
-    for path in below(&repository().join("manifests/samples"))? {
-        let is_yaml = path.extension().is_some_and(|extension| extension == "yaml" || extension == "yml");
-        if is_yaml && path.file_name().is_none_or(|name| name != "kustomization.yaml") {
-            snippets.push(Snippet { place: path.display().to_string(), text: read(&path)? });
+    for folder in EXAMPLES {
+        for path in below(&repository().join("manifests").join(folder))? {
+            let is_yaml = path.extension().is_some_and(|extension| extension == "yaml" || extension == "yml");
+            if is_yaml && OTHER.iter().all(|other| path.file_name().is_some_and(|name| name != *other)) {
+                snippets.push(Snippet { place: path.display().to_string(), text: read(&path)? });
+            }
         }
     }
     Ok(snippets)

@@ -195,7 +195,18 @@ impl Installation {
     /// # Errors
     /// If the kubeconfig cannot be used.
     pub async fn client(&self) -> Result<Client> {
-        Ok(Client::try_from(self.config().await?)?)
+        client_of(&self.cluster).await
+    }
+
+    /// Creates a client with the administrator's rights that sends each request once. Other clients repeat requests that the API server
+    /// or a server behind it refuses for now.
+    ///
+    /// # Errors
+    /// As [`Self::client`].
+    pub async fn client_without_retries(&self) -> Result<Client> {
+        let mut config = self.config().await?;
+        config.default_retry = false;
+        Ok(Client::try_from(config)?)
     }
 
     /// Reads the configuration of a client with the administrator's rights.
@@ -203,9 +214,7 @@ impl Installation {
     /// # Errors
     /// If the kubeconfig cannot be used.
     pub async fn config(&self) -> Result<Config> {
-        let unusable = |error: kube::config::KubeconfigError| Error::Kubeconfig(error.to_string());
-        let kubeconfig = Kubeconfig::read_from(self.cluster.kubeconfig()).map_err(unusable)?;
-        Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await.map_err(unusable)
+        config_of(&self.cluster).await
     }
 
     /// Prints the end of the controller's log, to find the cause of a failure.
@@ -217,6 +226,20 @@ impl Installation {
             eprintln!("{}{}", String::from_utf8_lossy(&told.stdout), String::from_utf8_lossy(&told.stderr));
         }
     }
+}
+
+/// Creates a client of a cluster with the administrator's rights, for the current runtime.
+///
+/// # Errors
+/// If the kubeconfig cannot be used.
+pub async fn client_of(cluster: &Cluster) -> Result<Client> {
+    Ok(Client::try_from(config_of(cluster).await?)?)
+}
+
+async fn config_of(cluster: &Cluster) -> Result<Config> {
+    let unusable = |error: kube::config::KubeconfigError| Error::Kubeconfig(error.to_string());
+    let kubeconfig = Kubeconfig::read_from(cluster.kubeconfig()).map_err(unusable)?;
+    Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await.map_err(unusable)
 }
 
 /// Sends a prompt to a served model through the API server's proxy, as `kubectl create --raw` does: without a content type.

@@ -5,6 +5,8 @@
 //! installed, and creates a namespace for the test under the `restricted` Pod Security level.
 
 pub mod audit;
+#[cfg(test)]
+mod checking;
 pub mod documents;
 mod error;
 pub mod host;
@@ -16,6 +18,7 @@ pub mod process;
 pub mod prometheus;
 pub mod rights;
 mod skip;
+pub mod statements;
 pub mod team;
 pub mod wait;
 
