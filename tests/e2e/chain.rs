@@ -93,7 +93,7 @@ async fn a_trained_model_is_served_and_an_untrained_one_is_not() -> Result<()> {
     tables(&team).await?;
     signatures(&team, &run, &pod).await?;
     dry_run(&team).await?;
-    pruned(&team).await?;
+    Box::pin(pruned(&team)).await?;
     team.done();
     Ok(())
 }

@@ -216,7 +216,7 @@ async fn the_metrics_of_the_contract_are_those_that_exist() -> Result<()> {
     Ok(())
 }
 
-/// Checks that every PodMonitor in the documents selects a pod of the team, by a port that the pod names.
+/// Checks that every `PodMonitor` in the documents selects a pod of the team, by a port that the pod names.
 async fn pod_monitors_select(team: &Team) -> Result<()> {
     let mut monitors = 0;
     for snippet in documents::snippets()? {

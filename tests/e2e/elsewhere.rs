@@ -18,7 +18,7 @@ async fn a_controller_in_another_namespace_works_once_its_principal_is_patched()
     let elsewhere = format!("{}-controller", team.namespace);
     // It would write the same statuses.
     scale(&team, 0).await?;
-    let told = AssertUnwindSafe(chain(&team, &elsewhere)).catch_unwind().await;
+    let told = Box::pin(AssertUnwindSafe(chain(&team, &elsewhere)).catch_unwind()).await;
     // Other tests need the installed controller, even if this one fails.
     let (installation, deleted) = (team.installation, elsewhere.clone());
     Api::<Namespace>::all(team.client.clone()).delete(&deleted, &DeleteParams::default()).await.ok();

@@ -136,7 +136,7 @@ async fn a_labelled_pod_receives_nothing_without_policies() -> Result<()> {
     let mut binding = bindings.get("codex-workloads").await?;
     bindings.delete("codex-workloads", &DeleteParams::default()).await?;
     // The binding comes back also if this fails.
-    let unprotected = unprotected(&team, &server, &own).await;
+    let unprotected = Box::pin(unprotected(&team, &server, &own)).await;
     let ObjectMeta { name, labels, annotations, .. } = binding.metadata;
     binding.metadata = ObjectMeta { name, labels, annotations, ..ObjectMeta::default() };
     bindings.create(&PostParams::default(), &binding).await?;

@@ -56,7 +56,7 @@ async fn data_with_another_digest_fails_with_both_digests() -> Result<()> {
 async fn a_template_with_another_digest_is_not_trained(team: &Team) -> Result<()> {
     let text = "defaults:\n  - cot-starter\n  - _self_\ntraining:\n  keep_last: 7\n";
     let mut own = objects::run("own", &["training.max_steps=20", "training.checkpoint_every=20"]);
-    own.spec.template = "ours".to_owned();
+    "ours".clone_into(&mut own.spec.template);
     own.spec.template_from = Some(TemplateFrom {
         config_map: ConfigMapKey { name: "templates".to_owned(), key: "ours.yaml".to_owned() },
         sha256: Sha256::of(text).to_string(),

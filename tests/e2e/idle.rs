@@ -111,7 +111,7 @@ async fn idle(team: &Team) -> Result<ReasoningPodStatus> {
 /// Returns the uids of the servers.
 async fn servers(team: &Team) -> Result<Vec<String>> {
     let all = team.pods(label::REASONING_POD, "served").await?;
-    Ok(all.iter().filter(|pod| component(pod) == Some("server")).filter_map(|pod| pod.uid()).collect())
+    Ok(all.iter().filter(|pod| component(pod) == Some("server")).filter_map(kube::ResourceExt::uid).collect())
 }
 
 fn component(pod: &Pod) -> Option<&str> {

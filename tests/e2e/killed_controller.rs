@@ -44,7 +44,7 @@ async fn a_controller_killed_after_each_write_duplicates_and_loses_nothing() -> 
     };
     scale(&team, 0).await?;
     let controller = Controller::new(team.installation)?;
-    let told = AssertUnwindSafe(chain_under_fire(&team, &controller, audit_log)).catch_unwind().await;
+    let told = Box::pin(AssertUnwindSafe(chain_under_fire(&team, &controller, audit_log)).catch_unwind()).await;
     // Other tests need the installed controller, even if this one fails.
     scale(&team, 1).await?;
     told.unwrap_or_else(|panic| resume_unwind(panic))?;
@@ -61,7 +61,7 @@ async fn chain_under_fire(team: &Team, controller: &Controller, audit_log: std::
     let namespace = team.namespace.clone();
     let (chain, kills) = tokio::join!(
         async {
-            let chain = chain(team).await;
+            let chain = Box::pin(chain(team)).await;
             let _ = cancel.send(());
             chain
         },

@@ -8,7 +8,7 @@ use codex_tests::{
 };
 use k8s_openapi::api::{
     batch::v1::Job,
-    core::v1::{Pod, PodSpec},
+    core::v1::{EmptyDirVolumeSource, Pod, PodSpec},
 };
 use kube::ResourceExt as _;
 use serde_json::{Value, json};
@@ -30,7 +30,7 @@ async fn a_pod_with_a_forged_owner_and_another_spec_is_refused() -> Result<()> {
     for (name, owner, labels) in
         [("owned-by-run", by_run, None), ("owned-by-job", by_job.clone(), None), ("in-the-jobs-place", by_job, labels)]
     {
-        let pod = team.create(&forged(name, owner, labels, &template)).await?.name_any();
+        let pod = team.create(&forged(name, owner, labels.as_ref(), &template)).await?.name_any();
         // It does train, and the controller refuses its report.
         let ended = until(&team.api::<Pod>(), &pod, "it has finished", SOON, |pod| {
             match pod.status.as_ref().and_then(|status| status.phase.as_deref()) {
@@ -73,7 +73,7 @@ async fn a_pod_with_a_forged_owner_and_another_spec_is_refused() -> Result<()> {
 fn forged(
     name: &str,
     mut owner: Value,
-    labels: Option<std::collections::BTreeMap<String, String>>,
+    labels: Option<&std::collections::BTreeMap<String, String>>,
     template: &PodSpec,
 ) -> Pod {
     owner["controller"] = json!(true);
@@ -81,7 +81,7 @@ fn forged(
     spec.node_selector = None;
     for volume in spec.volumes.iter_mut().flatten().filter(|volume| volume.persistent_volume_claim.is_some()) {
         volume.persistent_volume_claim = None;
-        volume.empty_dir = Some(Default::default());
+        volume.empty_dir = Some(EmptyDirVolumeSource::default());
     }
     serde_json::from_value(json!({
         "metadata": { "name": name, "ownerReferences": [owner], "labels": labels },

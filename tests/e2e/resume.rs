@@ -52,13 +52,11 @@ async fn interrupted_runs_make_the_model_of_an_uninterrupted_one() -> Result<()>
     })
     .await?;
     assert!(held.status.as_ref().is_some_and(|status| status.model.is_none()));
-    let damaged = match team.folder(&held).await? {
-        Some(folder) => Some(damage_newest(&folder.join("checkpoints"))),
-        None => {
-            team.skip("a damaged checkpoint", "the files of this cluster's volumes cannot be changed");
-            None
-        }
-    };
+    let folder = team.folder(&held).await?;
+    if folder.is_none() {
+        team.skip("a damaged checkpoint", "the files of this cluster's volumes cannot be changed");
+    }
+    let damaged = folder.map(|folder| damage_newest(&folder.join("checkpoints")));
     team.change::<TrainingRun>("suspended", json!({ "spec": { "suspend": false } })).await?;
 
     // The deadline is removed while the run trains, and its Job loses its deadline as well.
@@ -120,15 +118,12 @@ async fn first_checkpoint(team: &Team, run: &TrainingRun) -> Result<Pod> {
         Ok(folder.filter(|folder| folder.is_dir()).map(Some))
     })
     .await?;
-    match folder {
-        Some(folder) => {
-            let checkpoints = folder.join("checkpoints");
-            until_found("a checkpoint is written", TRAINED, async || Ok(newest(&checkpoints).map(drop))).await?;
-        }
-        None => {
-            let there = |run: &TrainingRun| run.status.as_ref().is_some_and(|status| status.last_checkpoint.is_some());
-            until(&team.api::<TrainingRun>(), &name, "its first checkpoint is reported", TRAINED, there).await?;
-        }
+    if let Some(folder) = folder {
+        let checkpoints = folder.join("checkpoints");
+        until_found("a checkpoint is written", TRAINED, async || Ok(newest(&checkpoints).map(drop))).await?;
+    } else {
+        let there = |run: &TrainingRun| run.status.as_ref().is_some_and(|status| status.last_checkpoint.is_some());
+        until(&team.api::<TrainingRun>(), &name, "its first checkpoint is reported", TRAINED, there).await?;
     }
     let job = format!("codex-t-{name}");
     team.pod("batch.kubernetes.io/job-name", &job, "works", |pod| phase(pod) == "Running").await

@@ -4,7 +4,7 @@ use std::{
     fs,
     io::{Read, Write},
     net::{TcpListener, TcpStream},
-    path::{Path, PathBuf},
+    path::PathBuf,
     process::{Child, Command, Stdio},
     time::{Duration, Instant},
 };
@@ -218,8 +218,9 @@ impl Drop for Instance {
 /// The program that an environment variable of `make test-keyless` names.
 fn program(variable: &str) -> PathBuf {
     let path = std::env::var_os(variable).unwrap_or_else(|| panic!("{variable} is not set: run `make test-keyless`"));
-    assert!(Path::new(&path).is_file(), "{variable}: {path:?} does not exist: run `make test-keyless`");
-    path.into()
+    let path = PathBuf::from(path);
+    assert!(path.is_file(), "{variable}: {} does not exist: run `make test-keyless`", path.display());
+    path
 }
 
 fn free(host: &str) -> u16 {

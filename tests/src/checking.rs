@@ -86,6 +86,9 @@ impl Given {
     }
 }
 
+/// What somebody changes.
+type Change = fn(&mut Given);
+
 #[test]
 fn commands_of_the_page_check_a_model_and_refuse_others() {
     if !can_check() {
@@ -93,7 +96,6 @@ fn commands_of_the_page_check_a_model_and_refuse_others() {
     }
     let told = Given::new().check().unwrap();
     assert!(told.contains("lite exact_match") && told.contains("passes") && told.ends_with("checked\n"), "{told}");
-    type Change = fn(&mut Given);
     let cases: [(&str, Change); 14] = [
         ("a changed file", |it| fs::write(it.path("model/config.json"), "{ }").unwrap()),
         ("another file", |it| fs::write(it.path("model/more.json"), "{}").unwrap()),

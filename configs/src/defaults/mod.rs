@@ -337,7 +337,7 @@ impl Expansion {
         for (origin, text) in below.iter().rev() {
             let group = self.catalog.field.name.to_owned();
             let package = if *origin == Origin::Template { package_of(text) } else { String::new() };
-            let file = File { origin: origin.clone(), text: *text, group, package };
+            let file = File { origin: origin.clone(), text, group, package };
             pieces.push(self.expand(&file, &[])?);
         }
         Ok(pieces.into_iter().rev().flatten().collect())

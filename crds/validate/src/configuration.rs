@@ -60,8 +60,8 @@ fn of_spec(
     let seed = spec["seed"].as_u64().unwrap_or(1);
     let from = &spec["templateFrom"];
     let refused = match kind {
-        "TrainingRun" if from.is_object() => match template(from, config_maps) {
-            Some(own) => {
+        "TrainingRun" if from.is_object() => {
+            if let Some(own) = template(from, config_maps) {
                 let (digest, pinned) = (template_digest(own), from["sha256"].as_str().unwrap_or_default());
                 if digest != pinned {
                     let why =
@@ -70,8 +70,7 @@ fn of_spec(
                 }
                 compose_training_from(text("template"), own, &overrides, spec["config"].as_str(), seed, data)
                     .and_then(|resolved| resolved.spec().check_base(!spec["base"].is_null()))
-            }
-            None => {
+            } else {
                 let name = from["configMap"]["name"].as_str().unwrap_or_default();
                 let why = format!("the template is in the ConfigMap {name}, so the settings are not checked here");
                 notices.push((path.field("templateFrom"), why));
@@ -81,7 +80,7 @@ fn of_spec(
                 }
                 Ok(())
             }
-        },
+        }
         "TrainingRun" => compose_training(text("template"), &overrides, spec["config"].as_str(), seed, data)
             .and_then(|resolved| resolved.spec().check_base(!spec["base"].is_null())),
         "Evaluation" => {

@@ -129,7 +129,9 @@ impl Validator {
         match document::read(text) {
             Ok(documents) => {
                 let config_maps = config_maps(&documents);
-                documents.iter().for_each(|document| self.document(document, &config_maps, &mut checked));
+                for document in &documents {
+                    self.document(document, &config_maps, &mut checked);
+                }
             }
             Err(finding) => checked.findings.push(finding),
         }
