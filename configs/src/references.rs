@@ -81,8 +81,8 @@ pub(crate) enum Reference<'a> {
 /// The most characters of a reference.
 const MAX_REFERENCE: usize = 1024;
 
-/// Returns the text between `${` at the beginning of `text` and the brace that closes it, if it looks like a reference: it begins
-/// with a letter. `${2}` in a regular expression is none.
+/// Returns the text between `${` at the beginning of `text` and the brace that closes it, if it looks like a reference: its first
+/// character is a letter or `_`. So `${2}` in a regular expression is not taken for a reference.
 fn inside(text: &str) -> Option<&str> {
     let rest = text.strip_prefix("${")?;
     if !rest.starts_with(|first: char| first.is_ascii_alphabetic() || first == '_') {

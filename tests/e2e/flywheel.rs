@@ -113,8 +113,11 @@ async fn a_cycle_is_served_without_anybody_and_a_failed_one_leaves_it_served() -
     assert_eq!((policy.status.as_str(), policy.reason.as_str()), ("True", "PoliciesMet"), "{}", policy.message);
     let [canary, former @ ..] = &status.history[..] else { panic!("no canary: {status:?}") };
     // Both cycles train the same bytes, so what the shadow proves also promotes the model of the former one. It gives way at once.
-    let gave_way =
-        |former: &RolloutRecord| former.result == RolloutResult::Superseded && former.ended.0 <= canary.started.0;
+    let gave_way = |former: &RolloutRecord| {
+        former.result == RolloutResult::Superseded
+            && former.digest == canary.digest
+            && former.ended.0 <= canary.started.0
+    };
     assert!(former.len() <= 1 && former.iter().all(gave_way), "{:?}", status.history);
     assert_eq!((canary.result, Some(canary.digest)), (RolloutResult::Promoted, compared.digest), "{canary:?}");
     let owned = team.api::<ConfigMap>().list(&kube::api::ListParams::default()).await?.items.into_iter().filter(|it| {

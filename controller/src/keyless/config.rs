@@ -79,7 +79,11 @@ impl Settings {
             Some(other) => return Err(format!("{PLAIN:?} of the ConfigMap {NAME} is {other:?}: use true or false")),
         };
         let endpoints = Endpoints::from_json(signing, plain).map_err(|why| {
-            let allow = if plain { "" } else { "; \"allowHTTP\": \"true\" allows it where nobody can listen" };
+            let allow = if plain {
+                ""
+            } else {
+                "; \"allowHTTP\": \"true\" allows it on a network that nobody can eavesdrop on"
+            };
             let allow = if matches!(why, codex_signing::services::EndpointsError::Plain { .. }) { allow } else { "" };
             format!("{SIGNING:?} of the ConfigMap {NAME}: {}{allow}", chain(&why))
         })?;

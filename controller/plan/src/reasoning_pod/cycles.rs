@@ -93,7 +93,8 @@ pub struct Named {
 }
 
 impl Named {
-    /// Whether an object that has one of these names is meant. What somebody else created under the name of an object of a cycle is not.
+    /// Whether these names refer to an object that has one of them. Those of a cycle refer only to objects that the cycle created,
+    /// recognized by their uids, and never to one that somebody else created under such a name.
     pub fn means(&self, object: &impl Resource, cycles: &[ObservedCycle]) -> bool {
         let Some(scheduled) = self.cycle else { return true };
         let cycle = cycles.iter().find(|cycle| cycle.scheduled == scheduled);
