@@ -1,7 +1,7 @@
 //! The certificates of the report endpoint.
 //!
-//! The controller creates its own certificate authority on the first start and keeps it in a Secret. Every process issues
-//! a new serving certificate and does not store it, so the certificate always names the host of `--report-url`.
+//! The controller creates its own certificate authority on the first start, keeps it in a Secret, and replaces it before it expires.
+//! Every process issues a new serving certificate and does not store it, so the certificate always names the host of `--report-url`.
 
 use std::{net::IpAddr, sync::Arc};
 
@@ -33,6 +33,8 @@ pub const SECRET: &str = "codex-reports-tls";
 const CERTIFICATE: &str = "ca.crt";
 const KEY: &str = "ca.key";
 const YEARS: i64 = 20;
+/// From when before its end a process that starts replaces the authority: twice as long as `CodexCertificateExpires` warns.
+const REPLACED_BEFORE: SignedDuration = SignedDuration::from_hours(24 * 60);
 
 /// Why no certificate can be issued.
 #[derive(Debug, thiserror::Error)]
@@ -43,6 +45,9 @@ pub enum TlsError {
     /// An entry of the Secret is missing or invalid.
     #[error("the Secret {SECRET} is damaged: {0:?} {1}")]
     Secret(&'static str, &'static str),
+    /// The authority ends soon.
+    #[error("the certificate authority in the Secret {SECRET} expires at {0}")]
+    Ends(Timestamp),
     /// The Secret is damaged, and was made by somebody else.
     #[error(
         "{0}, and it is not the controller's own, because it lacks the label {MANAGED_BY}={MANAGER}: delete it, and it is created anew"
@@ -68,7 +73,7 @@ impl TlsError {
         match self {
             Self::Client(source) | Self::Kept(_, source) => client_category(source),
             Self::Secret(..) | Self::Foreign(_) => "secret",
-            Self::Generate(_) | Self::Rejected(_) => "certificate",
+            Self::Ends(_) | Self::Generate(_) | Self::Rejected(_) => "certificate",
             Self::Url(_) => "flag",
         }
     }
@@ -91,17 +96,27 @@ struct Authority {
 }
 
 /// Loads the certificate authority and issues a serving certificate. Creates the authority on the first start, and again if its Secret
-/// is damaged or it has expired: pods trust the new one as soon as the kubelet has updated the file that they mount.
+/// is damaged, or it expires soon or has expired: pods trust the new one as soon as the kubelet has updated the file that they mount.
 ///
 /// # Errors
 /// See [`TlsError`].
 pub async fn certificates(client: Client, namespace: &str, report_url: &str) -> Result<Certificates, TlsError> {
+    certificates_at(client, namespace, report_url, Timestamp::now()).await
+}
+
+async fn certificates_at(
+    client: Client,
+    namespace: &str,
+    report_url: &str,
+    now: Timestamp,
+) -> Result<Certificates, TlsError> {
     let host = host(report_url)?;
     let api: Api<Secret> = Api::namespaced(client, namespace);
     let generate = || Ok(Authority::generate()?.to_secret());
     let secret = get_or_create(&api, SECRET, generate, TlsError::Client).await?;
-    let authority = match Authority::read(&secret, Timestamp::now()) {
-        Err(damage @ TlsError::Secret(..)) => renew(&api, secret, damage).await?,
+    let authority = match Authority::read(&secret, now) {
+        Err(damage @ TlsError::Secret(..)) => renew(&api, secret, damage, now).await?,
+        Ok(authority) if is_own(&secret) => authority.renewed(&api, secret, now).await?,
         read => read?,
     };
     authority.issue(&host, namespace)
@@ -115,10 +130,15 @@ pub fn check_url(report_url: &str) -> Result<(), TlsError> {
     host(report_url).map(drop)
 }
 
-/// Replaces a damaged authority by a new one. If another process does so first, its authority is returned.
-async fn renew(api: &Api<Secret>, found: Secret, damage: TlsError) -> Result<Authority, TlsError> {
-    let labels = found.metadata.labels.as_ref();
-    if labels.and_then(|labels| labels.get(MANAGED_BY)).is_none_or(|manager| manager != MANAGER) {
+/// Whether the controller made the Secret.
+fn is_own(secret: &Secret) -> bool {
+    let labels = secret.metadata.labels.as_ref();
+    labels.and_then(|labels| labels.get(MANAGED_BY)).is_some_and(|manager| manager == MANAGER)
+}
+
+/// Replaces an authority that is damaged or ends by a new one. If another process does so first, its authority is returned.
+async fn renew(api: &Api<Secret>, found: Secret, damage: TlsError, now: Timestamp) -> Result<Authority, TlsError> {
+    if !is_own(&found) {
         return Err(TlsError::Foreign(Box::new(damage)));
     }
     let mut renewed = found;
@@ -131,7 +151,7 @@ async fn renew(api: &Api<Secret>, found: Secret, damage: TlsError) -> Result<Aut
         Err(failure) if answered(&failure, 409) => api.get(SECRET).await.map_err(TlsError::Client)?,
         Err(failure) => return Err(TlsError::Kept(Box::new(damage), failure)),
     };
-    Authority::read(&kept, Timestamp::now())
+    Authority::read(&kept, now)
 }
 
 impl Authority {
@@ -139,6 +159,18 @@ impl Authority {
         let key = KeyPair::generate().map_err(TlsError::Generate)?;
         let certificate = Self::params()?.self_signed(&key).map_err(TlsError::Generate)?.pem();
         Ok(Self { certificate, key })
+    }
+
+    /// Returns this authority, or a new one in its place if it ends soon. If it cannot be replaced, it stays in use until its end.
+    async fn renewed(self, api: &Api<Secret>, found: Secret, now: Timestamp) -> Result<Self, TlsError> {
+        let ends = expiry(&self.certificate)?;
+        if ends > now + REPLACED_BEFORE {
+            return Ok(self);
+        }
+        Ok(renew(api, found, TlsError::Ends(ends), now).await.unwrap_or_else(|failure| {
+            warn!("{failure}");
+            self
+        }))
     }
 
     fn to_secret(&self) -> Secret {
@@ -256,7 +288,9 @@ mod tests {
     use kube::Api as KubeApi;
     use serde_json::json;
 
-    use super::{Authority, CERTIFICATE, KEY, SECRET, TlsError, certificates, host};
+    use super::{
+        Authority, CERTIFICATE, KEY, REPLACED_BEFORE, SECRET, TlsError, certificates, certificates_at, expiry, host,
+    };
     use crate::tests::world::Api;
 
     const PATH: &str = "/api/v1/namespaces/codex-system/secrets/codex-reports-tls";
@@ -336,6 +370,34 @@ mod tests {
         assert!(told.contains("is not the controller's own") && told.contains("delete it"), "{told}");
         let kept: Secret = KubeApi::namespaced(api.client(), "codex-system").get(SECRET).await.unwrap();
         assert_eq!(kept.data, secret.data);
+    }
+
+    /// No condition is needed for the certificates of the endpoint: a start renews both before they expire.
+    #[tokio::test]
+    async fn an_authority_is_replaced_before_it_expires() {
+        let made = Authority::generate().unwrap();
+        let mut secret = made.to_secret();
+        let due = expiry(&made.certificate).unwrap() - REPLACED_BEFORE;
+        let start = async |secret: &Secret, at: Timestamp, status: Option<u16>| {
+            let api = Api::default();
+            api.put(PATH, serde_json::to_value(secret).unwrap());
+            api.fail(&format!("PUT {PATH}"), status);
+            let loaded = certificates_at(api.client(), "codex-system", URL, at).await.unwrap();
+            let stored: Secret = serde_json::from_value(api.object(PATH).unwrap()).unwrap();
+            (loaded, stored)
+        };
+        let (early, stored) = start(&secret, due - SignedDuration::from_secs(1), None).await;
+        assert!(early.authority == made.certificate && stored.data == secret.data);
+        let (renewed, stored) = start(&secret, due, None).await;
+        assert!(renewed.authority != made.certificate && renewed.expires > due);
+        assert_eq!(Authority::read(&stored, due).unwrap().certificate, renewed.authority, "it is stored");
+
+        // It is used to its end where it cannot be replaced, or is somebody else's.
+        let (kept, stored) = start(&secret, due, Some(403)).await;
+        assert!(kept.authority == made.certificate && stored.data == secret.data);
+        secret.metadata.labels = None;
+        let (foreign, stored) = start(&secret, due, None).await;
+        assert!(foreign.authority == made.certificate && stored.data == secret.data);
     }
 
     /// Returns the serving certificate that a client receives.

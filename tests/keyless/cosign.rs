@@ -21,7 +21,7 @@ use crate::{
     signature::signer,
 };
 
-const SUBJECT: &str = "https://kubernetes.io/namespaces/codex-system/serviceaccounts/codex-controller";
+pub(crate) const SUBJECT: &str = "https://kubernetes.io/namespaces/codex-system/serviceaccounts/codex-controller";
 /// Nothing answers there: a request that cosign makes fails.
 const NOWHERE: &str = "http://127.0.0.1:9";
 
@@ -56,7 +56,7 @@ fn cosign(bundle: &Path, wanted: &Wanted<'_>, predicate_type: &str, subject: Sha
 }
 
 /// Returns a bundle whose payload differs in one byte.
-fn tampered(bundle: &[u8]) -> Vec<u8> {
+pub(crate) fn tampered(bundle: &[u8]) -> Vec<u8> {
     use ::base64::{Engine as _, engine::general_purpose::STANDARD};
     let mut bundle: Value = serde_json::from_slice(bundle).unwrap();
     let mut payload = STANDARD.decode(bundle["dsseEnvelope"]["payload"].as_str().unwrap()).unwrap();
@@ -82,7 +82,7 @@ fn check(folder: &Path, statement: &Statement, bundle: &[u8], wanted: &Wanted<'_
     assert!(cosign(&path, wanted, predicate_type, *subject).is_err(), "{name}: another payload");
 }
 
-fn model(folder: &Path) -> PathBuf {
+pub(crate) fn model(folder: &Path) -> PathBuf {
     let model = folder.join("model");
     fs::create_dir(&model).unwrap();
     for (name, contents) in [("config.json", "{}"), ("model.safetensors", "weights")] {

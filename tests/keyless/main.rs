@@ -9,4 +9,5 @@ mod chain;
 mod cosign;
 mod instance;
 mod issuer;
+mod peer;
 mod signature;

@@ -193,7 +193,7 @@ impl KeylessSigner {
     async fn finish(&self, draft: &mut Draft) -> Result<(), KeylessError> {
         let endpoints = &self.settings.endpoints;
         if endpoints.timestamp.is_some() && !draft.is_stamped() {
-            let answer = self.services.ask(Service::Timestamp, draft.stamp_request()).await?;
+            let answer = self.services.ask(Service::Timestamp, draft.stamp_request()?).await?;
             draft.stamped(answer)?;
         }
         if !draft.is_logged() {

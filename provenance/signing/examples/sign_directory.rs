@@ -35,6 +35,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         base: None,
         device: None,
         adapter: None,
+        adopted: None,
     };
     // Verifiers require an evaluation that passed; nothing was evaluated here.
     let gate =

@@ -11,6 +11,7 @@ pub mod key;
 pub mod keyless;
 pub mod log;
 pub mod services;
+mod stamp;
 pub mod token;
 pub mod trust;
 pub mod verify;

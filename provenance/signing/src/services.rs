@@ -2,10 +2,15 @@
 //! transparency log (Rekor), and how their answers become a Sigstore bundle. Pure, except for the randomness of keys and
 //! signatures: the caller sends the requests.
 //!
-//! `sigstore-sign` does the same with a client of its own. It is not used: it asks all services in one call, so that every retry
-//! would take another certificate and write another entry to the log; and its client (`reqwest`, with an `OAuth` flow) would add to
-//! both images through the features that crates of a workspace share. The requests and answers are the types of `sigstore-rekor`
-//! and `sigstore-types`, which the verifier brings anyway.
+//! `sigstore-sign` does the same with a client of its own. It is a peer in tests (`tests/keyless/peer.rs`) and not used here:
+//!
+//! - `Signer::sign_raw_statement` (`src/sign.rs` of version 0.15.1) makes the key, asks Fulcio, Rekor and the timestamp authority, and keeps
+//!   nothing in between; its steps are private. Every retry takes another certificate, and writes another entry to the log if Rekor
+//!   answered and the timestamp authority did not, because it asks the log first. An entry without a bundle is what `codex log-watch` reports.
+//! - Its client is `reqwest`, with HTTP/2 and the `OAuth` flow of `sigstore-oidc`, in all features: more than a hundred crates, which
+//!   would add to both images through the features that crates of a workspace share.
+//!
+//! The requests and answers are the types of `sigstore-rekor` and `sigstore-types`, which the verifier brings anyway.
 //!
 //! The log comes last, because nothing is ever removed from it.
 
@@ -24,17 +29,9 @@ use sigstore_verify::{
 
 use crate::{
     dsse::{IN_TOTO, pre_authentication},
+    stamp,
     token::Token,
 };
-
-/// The DER of an RFC 3161 request before the SHA-256 of what is stamped: version 1, and the algorithm.
-const STAMP: [u8; 22] = [
-    0x30, 0x37, 0x02, 0x01, 0x01, 0x30, 0x2f, 0x30, 0x0b, 0x06, 0x09, 0x60, 0x86, 0x48, 0x01, 0x65, 0x03, 0x04, 0x02,
-    0x01, 0x04, 0x20,
-];
-/// The rest of it: the certificate of the authority is wanted in the answer. There is no nonce: what is stamped is a signature that
-/// was just made, so that no earlier answer fits.
-const WITH_CERTIFICATE: [u8; 3] = [0x01, 0x01, 0xff];
 
 /// Reasons why a signature cannot be made.
 #[derive(Debug, thiserror::Error)]
@@ -58,6 +55,9 @@ pub enum ServiceError {
         /// The identity of the token.
         expected: Identity,
     },
+    /// The request for a timestamp cannot be encoded.
+    #[error("the request for a timestamp cannot be encoded: {0}")]
+    Stamp(String),
     /// The bundle cannot be written.
     #[error("the bundle cannot be serialized: {0}")]
     Bundle(String),
@@ -190,9 +190,11 @@ impl Draft {
     }
 
     /// Returns the body of a request to a timestamp authority, in DER.
-    pub fn stamp_request(&self) -> Vec<u8> {
-        let digest = sigstore_verify::crypto::sha256(self.signature.as_bytes());
-        [STAMP.as_slice(), digest.as_slice(), &WITH_CERTIFICATE].concat()
+    ///
+    /// # Errors
+    /// If it cannot be encoded.
+    pub fn stamp_request(&self) -> Result<Vec<u8>, ServiceError> {
+        stamp::request(self.signature.as_bytes()).map_err(|why| ServiceError::Stamp(why.to_string()))
     }
 
     /// Takes the answer of a timestamp authority. The finished bundle shows whether it is right.
@@ -356,7 +358,7 @@ impl Endpoints {
 mod tests {
     use serde_json::{Value, json};
 
-    use super::{Endpoints, EndpointsError, LogVersion, STAMP, WITH_CERTIFICATE};
+    use super::{Endpoints, EndpointsError, LogVersion};
 
     fn config() -> Value {
         let service = |url: &str, version: u32| {
@@ -414,12 +416,5 @@ mod tests {
             assert!(matches!(read(&plain), Err(EndpointsError::Url { .. })), "{field}");
         }
         assert!(matches!(Endpoints::from_json("{}", false), Err(EndpointsError::Shape(_))));
-    }
-
-    #[test]
-    fn the_request_for_a_timestamp_is_der_of_the_right_length() {
-        let inner = STAMP.len() - 2 + 32 + WITH_CERTIFICATE.len();
-        assert_eq!((STAMP[0], usize::from(STAMP[1])), (0x30, inner));
-        assert_eq!((STAMP[5], usize::from(STAMP[6])), (0x30, 13 + 2 + 32));
     }
 }

@@ -2,18 +2,19 @@
 //!
 //! Fixtures: `fixtures/keyless/dsse.sigstore.json` is `a.dsse.staging-rekor-v2.txt.sigstore.json` of sigstore-python (Apache-2.0,
 //! commit 71b63df1aea910fbfe5ba0fb1dc1199a27f56b25): Rekor v2 and a timestamp. `trusted_root.json` is the trusted root of the
-//! staging instance. `fixtures/conformance/public-good` has a bundle of the public instance: Rekor v1, whose log gives the time.
+//! staging instance. `fixtures/conformance` has bundles that other projects publish: Rekor v1, whose log gives the time.
 
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::unwrap_used, clippy::panic)]
 
 use std::sync::LazyLock;
 
+use codex_provenance::manifest::Manifest;
 use codex_signing::{
     bundle::{self, BundleError},
     key::{PrivateKey, Signer as _},
     keyless::{Identity, IdentityPattern, Keyless, Root},
     log::{self, LogError, LogKeys},
-    verify::{Trusted, Trusts as _},
+    verify::{Trusted, Trusts as _, VerifyError, verify_signature},
 };
 use serde_json::{Value, json};
 
@@ -26,8 +27,67 @@ static BUNDLE: LazyLock<Vec<u8>> =
 static ROOT: LazyLock<String> =
     LazyLock::new(|| std::fs::read_to_string("tests/fixtures/keyless/trusted_root.json").unwrap());
 
+static PUBLIC_ROOT: LazyLock<String> =
+    LazyLock::new(|| std::fs::read_to_string("tests/fixtures/conformance/public-good/trusted_root.json").unwrap());
+
+/// A bundle that others publish, by an identity.
+struct Vector {
+    folder: &'static str,
+    root: &'static LazyLock<String>,
+    issuer: &'static str,
+    subject: &'static str,
+    /// The name of what its statement is about.
+    about: &'static str,
+}
+
+static VECTORS: [Vector; 5] = [
+    Vector { folder: "happy-path", root: &PUBLIC_ROOT, issuer: ISSUER, subject: SUBJECT, about: "a.txt" },
+    Vector {
+        folder: "public-good",
+        root: &PUBLIC_ROOT,
+        issuer: ISSUER,
+        subject: "https://github.com/prefix-dev/sigstore-example/.github/workflows/action.yaml@refs/heads/main",
+        about: "signed-package-2.1.0-hb0f4dca_0.conda",
+    },
+    Vector {
+        folder: "publish-attestation",
+        root: &PUBLIC_ROOT,
+        issuer: ISSUER,
+        subject: "https://github.com/trailofbits/pypi-attestation-models/.github/workflows/release.yml@refs/tags/v0.0.4a2",
+        about: "pypi_attestation_models-0.0.4a2.tar.gz",
+    },
+    Vector {
+        folder: "oci-attestation",
+        root: &PUBLIC_ROOT,
+        issuer: "https://github.com/login/oauth",
+        subject: "cody@soyland.com",
+        about: "127.0.0.1:60943/repo",
+    },
+    Vector {
+        folder: "publish-attestation-staging",
+        root: &ROOT,
+        issuer: "https://github.com/login/oauth",
+        subject: "william@yossarian.net",
+        about: "rfc8785-0.1.2-py3-none-any.whl",
+    },
+];
+
+impl Vector {
+    fn trust(&self) -> Keyless {
+        trust(self.root, self.subject, self.issuer)
+    }
+
+    fn bundle(&self) -> Vec<u8> {
+        published(self.folder)
+    }
+}
+
 /// A change of a bundle.
 type Change = fn(&mut Value);
+
+fn published(folder: &str) -> Vec<u8> {
+    std::fs::read(format!("tests/fixtures/conformance/{folder}/bundle.sigstore.json")).unwrap()
+}
 
 fn trust(root: &str, subject: &str, issuer: &str) -> Keyless {
     Keyless::new(root, subject, issuer).map_err(|why| why.to_string()).unwrap()
@@ -55,22 +115,131 @@ fn a_recorded_bundle_is_verified_and_names_who_signed() {
     }
 }
 
-/// A bundle of somebody else from the public instance of Sigstore, with an entry of Rekor v1 and no timestamp of an authority.
+/// Bundles of others, with entries of Rekor v1 and no timestamp of an authority.
 #[test]
-fn a_bundle_of_the_public_instance_is_verified() {
-    let read = |name: &str| std::fs::read(format!("tests/fixtures/conformance/public-good/{name}")).unwrap();
-    let (bundle, root) = (read("bundle.sigstore.json"), String::from_utf8(read("trusted_root.json")).unwrap());
-    let subject = "https://github.com/prefix-dev/sigstore-example/.github/workflows/action.yaml@refs/heads/main";
-    let opened = trust(&root, subject, ISSUER).open(&bundle).unwrap();
-    let identity = Identity { issuer: ISSUER.to_owned(), subject: subject.to_owned() };
-    assert_eq!(opened.identity, Some(identity));
-    let statement: Value = serde_json::from_slice(&opened.payload).unwrap();
-    assert_eq!(statement["predicateType"], json!("https://schemas.conda.org/attestations-publish-1.schema.json"));
-    let told = told(&bundle, &trust(&root, SUBJECT, ISSUER));
-    assert!(told.starts_with("was signed by another identity: "), "{told}");
-    assert!(trust(&ROOT, subject, ISSUER).open(&bundle).is_err(), "the staging instance has other authorities");
-    let no_entry = edited(&bundle, |bundle| bundle["verificationMaterial"]["tlogEntries"] = json!([]));
-    assert!(trust(&root, subject, ISSUER).open(&no_entry).is_err());
+fn published_bundles_are_verified_with_their_root_for_the_identity_that_signed() {
+    for vector in &VECTORS {
+        let Vector { folder, root, issuer, subject, about } = vector;
+        let bundle = vector.bundle();
+        let opened = vector.trust().open(&bundle).unwrap_or_else(|why| panic!("{folder}: {why}"));
+        let identity = Identity { issuer: (*issuer).to_owned(), subject: (*subject).to_owned() };
+        assert_eq!((opened.signer, opened.identity), (identity.fingerprint(), Some(identity)), "{folder}");
+        let statement: Value = serde_json::from_slice(&opened.payload).unwrap();
+        assert_eq!(statement["subject"][0]["name"], json!(about), "{folder}");
+
+        let another = told(&bundle, &trust(root, "https://example.com/a", issuer));
+        assert_eq!(another, format!("was signed by another identity: {subject}, but https://example.com/a is trusted"));
+        let another = told(&bundle, &trust(root, subject, "https://accounts.example.com"));
+        assert!(
+            another.starts_with(&format!("was signed by an identity of another issuer: {issuer}, but ")),
+            "{another}"
+        );
+        let foreign = if std::ptr::eq(*root, &raw const ROOT) { &PUBLIC_ROOT } else { &ROOT };
+        let another = told(&bundle, &trust(foreign, subject, issuer));
+        assert!(another.starts_with("is not validly signed by an identity: "), "{folder}: {another}");
+    }
+}
+
+/// Flips a bit in the last byte of a field in base64.
+fn flip(bundle: &mut Value, pointer: &str) {
+    use ::base64::{Engine as _, engine::general_purpose::STANDARD};
+    let field = bundle.pointer_mut(pointer).unwrap();
+    let mut bytes = STANDARD.decode(field.as_str().unwrap()).unwrap();
+    *bytes.last_mut().unwrap() ^= 1;
+    *field = json!(base64(&bytes));
+}
+
+#[test]
+fn published_bundles_that_were_changed_are_refused() {
+    let changes: [(&str, Change); 12] = [
+        ("a bit of the signature", |bundle| flip(bundle, "/dsseEnvelope/signatures/0/sig")),
+        ("a bit of the certificate", |bundle| flip(bundle, "/verificationMaterial/certificate/rawBytes")),
+        ("a bit of the entry", |bundle| flip(bundle, "/verificationMaterial/tlogEntries/0/canonicalizedBody")),
+        ("a bit of the proof", |bundle| flip(bundle, "/verificationMaterial/tlogEntries/0/inclusionProof/hashes/0")),
+        ("a bit of the root", |bundle| flip(bundle, "/verificationMaterial/tlogEntries/0/inclusionProof/rootHash")),
+        ("a bit of the signed time", |bundle| {
+            flip(bundle, "/verificationMaterial/tlogEntries/0/inclusionPromise/signedEntryTimestamp");
+        }),
+        ("another time", |bundle| {
+            bundle["verificationMaterial"]["tlogEntries"][0]["integratedTime"] = json!("1600000000");
+        }),
+        ("another index", |bundle| bundle["verificationMaterial"]["tlogEntries"][0]["logIndex"] = json!("7")),
+        ("no signed time", |bundle| {
+            bundle["verificationMaterial"]["tlogEntries"][0].as_object_mut().unwrap().remove("inclusionPromise");
+        }),
+        ("no proof", |bundle| {
+            bundle["verificationMaterial"]["tlogEntries"][0].as_object_mut().unwrap().remove("inclusionProof");
+        }),
+        ("no entry", |bundle| bundle["verificationMaterial"]["tlogEntries"] = json!([])),
+        ("one more space in the payload", |bundle| {
+            use ::base64::{Engine as _, engine::general_purpose::STANDARD};
+            let payload = STANDARD.decode(bundle["dsseEnvelope"]["payload"].as_str().unwrap()).unwrap();
+            bundle["dsseEnvelope"]["payload"] = json!(base64(&[payload.as_slice(), b" "].concat()));
+        }),
+    ];
+    for vector in &VECTORS {
+        let (bundle, keyless) = (vector.bundle(), vector.trust());
+        for (what, change) in &changes {
+            let changed = edited(&bundle, change);
+            assert_ne!(changed, edited(&bundle, |_| ()), "{}: {what}", vector.folder);
+            let told = told(&changed, &keyless);
+            assert!(told.starts_with("is not validly signed by an identity: "), "{}: {what}: {told}", vector.folder);
+        }
+    }
+}
+
+/// CVE-2022-36056: a log entry that is genuine, and about another signature.
+#[test]
+fn parts_of_another_published_bundle_are_refused() {
+    for vector in &VECTORS {
+        for other in VECTORS.iter().filter(|other| other.folder != vector.folder) {
+            let there: Value = serde_json::from_slice(&other.bundle()).unwrap();
+            for part in ["tlogEntries", "certificate"] {
+                let mixed = edited(&vector.bundle(), |bundle| {
+                    bundle["verificationMaterial"][part] = there["verificationMaterial"][part].clone();
+                });
+                for keyless in [vector.trust(), other.trust()] {
+                    let told = told(&mixed, &keyless);
+                    let names = (vector.folder, other.folder);
+                    assert!(told.starts_with("is not validly signed by an identity: "), "{part} of {names:?}: {told}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn published_bundles_of_another_form_are_refused_with_the_reason() {
+    let keyless = trust(&PUBLIC_ROOT, SUBJECT, ISSUER);
+    assert_eq!(told(&published("message-signature_fail"), &keyless), "has no DSSE envelope");
+    let former = published("npm-provenance-v0.1_fail");
+    assert_eq!(
+        told(&former, &keyless),
+        "has the media type \"application/vnd.dev.sigstore.bundle+json;version=0.1\"; only \"application/vnd.dev.sigstore.bundle.v0.3+json\" \
+         is supported"
+    );
+    // A chain of certificates belongs to the former versions.
+    let renamed = edited(&former, |bundle| bundle["mediaType"] = json!(bundle::MEDIA_TYPE));
+    assert_eq!(told(&renamed, &keyless), "is not validly signed by an identity: it has no certificate");
+    let twice = edited(&published("happy-path"), |bundle| {
+        let signatures = bundle["dsseEnvelope"]["signatures"].as_array_mut().unwrap();
+        signatures.push(signatures[0].clone());
+    });
+    assert_eq!(told(&twice, &keyless), "has 2 signatures; exactly one is required");
+}
+
+/// Their signatures are valid, and what they hold is no statement about a model.
+#[test]
+fn published_statements_are_no_signatures_of_models() {
+    let directory = tempfile::tempdir().unwrap();
+    std::fs::write(directory.path().join("config.json"), "{}").unwrap();
+    let manifest = Manifest::of_dir(directory.path()).unwrap();
+    for vector in &VECTORS {
+        let refused = verify_signature(&manifest, &vector.bundle(), &vector.trust(), None).unwrap_err();
+        let VerifyError::OmsStatement(told) = &refused else { panic!("{}: {refused}", vector.folder) };
+        let kind = if vector.folder == "oci-attestation" { "its type is " } else { "its predicate type is " };
+        assert!(told.starts_with(kind), "{}: {told}", vector.folder);
+    }
 }
 
 #[test]

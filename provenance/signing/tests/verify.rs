@@ -84,6 +84,7 @@ fn promotion(manifest: &Manifest, oms_payload: OmsPayloadDigest, ring: &str) -> 
                 base: None,
                 device: None,
                 adapter: None,
+                adopted: None,
             },
             evaluations: vec![evaluation("cot-lite"), evaluation("arithmetic")],
             policies: Vec::new(),

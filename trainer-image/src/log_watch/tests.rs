@@ -1,6 +1,7 @@
 //! `codex log-watch` on a log that the test makes. The entry of the identity is a recorded one of Sigstore's staging instance.
 
 use std::{
+    cell::RefCell,
     io::{BufRead as _, BufReader, Write as _},
     net::{TcpListener, TcpStream},
 };
@@ -222,6 +223,79 @@ fn a_run_continues_where_the_last_one_ended_and_forgets_nothing_unexplained() {
     assert!(log.refused(&with).1.contains("it is not a state of codex log-watch"));
 }
 
+/// What a run had read when it was killed is not read again: its tiles may be gone.
+#[test]
+fn a_run_that_was_killed_is_continued() {
+    let mut log = Log::new();
+    log.sign();
+    log.fill(70 * WIDTH as usize);
+    log.publish();
+    let keys = LogKeys::of_root(&fs::read_to_string(log.path("root.json")).unwrap()).unwrap();
+    let pattern = IdentityPattern::new(ISSUER, SUBJECT).unwrap();
+    let source = Source::of(&log.path("log").display().to_string()).unwrap();
+    let (identity, issuer) = (SUBJECT.to_owned(), ISSUER.to_owned());
+    let mut state = State { schema_version: SCHEMA_VERSION, identity, issuer, ..State::default() };
+    let written = RefCell::new(Vec::new());
+    let keep = |state: &State| -> Result<(), CommandError> {
+        written.borrow_mut().push(state.clone());
+        Ok(())
+    };
+    state.advance(&source, &keys, &pattern, &keep).unwrap();
+    let written = written.into_inner();
+    let [killed] = &written[..] else { panic!("{written:?}") };
+    assert_eq!((killed.size, killed.total(), killed.unexplained.len()), (0, WRITTEN_AFTER * WIDTH, 0));
+
+    let path = log.path("state.json");
+    fs::write(&path, serde_json::to_vec(killed).unwrap()).unwrap();
+    for index in 0..WRITTEN_AFTER {
+        fs::remove_file(log.path("log").join(log::bundle_path(index, WIDTH))).unwrap();
+    }
+    let file = path.display().to_string();
+    let outcome = log.watch(&["--state", &file]).unwrap();
+    assert_eq!((outcome.size, outcome.read), (70 * WIDTH + 1, (70 - WRITTEN_AFTER) * WIDTH + 1));
+    let indices: Vec<u64> = outcome.unexplained.iter().map(|found| found.index).collect();
+    assert_eq!(indices, [0], "an entry that the killed run read");
+    let kept: State = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+    assert_eq!((kept.size, kept.reading), (outcome.size, None));
+}
+
+/// What was read before a log failed counts only if the log signed it.
+#[test]
+fn a_part_that_was_read_before_a_log_failed_is_compared_with_what_it_signed() {
+    let mut log = Log::new();
+    log.sign();
+    log.fill(3 * WIDTH as usize);
+    log.publish();
+    let (path, missing) = (log.path("state.json"), log.path("log").join(log::bundle_path(2, WIDTH)));
+    let file = path.display().to_string();
+    let with = ["--state", file.as_str()];
+    let kept = || serde_json::from_slice::<State>(&fs::read(&path).unwrap()).unwrap();
+    fs::remove_file(&missing).unwrap();
+    let (code, told) = log.refused(&with);
+    assert!(code == UNREAD && told.contains("cannot be read"), "{told}");
+    assert_eq!((kept().size, kept().total(), kept().unexplained.len()), (0, 2 * WIDTH, 0));
+
+    // An entry of that part was changed: the part is given up, and the next run reads everything.
+    log.entries[3] = b"changed".to_vec();
+    log.publish();
+    let (code, told) = log.refused(&with);
+    assert!(code == UNREAD && told.contains("changed some that were read before"), "{told}");
+    assert_eq!((kept().reading, kept().total()), (None, 0));
+    let outcome = log.watch(&with).unwrap();
+    assert_eq!((outcome.read, outcome.unexplained.len()), (3 * WIDTH + 1, 1));
+
+    // The part of another log is no part of this one.
+    let mut other = kept();
+    other.reading =
+        Some(Reading { origin: "other".to_owned(), size: other.size, peaks: other.peaks.clone(), found: Vec::new() });
+    fs::write(&path, serde_json::to_vec(&other).unwrap()).unwrap();
+    assert!(log.refused(&with).1.contains("the state is of the log other, but this one is log.example.com"));
+    other.reading = Some(Reading { origin: other.origin.clone(), size: 3, peaks: Vec::new(), found: Vec::new() });
+    fs::write(&path, serde_json::to_vec(&other).unwrap()).unwrap();
+    let (code, told) = log.refused(&with);
+    assert!(code == exit::BAD_INPUT && told.contains("0 hashes do not describe 3 entries"), "{told}");
+}
+
 #[test]
 fn a_log_that_lies_is_not_believed() {
     let mut log = Log::new();
@@ -364,6 +438,33 @@ fn every_tree_of_rekor_v1_is_read() {
         fs::write(log.path(&format!("bundles/{index}.json")), bundle.to_string()).unwrap();
     }
     assert_eq!(watch(&log).unwrap().unexplained.len(), 0);
+}
+
+/// Rekor v1 fails in its second tree: the first one is not read again, nor what was read of the second.
+#[test]
+fn a_run_through_rekor_v1_continues_in_the_tree_where_it_failed() {
+    let mut log = Log::new();
+    log.fill(2);
+    log.sign_v1();
+    log.fill(3);
+    log.publish_v1(2);
+    let address = serve(log.path("log"), "/api/v1");
+    let path = log.path("state.json");
+    let file = path.display().to_string();
+    let watch = || log.command(&address, &["--state", &file]).watch();
+    let entry = |index: usize| log.path(&format!("log/log/entries?logIndex={index}"));
+    let last = fs::read(entry(5)).unwrap();
+    fs::remove_file(entry(5)).unwrap();
+    let (code, told) = watch().map_err(|error| (error.exit, error.sentence())).unwrap_err();
+    assert!(code == UNREAD && told.ends_with("/api/v1/log/entries?logIndex=5 answered with status 404"), "{told}");
+    let kept: State = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+    assert_eq!((kept.ended[0].size, kept.size, kept.total()), (2, 0, 5));
+
+    fs::write(entry(5), last).unwrap();
+    (0..5).for_each(|index| fs::remove_file(entry(index)).unwrap());
+    let outcome = watch().unwrap();
+    assert_eq!((outcome.size, outcome.read, outcome.unexplained.len()), (6, 1, 1));
+    assert_eq!(outcome.unexplained[0].index, 2);
 }
 
 #[test]
