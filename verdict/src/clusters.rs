@@ -36,7 +36,7 @@ impl<'a> ClusteredValues<'a> {
     }
 
     /// Returns clusters, items, and the sums of the clusters' means and of their squares.
-    fn sums(&self) -> Option<(u64, u64, f64, f64)> {
+    pub(crate) fn sums(&self) -> Option<(u64, u64, f64, f64)> {
         let means = || self.0.values().map(|(sum, items)| sum / *items as f64);
         let items = self.0.values().map(|(_, items)| items).sum();
         let squares = means().map(|mean| mean * mean).sum();

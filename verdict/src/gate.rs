@@ -7,7 +7,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    Decimal, MAX_BOOTSTRAP_CONFIDENCE, MAX_METRIC_NAME, Metric, UnknownMetric, cel, decimal, paired_name,
+    Decimal, MAX_BOOTSTRAP_CONFIDENCE, MAX_METRIC_NAME, Method, Metric, UnknownMetric, cel, decimal, paired_name,
     text::alternatives,
 };
 
@@ -58,8 +58,8 @@ pub struct GateSpec {
     #[schemars(range(min = 1, max = MAX_SAMPLES))]
     pub min_samples: Option<i64>,
     /// Confidence level of the one-sided bound that the gate checks, as a decimal in quotes, such as "0.95". Without it, the
-    /// gate checks the value itself. At most 0.999 for bleu and perplexity, whose bounds are bootstrapped at the confidence of
-    /// the setting evaluation.confidence, which must be the same.
+    /// gate checks the value itself. At most 0.999 for bleu, perplexity and the lowest trace coverage, whose bounds the evaluator
+    /// computes at the confidence of the setting evaluation.confidence, which must be the same.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(extend("x-kubernetes-validations" = cel::confidence()))]
     pub confidence: Option<Decimal>,
@@ -286,7 +286,12 @@ impl TryFrom<&GateSpec> for Gate {
                     .filter(|share| *share > 0.5 && *share < 1.0)
                     .ok_or_else(|| refuse("confidence", text, in_quotes(RIGHT_CONFIDENCE, EXAMPLE_CONFIDENCE)))?;
                 if metric.is_of_corpus() && share > MAX_BOOTSTRAP_CONFIDENCE {
-                    let right = format!("at most {MAX_BOOTSTRAP_CONFIDENCE}, because its bounds are bootstrapped");
+                    let why = if metric.method() == Some(Method::Bootstrap) {
+                        "its bounds are bootstrapped"
+                    } else {
+                        "its bounds have that of the setting evaluation.confidence"
+                    };
+                    let right = format!("at most {MAX_BOOTSTRAP_CONFIDENCE}, because {why}");
                     return Err(refuse("confidence", text, right));
                 }
                 Ok(share)
@@ -471,6 +476,11 @@ mod tests {
         assert_eq!(said("perplexity<=0.5"), format!("the gate on perplexity has bound \"0.5\": {right}"));
         let right = "write at most 0.999, because its bounds are bootstrapped";
         assert_eq!(said("bleu>=30@0.9999"), format!("the gate on bleu has confidence \"0.9999\": {right}"));
+        assert_eq!(
+            said("lowest_trace_coverage>=0.9@0.9999"),
+            "the gate on lowest_trace_coverage has confidence \"0.9999\": write at most 0.999, because its bounds have that of \
+             the setting evaluation.confidence"
+        );
         let gate = GateSpec { metric: "bleu".to_owned(), confidence: Some(decimal("0.9999")), ..exact_match() };
         let told = refused(&GateSpec { min: Some(decimal("30")), ..gate });
         assert_eq!(told, format!("the gate on bleu has confidence \"0.9999\": {right}"));

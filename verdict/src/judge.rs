@@ -2,13 +2,13 @@
 
 use std::collections::BTreeMap;
 
-use codex_provenance::ModelDigest;
+use codex_provenance::{ModelDigest, text::counted};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    Bound, Bounds, Decimal, Gate, MAX_MESSAGE, MAX_METRIC_NAME, MIN_BOOTSTRAP, Measurement, Metric, Rounding, Sample,
-    Verdict, bounds, gate::Limit, needed::needed, paired::mcnemar, text::counted,
+    Bound, Bounds, Decimal, Gate, MAX_MESSAGE, MAX_METRIC_NAME, MIN_BOOTSTRAP, Measurement, Method, Rounding, Sample,
+    Verdict, bounds, gate::Limit, needed::needed, paired::mcnemar,
 };
 
 /// Verdict of a gate and the numbers behind it.
@@ -22,7 +22,8 @@ pub struct GateResult {
     /// disadvantage.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub value: Option<Decimal>,
-    /// Number of scored items, or of their clusters if the problems name clusters.
+    /// Number of scored items, or of their clusters if the problems name clusters; for the lowest trace coverage in the category with
+    /// the fewest.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub n: Option<i64>,
     /// One-sided lower bound of the value at the gate's confidence, rounded down.
@@ -104,10 +105,10 @@ pub fn judge_one(gate: &Gate, metrics: &BTreeMap<String, Measurement>) -> GateRe
     let Some(measurement) = metrics.get(&name) else {
         let measured: Vec<&str> = metrics.keys().map(String::as_str).collect();
         let measured = if measured.is_empty() { "no metrics".to_owned() } else { measured.join(", ") };
-        let tokens = if compares && gate.metric == Metric::Perplexity {
-            "; the perplexities of two models are compared only if both split the responses into equally many tokens"
+        let tokens = if compares && gate.metric.feeds_references() {
+            format!("; {} is compared only if both models split the responses into equally many tokens", gate.metric)
         } else {
-            ""
+            String::new()
         };
         return undecided(gate, shortened(&format!("it was not measured; the evaluator reported {measured}{tokens}")));
     };
@@ -134,7 +135,7 @@ pub fn judge_one(gate: &Gate, metrics: &BTreeMap<String, Measurement>) -> GateRe
         upper: bounds.map(|bounds| Decimal(Rounding::Up.show(bounds.upper))),
         // The last bits are rounding errors of the beta function: 1/16 is shown as 0.0625.
         p_value: test.map(|test| Decimal(Rounding::Up.show(test.better * (1.0 - 1e-12)))),
-        approximate: bounds.is_some() && matches!(sample, Sample::Estimate { .. }),
+        approximate: bounds.is_some() && sample.is_approximate(),
         verdict,
         message: shortened(&message),
     }
@@ -142,7 +143,7 @@ pub fn judge_one(gate: &Gate, metrics: &BTreeMap<String, Measurement>) -> GateRe
 
 /// Returns whether a bootstrap of so few items decides nothing.
 fn is_too_small(sample: &Sample) -> bool {
-    matches!(sample, Sample::Estimate { n, .. } if *n < MIN_BOOTSTRAP)
+    matches!(sample, Sample::Estimate { n, method: Method::Bootstrap, .. } if *n < MIN_BOOTSTRAP)
 }
 
 /// A sample, and what it counts.
@@ -157,10 +158,18 @@ impl Counted {
     /// Describes what the value is over.
     fn over(self) -> String {
         let n = self.sample.n();
+        if self.is_of_categories() {
+            return format!("over categories of {} or more", counted(n, self.unit()));
+        }
         self.items.map_or_else(
             || format!("over {}", counted(n, "item")),
             |items| format!("over {} in {}", counted(items, "item"), counted(n, "cluster")),
         )
+    }
+
+    /// Returns whether it is the lowest of several means, so that it counts the items of the category with the fewest.
+    fn is_of_categories(self) -> bool {
+        matches!(self.sample, Sample::Estimate { method: Method::Bernstein, .. })
     }
 
     /// Returns what counts.
@@ -175,12 +184,16 @@ impl Counted {
             Some(_) => " clusters",
             None => "",
         };
-        format!("{missing} more{clusters} {} needed", if missing == 1 { "is" } else { "are" })
+        let place = if self.is_of_categories() { " in the smallest one" } else { "" };
+        format!("{missing} more{clusters}{place} {} needed", if missing == 1 { "is" } else { "are" })
     }
 
     /// Says how many more would decide.
     fn more(self, gate: &Gate, confidence: f64) -> String {
         let unit = self.unit();
+        if self.is_of_categories() {
+            return format!("more similar {unit}s in each category can decide");
+        }
         match needed(gate, &self.sample, confidence) {
             Some(enough) => {
                 let more = enough.saturating_sub(self.sample.n()).max(1);
@@ -271,7 +284,7 @@ fn decide(gate: &Gate, counted: Counted, test: Option<Mcnemar>, bounds: Option<B
         Limit::Most(_) => (at_most, at_least),
     };
     let says = |known: &str| {
-        let about = if matches!(sample, Sample::Estimate { .. }) { "approximate " } else { "" };
+        let about = if sample.is_approximate() { "approximate " } else { "" };
         format!("{value} {over}, so {known} with {about}confidence {confidence}; the gate requires {bound}")
     };
     if clears {
@@ -306,7 +319,6 @@ fn decide_by_test(gate: &Gate, counted: Counted, test: Mcnemar, confidence: f64)
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::Method;
 
     fn of(gate: &str, value: f64, lower: f64, upper: f64, n: u64) -> GateResult {
         let gate: Gate = gate.parse().expect("a gate");
@@ -349,6 +361,36 @@ mod tests {
         );
         let never = judged("bleu>=50@0.95", 50.0, 41.0, 60.0);
         assert!(never.message.ends_with("and no number of similar items would decide"), "{}", never.message);
+    }
+
+    #[test]
+    fn the_lowest_of_several_categories_is_judged_by_exact_bounds() {
+        let judged = |gate: &str, n| {
+            let gate: Gate = gate.parse().expect("a gate");
+            let [value, lower, upper, confidence] = [0.9, 0.8, 0.95, 0.95].map(Some);
+            let method = Method::Bernstein;
+            let lowest = Measurement::Estimate { value, lower, upper, n, confidence, method };
+            let gate = Gate { min_samples: Some(20), ..gate };
+            judge_one(&gate, &BTreeMap::from([(gate.metric.to_string(), lowest)]))
+        };
+        let passed = judged("lowest_trace_coverage>=0.8@0.95", 20);
+        assert_eq!((passed.verdict, passed.approximate, passed.n), (Verdict::Passed, false, Some(20)));
+        assert_eq!(
+            passed.message,
+            "0.9 over categories of 20 items or more, so at least 0.8 with confidence 0.95; the gate requires at least 0.8"
+        );
+        assert_eq!(judged("lowest_trace_coverage>=0.96@0.95", 20).verdict, Verdict::Failed);
+        let between = judged("lowest_trace_coverage>=0.85@0.95", 20);
+        assert_eq!(between.verdict, Verdict::Inconclusive);
+        assert!(
+            between.message.ends_with("at least 0.85, and more similar items in each category can decide"),
+            "{}",
+            between.message
+        );
+        assert_eq!(
+            judged("lowest_trace_coverage>=0.8@0.95", 18).message,
+            "0.9 over categories of 18 items or more; minSamples is 20, so 2 more in the smallest one are needed"
+        );
     }
 
     fn clustered(gate: &str, n: u64, items: u64, right: f64) -> GateResult {

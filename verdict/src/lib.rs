@@ -15,6 +15,7 @@ mod decimal;
 mod digests;
 mod gate;
 mod judge;
+mod lowest;
 mod measured;
 mod measurement;
 mod metric;
@@ -40,6 +41,7 @@ pub use decimal::{Decimal, Rounding};
 pub use digests::{gates_digest, report_digest};
 pub use gate::{Bound, Comparison, ComparisonSpec, Gate, GateError, GateSpec};
 pub use judge::{GateResult, Judgement, judge, judge_one};
+pub use lowest::{Categorized, compare_lowest, lowest_mean};
 pub use measured::stated_metrics;
 pub use measurement::{Kind, Measurement, Method};
 pub use metric::{Metric, Scale, UnknownMetric};
@@ -55,7 +57,7 @@ pub use verdict::Verdict;
 /// The most gates of an evaluation.
 pub const MAX_GATES: usize = 32;
 /// The most metrics that a report or a status holds.
-pub const MAX_METRICS: usize = 64;
+pub const MAX_METRICS: usize = 80;
 /// The longest name of a metric, in characters.
 pub const MAX_METRIC_NAME: usize = 127;
 /// The longest sentence of a gate, in characters.

@@ -110,17 +110,25 @@ pub enum Measurement {
 pub enum Method {
     /// Resampling the items with replacement.
     Bootstrap,
+    /// The lowest of the empirical Bernstein bounds of several means.
+    Bernstein,
 }
 
 impl Method {
     /// All methods.
-    pub const ALL: [Self; 1] = [Self::Bootstrap];
+    pub const ALL: [Self; 2] = [Self::Bootstrap, Self::Bernstein];
 
     /// Returns the name that reports and statuses carry.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Bootstrap => "bootstrap",
+            Self::Bernstein => "bernstein",
         }
+    }
+
+    /// Returns whether the bounds hold only approximately.
+    pub const fn is_approximate(self) -> bool {
+        matches!(self, Self::Bootstrap)
     }
 }
 
@@ -169,17 +177,6 @@ impl Kind {
             Self::ClusterMean => "clusterMean",
             Self::ClusterDifference => "clusterDifference",
             Self::ClusterEstimate => "clusterEstimate",
-        }
-    }
-
-    /// Returns the bound that a gate with a confidence uses.
-    pub const fn bound(self) -> &'static str {
-        match self {
-            Self::Share => "Clopper–Pearson",
-            Self::Duel | Self::Mean | Self::Difference | Self::ClusterMean | Self::ClusterDifference => {
-                "empirical Bernstein"
-            }
-            Self::Estimate | Self::ClusterEstimate => "bootstrap (BCa), approximate, from 30 items",
         }
     }
 

@@ -7,7 +7,7 @@ use std::{borrow::Cow, fmt, str::FromStr};
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
-use crate::{Kind, text::alternatives};
+use crate::{Kind, Method, text::alternatives};
 
 /// The similarity from which an unknown name is taken for a misspelt metric.
 const SIMILAR: f64 = 0.66;
@@ -68,11 +68,41 @@ metrics! {
         needs_baseline: false,
         description: "Mean over problems of the share of reference steps that the output contains word for word and in order (longest common subsequence)",
     }
+    LowestTraceCoverage {
+        name: "lowest_trace_coverage",
+        kind: Estimate,
+        needs_baseline: false,
+        description: "Lowest mean of `trace_coverage` in any category of the problems, so that no template of problems hides behind the others",
+    }
     TokenF1 {
         name: "token_f1",
         kind: Mean,
         needs_baseline: false,
         description: "Mean over problems of the F1 of the answer's words and the right answer's, as in `SQuAD`: lower case, without ASCII punctuation and the articles a, an, the",
+    }
+    RougeL {
+        name: "rouge_l",
+        kind: Mean,
+        needs_baseline: false,
+        description: "Mean over problems of ROUGE-L, the F1 of the longest common subsequence of the answer's words and the right answer's, as rouge-score computes it without a stemmer",
+    }
+    Distinct1 {
+        name: "distinct_1",
+        kind: Mean,
+        needs_baseline: false,
+        description: "Mean over problems of the number of different words of the response by the number of all its words (distinct-1); a response without words has 0",
+    }
+    Distinct2 {
+        name: "distinct_2",
+        kind: Mean,
+        needs_baseline: false,
+        description: "The same for pairs of neighbouring words (distinct-2); a response of fewer than two words has 0",
+    }
+    TokenAccuracy {
+        name: "token_accuracy",
+        kind: Mean,
+        needs_baseline: false,
+        description: "Mean over problems of the share of the reference response's tokens that the model finds most likely after the right ones before, of those that `perplexity` counts",
     }
     PassAtK {
         name: "pass_at_k",
@@ -168,7 +198,12 @@ impl Metric {
             Self::ExactMatch
             | Self::WinRate
             | Self::TraceCoverage
+            | Self::LowestTraceCoverage
             | Self::TokenF1
+            | Self::RougeL
+            | Self::Distinct1
+            | Self::Distinct2
+            | Self::TokenAccuracy
             | Self::PassAtK
             | Self::MajAtK
             | Self::Plugin => Scale::Unit,
@@ -189,9 +224,39 @@ impl Metric {
         matches!(self, Self::Perplexity)
     }
 
-    /// Returns whether it is a number of all items together and not the mean of their values. Its bounds are bootstrapped.
+    /// Returns whether it is a number of all items together and not the mean of their values. The evaluator reports its bounds, at the
+    /// confidence of the setting `evaluation.confidence`.
     pub const fn is_of_corpus(self) -> bool {
         matches!(self.kind(), Kind::Estimate)
+    }
+
+    /// Returns how the evaluator bounds it; `None` if its bounds are computed from its counts or sums.
+    pub const fn method(self) -> Option<Method> {
+        match self {
+            Self::Bleu | Self::Perplexity => Some(Method::Bootstrap),
+            Self::LowestTraceCoverage => Some(Method::Bernstein),
+            Self::ExactMatch
+            | Self::WinRate
+            | Self::TraceCoverage
+            | Self::TokenF1
+            | Self::RougeL
+            | Self::Distinct1
+            | Self::Distinct2
+            | Self::TokenAccuracy
+            | Self::PassAtK
+            | Self::MajAtK
+            | Self::Plugin => None,
+        }
+    }
+
+    /// Returns the bound that a gate with a confidence uses.
+    pub const fn bound(self) -> &'static str {
+        match self.method() {
+            Some(Method::Bootstrap) => "bootstrap (BCa), approximate, from 30 items",
+            Some(Method::Bernstein) => "lowest empirical Bernstein bound of any category",
+            None if matches!(self.kind(), Kind::Share) => "Clopper–Pearson",
+            None => "empirical Bernstein",
+        }
     }
 
     /// Returns whether it needs several sampled answers to each problem.
@@ -201,7 +266,23 @@ impl Metric {
 
     /// Returns whether it is measured only where a gate or the configuration asks for it.
     pub const fn is_on_demand(self) -> bool {
-        matches!(self, Self::TokenF1 | Self::Bleu | Self::Perplexity)
+        matches!(
+            self,
+            Self::LowestTraceCoverage
+                | Self::TokenF1
+                | Self::RougeL
+                | Self::Distinct1
+                | Self::Distinct2
+                | Self::TokenAccuracy
+                | Self::Bleu
+                | Self::Perplexity
+        )
+    }
+
+    /// Returns whether it is measured by feeding the reference responses to the model, and so depends on the tokens into which the model
+    /// splits them.
+    pub const fn feeds_references(self) -> bool {
+        matches!(self, Self::TokenAccuracy | Self::Perplexity)
     }
 }
 
@@ -263,7 +344,7 @@ mod tests {
     use std::collections::BTreeSet;
 
     use super::*;
-    use crate::MAX_METRIC_NAME;
+    use crate::{MAX_METRIC_NAME, MAX_METRICS, MAX_REFERENCES};
 
     #[test]
     fn names_are_distinct_and_are_read_back() {
@@ -273,18 +354,22 @@ mod tests {
             assert_eq!(metric.name().parse(), Ok(*metric));
             assert!((1..=MAX_METRIC_NAME).contains(&metric.name().len()));
             assert!(!metric.description().is_empty());
+            assert_eq!(metric.method().is_some(), metric.is_of_corpus(), "{metric}");
         }
+        let most = Metric::ALL.len() * (1 + MAX_REFERENCES);
+        assert!(most <= MAX_METRICS, "an evaluation that measures and compares everything has {most} metrics");
     }
 
     #[test]
     fn an_unknown_name_is_refused_with_the_known_ones() {
         let said = |name: &str| name.parse::<Metric>().expect_err("unknown").to_string();
-        let known = "use exact_match, reasoning.win_rate, trace_coverage, token_f1, pass_at_k, maj_at_k, bleu, perplexity or plugin";
+        let known = "use exact_match, reasoning.win_rate, trace_coverage, lowest_trace_coverage, token_f1, rouge_l, distinct_1, distinct_2, \
+                     token_accuracy, pass_at_k, maj_at_k, bleu, perplexity or plugin";
         assert_eq!(
             said("exact_mach"),
             format!("metric \"exact_mach\" is unknown (did you mean exact_match?): {known}")
         );
-        assert_eq!(said("rouge"), format!("metric \"rouge\" is unknown: {known}"));
+        assert_eq!(said("meteor"), format!("metric \"meteor\" is unknown: {known}"));
         assert_eq!(said(""), format!("metric \"\" is unknown: {known}"));
     }
 
@@ -293,7 +378,7 @@ mod tests {
         let readme = include_str!("../../README.md");
         let rows: Vec<String> = Metric::ALL
             .iter()
-            .map(|metric| format!("| `{metric}` | {} | {} |", metric.description(), metric.kind().bound()))
+            .map(|metric| format!("| `{metric}` | {} | {} |", metric.description(), metric.bound()))
             .collect();
         let header = "| Metric | Meaning | Bound |\n|---|---|---|\n";
         let table = format!("\n{header}{}\n\n", rows.join("\n"));

@@ -8,9 +8,10 @@
 //! - on a corpus metric: the bootstrap of [`corpus`](crate::corpus) on pairs, which is approximate;
 //! - otherwise: the empirical Bernstein bound on differences in [−1, 1].
 
+use codex_provenance::text::counted;
 use statrs::function::beta::beta_reg;
 
-use crate::{Impossible, Kind, Measurement, Metric, Sample, bounds::EXACT, text::counted};
+use crate::{Impossible, Kind, Measurement, Metric, Sample, bounds::EXACT};
 
 /// Separates the metric and the reference in the name of a comparison, such as `exact_match@before`.
 pub(crate) const SEPARATOR: char = '@';

@@ -1,6 +1,6 @@
 //! What a gate can decide at all: the items that even a perfect result needs. Pure.
 
-use crate::{Bound, Bounds, Gate, Kind, MIN_BOOTSTRAP, Rounding, Sample, bounds, gate::Limit, paired::mcnemar};
+use crate::{Bound, Bounds, Gate, Kind, MIN_BOOTSTRAP, Method, Rounding, Sample, bounds, gate::Limit, paired::mcnemar};
 
 /// The largest number of items that is considered.
 const MOST: u64 = 1_000_000_000;
@@ -156,9 +156,11 @@ fn passes(gate: &Gate, n: u64) -> bool {
     let Some(confidence) = gate.confidence else { return n > 0 };
     let kind = gate.metric.kind();
     let all = n as f64;
+    // The best value of a corpus metric has no bound that is known beforehand.
+    if gate.metric.method() == Some(Method::Bootstrap) {
+        return n >= MIN_BOOTSTRAP;
+    }
     let sample = match (&gate.bound, kind) {
-        // The best value of a corpus metric has no bound that is known beforehand.
-        (_, Kind::Estimate) => return n >= MIN_BOOTSTRAP,
         (Bound::BetterThan(with) | Bound::NotWorseThan(with), Kind::Share) => {
             if with.by <= 0.0 {
                 return mcnemar(all, 0.0) <= 1.0 - confidence;
@@ -197,6 +199,7 @@ mod tests {
         assert_eq!(fewest_items(&gate("bleu>=30@0.95")), Some(30));
         // 7 ln 40 / (3 (n − 1)) ≤ 0.05 for values without spread.
         assert_eq!(fewest_items(&gate("token_f1>=0.95@0.95")), Some(174));
+        assert_eq!(fewest_items(&gate("lowest_trace_coverage>=0.95@0.95")), Some(174), "in each category");
         let compared = |by, metric| Gate {
             metric,
             bound: Bound::BetterThan(Comparison { evaluation: "before".to_owned(), by }),

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use codex_provenance::text::Printable;
 
-use crate::{Impossible, Kind, MAX_METRIC_NAME, MAX_METRICS, Measurement, Metric, Sample, paired::SEPARATOR};
+use crate::{Impossible, Kind, MAX_METRIC_NAME, MAX_METRICS, Measurement, Method, Metric, Sample, paired::SEPARATOR};
 
 /// Why the measurements of a report are refused.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
@@ -25,6 +25,16 @@ pub enum Unacceptable {
         /// The kind that it must have.
         expected: Kind,
     },
+    /// An estimate whose bounds were computed by another method than the metric's.
+    #[error("its {} has bounds by the method {}, but those of {} are by {}", Printable(name), reported.name(), Printable(name), expected.name())]
+    Method {
+        /// Name of the measurement.
+        name: String,
+        /// The method of the measurement.
+        reported: Method,
+        /// The method that it must have.
+        expected: Method,
+    },
     /// An estimate of a metric that this version does not know.
     #[error("its {0:?} carries its own bounds, which only a known metric may, and this metric is unknown")]
     UnknownEstimate(String),
@@ -43,7 +53,7 @@ pub enum Unacceptable {
 ///
 /// A metric that is unknown is recorded and judges nothing. Counts that are impossible are recorded, too, and leave their
 /// gate inconclusive. The bounds of an estimate cannot be computed again, so an estimate is accepted only for a metric of
-/// that kind, and only if its numbers are possible.
+/// that kind, and only if its numbers are possible and its method is the metric's.
 ///
 /// # Errors
 /// [`Unacceptable`] says what is wrong with which metric; a sentence about "the report" can start with it.
@@ -55,8 +65,8 @@ pub fn accept(metrics: &BTreeMap<String, Measurement>) -> Result<(), Unacceptabl
         if name.is_empty() || name.len() > MAX_METRIC_NAME {
             return Err(Unacceptable::Name);
         }
-        match kind_of(name) {
-            Some(kinds) => of_kind(name, kinds, measurement)?,
+        match metric_of(name) {
+            Some((metric, compares)) => of_metric(name, metric, compares, measurement)?,
             None if measurement.kind().is_estimate() => return Err(Unacceptable::UnknownEstimate(name.clone())),
             None => {}
         }
@@ -64,23 +74,27 @@ pub fn accept(metrics: &BTreeMap<String, Measurement>) -> Result<(), Unacceptabl
     Ok(())
 }
 
-/// Returns the kinds that the measurement called `name` may have, of items and of clusters: of a metric, or of its comparison
-/// with a reference. `None` if no metric is called so.
-fn kind_of(name: &str) -> Option<[Kind; 2]> {
+/// Returns the metric of the measurement called `name`, and whether it is compared with a reference. `None` if no metric is called so.
+fn metric_of(name: &str) -> Option<(Metric, bool)> {
     match name.split_once(SEPARATOR) {
-        None => Some(name.parse::<Metric>().ok()?.kinds(false)),
-        Some((metric, _)) => Some(metric.parse::<Metric>().ok()?.kinds(true)),
+        None => Some((name.parse().ok()?, false)),
+        Some((metric, _)) => Some((metric.parse().ok()?, true)),
     }
 }
 
-/// Checks the measurement called `name`, which must be of one of the `kinds`, those of items and of clusters.
-fn of_kind(name: &str, kinds: [Kind; 2], measurement: &Measurement) -> Result<(), Unacceptable> {
-    let reported = measurement.kind();
+/// Checks the measurement called `name` of a metric, which must be of the metric's kind, for items or for clusters.
+fn of_metric(name: &str, metric: Metric, compares: bool, measurement: &Measurement) -> Result<(), Unacceptable> {
+    let (kinds, reported) = (metric.kinds(compares), measurement.kind());
     if !kinds.contains(&reported) {
         return Err(Unacceptable::Kind { name: name.to_owned(), reported, expected: kinds[0] });
     }
-    if reported.is_estimate() {
-        Sample::of(measurement).map_err(|why| Unacceptable::Impossible { name: name.to_owned(), why })?;
+    if let Some(expected) = metric.method() {
+        let sample = Sample::of(measurement).map_err(|why| Unacceptable::Impossible { name: name.to_owned(), why })?;
+        if let Sample::Estimate { method: reported, .. } = sample
+            && reported != expected
+        {
+            return Err(Unacceptable::Method { name: name.to_owned(), reported, expected });
+        }
     }
     Ok(())
 }
@@ -88,17 +102,10 @@ fn of_kind(name: &str, kinds: [Kind; 2], measurement: &Measurement) -> Result<()
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::Method;
 
-    fn estimate(value: f64) -> Measurement {
-        Measurement::Estimate {
-            value: Some(value),
-            lower: Some(0.4),
-            upper: Some(0.6),
-            n: 200,
-            confidence: Some(0.95),
-            method: Method::Bootstrap,
-        }
+    fn estimate(value: f64, method: Method) -> Measurement {
+        let [lower, upper, confidence] = [0.4, 0.6, 0.95].map(Some);
+        Measurement::Estimate { value: Some(value), lower, upper, n: 200, confidence, method }
     }
 
     fn of(name: &str, measurement: Measurement) -> Result<(), String> {
@@ -128,14 +135,13 @@ mod tests {
     #[test]
     fn only_corpus_metrics_may_carry_their_own_bounds() {
         for metric in Metric::ALL {
-            let found = of(metric.name(), estimate(0.5));
-            if metric.is_of_corpus() {
-                found.expect("an estimate");
-                of(&format!("{metric}@before"), estimate(0.5)).expect("a compared estimate");
+            if let Some(method) = metric.method() {
+                of(metric.name(), estimate(0.5, method)).expect("an estimate");
+                of(&format!("{metric}@before"), estimate(0.5, method)).expect("a compared estimate");
                 continue;
             }
             assert_eq!(
-                found.expect_err("no estimate"),
+                of(metric.name(), estimate(0.5, Method::Bootstrap)).expect_err("no estimate"),
                 format!(
                     "its {metric} is a measurement of kind estimate, but {metric} is of kind {}",
                     metric.kind().name()
@@ -143,12 +149,16 @@ mod tests {
             );
         }
         assert_eq!(
-            of("corpus_f1", estimate(0.5)).expect_err("unknown"),
+            of("corpus_f1", estimate(0.5, Method::Bootstrap)).expect_err("unknown"),
             "its \"corpus_f1\" carries its own bounds, which only a known metric may, and this metric is unknown"
         );
         assert_eq!(
-            of("bleu", estimate(0.7)).expect_err("outside"),
+            of("bleu", estimate(0.7, Method::Bootstrap)).expect_err("outside"),
             "its bleu is impossible: its value 0.7 is not between its bounds 0.4 and 0.6"
+        );
+        assert_eq!(
+            of("bleu", estimate(0.5, Method::Bernstein)).expect_err("another method"),
+            "its bleu has bounds by the method bernstein, but those of bleu are by bootstrap"
         );
     }
 

@@ -222,6 +222,11 @@ impl Sample {
         if name.contains(SEPARATOR) { Self::paired(measurement) } else { Self::of(measurement) }
     }
 
+    /// Returns whether its bounds hold only approximately.
+    pub fn is_approximate(&self) -> bool {
+        matches!(self, Self::Estimate { method, .. } if method.is_approximate())
+    }
+
     /// Returns the number of items, or of clusters if it is over clusters.
     pub fn n(&self) -> u64 {
         match *self {

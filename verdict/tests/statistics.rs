@@ -14,8 +14,9 @@ use std::{
 
 use codex_provenance::DataDigest;
 use codex_verdict::{
-    BleuCounts, Bound, ClusteredValues, Comparison, CorpusItem, Decimal, Gate, GateSpec, Kind, Likelihood, Measurement,
-    Metric, PairedDifferences, Resampling, Ring, Verdict, compare_corpus, corpus, judge_one,
+    BleuCounts, Bound, Categorized, ClusteredValues, Comparison, CorpusItem, Decimal, Gate, GateSpec, Kind, Likelihood,
+    Measurement, Metric, PairedDifferences, Resampling, Ring, Verdict, compare_corpus, compare_lowest, corpus,
+    judge_one, lowest_mean,
     policy::{Candidate, Policy, PolicyKind, PolicyRule, PolicySpec, ReadBudget, RequiredEvaluation, divided},
 };
 
@@ -216,6 +217,37 @@ fn comparisons_pass_by_chance_as_seldom_as_they_say() {
                 pairs.add(difficulty + own + shift, difficulty + other);
             }
             judge(&gate, pairs.measurement(Kind::Mean).expect("pairs"))
+        });
+    }
+}
+
+/// Draws 200 items of each category: 1 with the category's share, else 0.
+fn categorized(random: &mut Random, categories: &[(&'static str, f64)]) -> Vec<Categorized<'static>> {
+    let items = categories.iter().flat_map(|category| std::iter::repeat_n(*category, 200));
+    let one = |(category, share)| {
+        let value = if random.is(share) { 1.0 } else { 0.0 };
+        Categorized { category, cluster: None, value }
+    };
+    items.map(one).collect()
+}
+
+#[test]
+fn lowest_means_pass_by_chance_as_seldom_as_they_say() {
+    let alike = [("a", 0.9), ("b", 0.9), ("c", 0.9), ("d", 0.9)];
+    let one = [("a", 0.9), ("b", 1.0), ("c", 1.0)];
+    for (which, categories) in [("four alike", &alike[..]), ("one of three", &one[..])] {
+        for (word, bound) in [("min", Bound::Min(0.9)), ("max", Bound::Max(0.9))] {
+            let gate = gate(Metric::LowestTraceCoverage, bound, 0.95);
+            exact(&format!("lowest mean, {word} 0.9, {which}"), 0.95, |random| {
+                judge(&gate, lowest_mean(categorized(random, categories), 0.95).expect("items"))
+            });
+        }
+        let gate = gate(Metric::LowestTraceCoverage, Bound::BetterThan(with(0.0)), 0.95);
+        exact(&format!("lowest mean, betterThan by 0, {which}"), 0.95, |random| {
+            let own = categorized(random, categories);
+            let other = categorized(random, categories);
+            let pairs = own.into_iter().zip(other.into_iter().map(|it| it.value));
+            judge(&gate, compare_lowest(pairs, 0.95).expect("pairs"))
         });
     }
 }

@@ -4,12 +4,13 @@ use std::{io, path::PathBuf};
 
 use codex_provenance::{DataDigest, ModelDigest, manifest::ManifestError};
 use codex_reports::{Failure, exit};
+use codex_verdict::Metric;
 
-use super::{baseline::BaselineError, inputs::MAX_CLUSTER};
+use super::{UnusableModel, baseline::BaselineError, inputs::MAX_CLUSTER};
 use crate::{
     atomic_fs::{FileError, Misnamed},
     error::{CommandError, chain},
-    model::{GenerateError, ModelError, TooLarge},
+    model::GenerateError,
     overlap::Overlap,
     plugins::PluginError,
     reporting::ReportingError,
@@ -47,33 +48,9 @@ pub enum EvaluateError {
         /// What is to be evaluated.
         expected: ModelDigest,
     },
-    /// A directory that is no model.
-    #[error("the model in {} cannot be hashed", path.display())]
-    Manifest {
-        /// The model directory.
-        path: PathBuf,
-        /// What is wrong with it.
-        #[source]
-        source: ManifestError,
-    },
-    /// A model that does not fit into memory.
-    #[error("the model in {} is not read", path.display())]
-    TooLarge {
-        /// The model directory.
-        path: PathBuf,
-        /// How large it is.
-        #[source]
-        source: TooLarge,
-    },
-    /// A model that cannot be loaded.
-    #[error("the model in {} cannot be loaded", path.display())]
-    Model {
-        /// The model directory.
-        path: PathBuf,
-        /// What is wrong with it.
-        #[source]
-        source: ModelError,
-    },
+    /// A model that cannot be used.
+    #[error(transparent)]
+    Model(#[from] UnusableModel),
     /// A file that hashes to something else than the evaluation asks for.
     #[error("data {name} hashes to {found}, but the evaluation asks for {expected}: give it the file that it names")]
     DataMismatch {
@@ -153,9 +130,12 @@ pub enum EvaluateError {
         #[source]
         source: GenerateError,
     },
-    /// The log-probability of a reference response cannot be computed; leaving it out would change the perplexity.
-    #[error("{file}:{line}: the perplexity of this response cannot be measured")]
+    /// The log-probability of a reference response cannot be computed; leaving it out would change the perplexity and the
+    /// token accuracy.
+    #[error("{file}:{line}: the {metric} of this response cannot be measured")]
     Expected {
+        /// The metric.
+        metric: Metric,
         /// The file.
         file: String,
         /// The line, counted from 1.
@@ -233,12 +213,12 @@ impl EvaluateError {
             }
             Self::ModelMismatch { .. } | Self::Gone { .. } => ("ModelMismatch", true),
             // A volume may come back; a directory that is no model stays none.
-            Self::Manifest { source: ManifestError::Unreadable { source, .. }, .. }
+            Self::Model(UnusableModel::Manifest { source: ManifestError::Unreadable { source, .. }, .. })
                 if !matches!(source.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) =>
             {
                 ("StorageFailed", false)
             }
-            Self::Manifest { .. } | Self::TooLarge { .. } | Self::Model { .. } => ("InvalidModel", true),
+            Self::Model(_) => ("InvalidModel", true),
             Self::DataMismatch { .. } => ("DataMismatch", true),
             Self::Records(_)
             | Self::Task(_)

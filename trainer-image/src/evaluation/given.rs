@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, HashMap};
 use codex_configs::{
     Environment, Evaluation, Generation, OnDemand, ReferenceForm, Resolved, Sources, explain_evaluation,
 };
-use codex_verdict::{Metric, Resampling};
+use codex_verdict::Resampling;
 use serde_json::{Map, Value, json};
 
 use super::{
@@ -79,9 +79,8 @@ impl Scorer {
             let found = settings.temperature;
             return Err(format!("evaluation.temperature is {found}: a server answers problems greedily; write 0"));
         }
-        if evaluation.measures(Metric::Perplexity) {
-            let told = "evaluation.metrics has perplexity, which only codex evaluate measures: remove it";
-            return Err(told.to_owned());
+        if let Some(metric) = evaluation.feeding_references() {
+            return Err(format!("evaluation.metrics has {metric}, which only codex evaluate measures: remove it"));
         }
         let answers = Answers::of(settings).map_err(|why| why.to_string())?;
         let of_answers = Generation { reference: ReferenceForm::Whole, ..settings.clone() };
@@ -131,7 +130,7 @@ impl Scorer {
         let evaluation = self.resolved.spec();
         let asked: Vec<OnDemand> = OnDemand::ALL.into_iter().filter(|it| evaluation.measures(it.metric())).collect();
         let one = |(at, (Given { record, is_answer }, response)): (usize, (Given, String))| {
-            Scored::of(at + 1, &record, response, None, self.answers_of(is_answer)).with_texts(&asked)
+            Scored::of(at + 1, &record, response, None, self.answers_of(is_answer)).with_asked(&asked)
         };
         let scored: Vec<Scored> = answered.into_iter().enumerate().map(one).collect();
         let resampling = Resampling { seed: evaluation.seed, confidence: self.settings().confidence };
@@ -174,7 +173,7 @@ mod tests {
         let expected: Vec<Scored> = (1..)
             .zip(problems.iter().zip(said))
             .map(|(line, (problem, said))| {
-                Scored::of(line, &problem.record, said, None, &Answers::of(settings).unwrap()).with_texts(&asked)
+                Scored::of(line, &problem.record, said, None, &Answers::of(settings).unwrap()).with_asked(&asked)
             })
             .collect();
         assert_eq!(scores.scored, expected);
@@ -200,6 +199,7 @@ mod tests {
             (json!({ "samples": 2, "temperature": 1 }), "evaluation.samples is 2: a server answers each problem once"),
             (json!({ "temperature": 0.5 }), "evaluation.temperature is 0.5: a server answers problems greedily"),
             (json!({ "metrics": ["perplexity"] }), "evaluation.metrics has perplexity, which only codex evaluate"),
+            (json!({ "metrics": ["token_accuracy"] }), "evaluation.metrics has token_accuracy, which only codex"),
             (json!({ "answer": "first" }), "evaluation.answer"),
             (json!({ "answr": "whole" }), "evaluation.answr"),
         ] {

@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 
 use codex_verdict::{
-    BleuCounts, ClusteredValues, CorpusItem as _, Likelihood, Measurement, Metric, PairedDifferences, Resampling,
-    compare_corpus, corpus, paired_name,
+    BleuCounts, Categorized, ClusteredValues, CorpusItem as _, Likelihood, Measurement, Metric, PairedDifferences,
+    Resampling, compare_corpus, compare_lowest, corpus, lowest_mean, paired_name,
 };
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -18,6 +18,12 @@ pub(crate) struct Item {
     /// The problem's cluster; absent if problems have none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) cluster: Option<String>,
+    /// The problem's category; absent if `lowest_trace_coverage` was not measured.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) category: Option<String>,
+    /// Number of tokens of the reference response; absent if `token_accuracy` was not measured.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) tokens: Option<u64>,
     /// The value of each metric, from 0 to 1. A metric that the problem does not allow is absent.
     pub(crate) values: BTreeMap<String, f64>,
     /// What the problem adds to `bleu`; absent if that was not measured.
@@ -39,6 +45,12 @@ impl Item {
         let likelihood = perplexity.as_ref().and_then(|it| Some((Metric::Perplexity, it.impossible()?)));
         let (metric, why) = counts.or(likelihood)?;
         Some(format!("the {metric} of the problem in line {line} {why}"))
+    }
+
+    /// Returns its trace coverage with its category; `None` if it has none of either.
+    fn categorized(&self) -> Option<Categorized<'_>> {
+        let value = *self.values.get(Metric::TraceCoverage.name())?;
+        Some(Categorized { category: self.category.as_deref()?, cluster: self.cluster.as_deref(), value })
     }
 }
 
@@ -71,13 +83,21 @@ fn one(items: &[Item], metric: Metric, resampling: Resampling) -> Option<Measure
     match metric {
         Metric::Bleu => corpus(&all(items, |item| item.bleu)?, named, resampling),
         Metric::Perplexity => corpus(&all(items, |item| item.perplexity)?, named, resampling),
+        Metric::LowestTraceCoverage => lowest_mean(items.iter().filter_map(Item::categorized), resampling.confidence),
         _ if n == 0 => None,
         Metric::ExactMatch | Metric::MajAtK => Some(Measurement::Share { successes: count(1.0), n }),
         Metric::WinRate => {
             let (wins, losses) = (count(1.0), count(0.0));
             Some(Measurement::Duel { wins, ties: n - wins - losses, losses })
         }
-        Metric::TraceCoverage | Metric::TokenF1 | Metric::PassAtK | Metric::Plugin => Some(Measurement::Mean {
+        Metric::TraceCoverage
+        | Metric::TokenF1
+        | Metric::RougeL
+        | Metric::Distinct1
+        | Metric::Distinct2
+        | Metric::TokenAccuracy
+        | Metric::PassAtK
+        | Metric::Plugin => Some(Measurement::Mean {
             n,
             sum: Some(values.iter().sum()),
             sum_of_squares: Some(values.iter().map(|value| value * value).sum()),
@@ -112,6 +132,15 @@ pub(crate) fn compare(
                 named,
                 resampling,
             )?,
+            Metric::LowestTraceCoverage => {
+                let both = own.iter().zip(reference);
+                let both = both.filter_map(|(own, other)| Some((own.categorized()?, other.categorized()?.value)));
+                compare_lowest(both, resampling.confidence)?
+            }
+            // Other tokens are other pieces of text.
+            Metric::TokenAccuracy if own.iter().zip(reference).any(|(own, other)| own.tokens != other.tokens) => {
+                return None;
+            }
             _ => {
                 let value = |item: &Item| item.values.get(metric.name()).copied();
                 let both = own.iter().zip(reference).enumerate();
@@ -220,6 +249,8 @@ mod tests {
         Item {
             line,
             cluster: None,
+            category: None,
+            tokens: None,
             values: values.map(|(name, value)| (name.to_owned(), value)).into(),
             bleu: Some(super::super::bleu::counts("the cat sat on the mat", "the cat is on the mat")),
             perplexity: Some(likelihood),
@@ -260,6 +291,45 @@ mod tests {
         confirm(&pairs, &pairs).unwrap();
         let alone: Vec<Item> = items.into_iter().map(|item| Item { cluster: None, ..item }).collect();
         assert!(confirm(&found, &measure(&alone, DRAWS)).unwrap_err().contains("\"clusterEstimate\""), "another file");
+    }
+
+    #[test]
+    fn the_lowest_coverage_of_categories_is_measured_where_items_name_them() {
+        let covered = |line: usize, value: f64| {
+            let category = Some(if line.is_multiple_of(4) { "division" } else { "addition" }.to_owned());
+            let values = [("trace_coverage".to_owned(), value)].into();
+            Item { category, values, bleu: None, perplexity: None, ..item(line) }
+        };
+        // 100 divisions, of which 80 are covered, and 300 additions, all covered.
+        let own: Vec<Item> =
+            (1..=400).map(|line| covered(line, f64::from(u8::from(!line.is_multiple_of(20))))).collect();
+        let found = measure(&own, DRAWS);
+        let value = |measured: &Measurement| {
+            let Measurement::Estimate { value: Some(value), n, .. } = measured else { panic!("{measured:?}") };
+            (*value, *n)
+        };
+        assert_eq!(value(&found["lowest_trace_coverage"]), (0.8, 100));
+        confirm(&found, &found).unwrap();
+        let reference: Vec<Item> = (1..=400).map(|line| covered(line, 0.5)).collect();
+        let pairs = compare("before", &own, &reference, |_| true, DRAWS);
+        let (gain, n) = value(&pairs["lowest_trace_coverage@before"]);
+        assert!((gain - 0.3).abs() < 1e-12 && n == 100, "{gain} over {n}");
+        let unnamed: Vec<Item> = reference.into_iter().map(|item| Item { category: None, ..item }).collect();
+        assert!(!measure(&unnamed, DRAWS).contains_key("lowest_trace_coverage"));
+        assert!(!compare("before", &own, &unnamed, |_| true, DRAWS).contains_key("lowest_trace_coverage@before"));
+    }
+
+    #[test]
+    fn token_accuracies_are_compared_over_the_same_tokens_alone() {
+        let items = |tokens: u64| -> Vec<Item> {
+            let values: BTreeMap<String, f64> = [("token_accuracy".to_owned(), 0.5)].into();
+            let tokens = Some(tokens);
+            let one = |line| Item { tokens, values: values.clone(), bleu: None, perplexity: None, ..item(line) };
+            (1..=40).map(one).collect()
+        };
+        let compared = |other: &[Item]| compare("before", &items(6), other, |_| true, DRAWS);
+        assert!(compared(&items(6)).contains_key("token_accuracy@before"));
+        assert!(compared(&items(4)).is_empty());
     }
 
     #[test]

@@ -8,13 +8,16 @@ pub(crate) mod again;
 mod baseline;
 pub(crate) mod bleu;
 mod compare;
+mod distinct;
 mod error;
 mod given;
+mod held;
 mod inputs;
 pub(crate) mod items;
 pub(crate) mod outcomes;
 mod outputs;
 mod probes;
+mod rouge;
 mod score;
 mod session;
 mod table;
@@ -31,10 +34,6 @@ use codex_provenance::ModelDigest;
 use codex_reports::{EvaluationState, Failure, Stage, exit};
 use codex_verdict::{Gate, Judgement, Verdict, judge};
 use jiff::Timestamp;
-use signal_hook::{
-    consts::{SIGINT, SIGTERM},
-    flag,
-};
 
 pub(crate) use self::{
     given::{Given, Scorer, Scores},
@@ -42,6 +41,8 @@ pub(crate) use self::{
 };
 pub use baseline::{Baseline, BaselineError, Prediction};
 pub use error::EvaluateError;
+pub use held::UnusableModel;
+pub(crate) use held::hold;
 pub use outcomes::Outcomes;
 pub use outputs::{JudgedModel, Results, Shown, Summary};
 pub use score::Scored;
@@ -60,6 +61,7 @@ use crate::{
     overlap::{self, Named},
     page::{self, PageGates},
     reporting::Reporter,
+    signals::stop_flag,
 };
 
 /// Have a model answer held-out problems and score its answers.
@@ -136,10 +138,7 @@ impl Evaluate {
         let Comparisons { files, gates } = self.compare.comparisons()?;
         self.data.extend(files);
         self.gate.extend(gates);
-        let stop = Arc::new(AtomicBool::new(false));
-        for signal in [SIGTERM, SIGINT] {
-            flag::register(signal, Arc::clone(&stop)).map_err(EvaluateError::System)?;
-        }
+        let stop = stop_flag().map_err(EvaluateError::System)?;
         let reporter = Reporter::<EvaluationState>::from_env().map_err(EvaluateError::from)?;
         let prepared = self.prepare(&reporter);
         let is_prepared = prepared.is_ok();
@@ -169,10 +168,7 @@ impl Evaluate {
 
     /// Evaluates a task in the form of lm-evaluation-harness.
     fn run_task(&self, task: &str) -> Result<i32, CommandError> {
-        let stop = Arc::new(AtomicBool::new(false));
-        for signal in [SIGTERM, SIGINT] {
-            flag::register(signal, Arc::clone(&stop)).map_err(EvaluateError::System)?;
-        }
+        let stop = stop_flag().map_err(EvaluateError::System)?;
         let asked = Asked {
             task,
             rescore: self.rescore.as_deref(),

@@ -1,7 +1,7 @@
 //! The outcome of each problem as a file, and the comparison of two evaluations item by item. Pure.
 //!
-//! `outcomes.json` holds no text of a problem or an answer: the line and the cluster of each problem, the value of each metric, and what the problem
-//! adds to metrics of the whole corpus. Its digest is reported, so that an evaluation that compares can demand exactly this file, and
+//! `outcomes.json` holds no text of a problem or an answer: the line and the cluster of each problem, its category if that is measured,
+//! the value of each metric, and what the problem adds to metrics of the whole corpus. Its digest is reported, so that an evaluation that compares can demand exactly this file, and
 //! every measurement can be computed again from it.
 
 use std::collections::BTreeMap;
@@ -103,6 +103,8 @@ impl Outcomes {
         let item = |one: &Scored| Item {
             line: one.line,
             cluster: one.cluster.clone(),
+            category: one.by_category.then(|| one.category.clone()),
+            tokens: one.reference_tokens.map(|it| it.tokens),
             values: values(one),
             bleu: one.bleu,
             perplexity: one.likelihood,
@@ -138,6 +140,12 @@ impl Outcomes {
         if let Some(item) = read.items.iter().find(|it| it.cluster.is_some() != read.items[0].cluster.is_some()) {
             return Err(format!(
                 "only some of its problems have a cluster, of those in lines {} and {} one: every problem has one, or none has",
+                read.items[0].line, item.line
+            ));
+        }
+        if let Some(item) = read.items.iter().find(|it| it.category.is_some() != read.items[0].category.is_some()) {
+            return Err(format!(
+                "only some of its problems have a category, of those in lines {} and {} one: every problem has one, or none has",
                 read.items[0].line, item.line
             ));
         }

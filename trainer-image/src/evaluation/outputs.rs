@@ -92,8 +92,7 @@ pub struct Shown {
     pub lower: String,
     /// With the confidence, the truth is at most this.
     pub upper: String,
-    /// True if the bounds are approximate, because they are bootstrapped; then they have the confidence of
-    /// `evaluation.confidence`.
+    /// True if the bounds are approximate, because they are bootstrapped.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub approximate: bool,
 }
@@ -102,12 +101,12 @@ impl Shown {
     /// Returns the measurement called `name` with its bounds; `None` if it is impossible.
     pub fn of(name: &str, measurement: &Measurement) -> Option<Self> {
         let sample = Sample::named(name, measurement).ok()?;
-        let (bounds, approximate) = match sample {
-            Sample::Estimate { bounds, .. } => (bounds, true),
-            _ => (bounds(&sample, CONFIDENCE)?, false),
+        let bounds = match sample {
+            Sample::Estimate { bounds, .. } => bounds,
+            _ => bounds(&sample, CONFIDENCE)?,
         };
         Some(Self {
-            approximate,
+            approximate: sample.is_approximate(),
             value: Rounding::Down.show(sample.value()),
             n: sample.n(),
             items: measurement.clustered_items(),
@@ -131,7 +130,8 @@ pub struct Summary<'a> {
     model: ModelDigest,
     /// Number of problems.
     problems: usize,
-    /// One-sided, of each bound on its own that is not approximate.
+    /// One-sided, of each bound on its own; those of `bleu`, `perplexity` and `lowest_trace_coverage` have that of
+    /// `evaluation.confidence` instead.
     confidence: f64,
     /// The numbers with their bounds; null where one cannot be.
     metrics: BTreeMap<&'a str, Option<Shown>>,

@@ -10,7 +10,10 @@ use serde::Serialize;
 use serde_json::{Map, Value};
 
 use super::score::Scored;
-use crate::tasks::{last_number, steps};
+use crate::{
+    tasks::{last_number, steps},
+    text::{CALL, CALL_END},
+};
 
 /// How far a number may be from the right one for `tolerance_match`.
 const TOLERANCE: f64 = 1e-6;
@@ -162,8 +165,8 @@ struct Call {
 /// Returns the calls of a text, `None` for each that is malformed.
 fn calls(text: &str) -> Vec<Option<Call>> {
     let mut found = Vec::new();
-    for part in text.split("<tool_call>").skip(1) {
-        let call = part.split_once("</tool_call>").and_then(|(inner, _)| {
+    for part in text.split(CALL).skip(1) {
+        let call = part.split_once(CALL_END).and_then(|(inner, _)| {
             let Value::Object(mut call) = serde_json::from_str(inner.trim()).ok()? else { return None };
             match (call.remove("name")?, call.remove("arguments")?, call.is_empty()) {
                 (Value::String(name), Value::Object(arguments), true) => Some(Call { name, arguments }),

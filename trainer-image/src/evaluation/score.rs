@@ -6,12 +6,14 @@
 use std::collections::BTreeMap;
 
 use codex_configs::OnDemand;
-use codex_verdict::{BleuCounts, ClusteredValues, Likelihood, Measurement, Metric, Resampling, corpus};
+use codex_verdict::{
+    BleuCounts, Categorized, ClusteredValues, Likelihood, Measurement, Metric, Resampling, corpus, lowest_mean,
+};
 use schemars::JsonSchema;
 use serde::Serialize;
 
-use super::{bleu, token_f1::token_f1};
-use crate::tasks::{Answers, Record, steps, steps_in_order, written_steps};
+use super::{bleu, distinct::distinct, rouge::rouge_l, token_f1::token_f1};
+use crate::tasks::{Answers, Record, common_in_order, steps, written_steps};
 
 /// One scored problem: a line of `records.ndjson`.
 #[derive(Clone, Debug, PartialEq, Serialize, JsonSchema)]
@@ -46,9 +48,24 @@ pub struct Scored {
     /// All sampled answers; absent if only one was.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub samples: Option<Samples>,
+    /// Whether the lowest trace coverage of any category is measured.
+    #[serde(skip)]
+    pub by_category: bool,
     /// F1 of the words of the answer and of the right one; absent if it is not measured.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub token_f1: Option<f64>,
+    /// ROUGE-L of the answer and of the right one; absent if it is not measured.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub rouge_l: Option<f64>,
+    /// Share of different words of the response; absent if it is not measured.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub distinct_1: Option<f64>,
+    /// Share of different pairs of words of the response; absent if it is not measured.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub distinct_2: Option<f64>,
+    /// Tokens of the reference response, for the token accuracy; absent if that is not measured.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reference_tokens: Option<ReferenceTokens>,
     /// N-grams of the answer, for BLEU; absent if that is not measured.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub bleu: Option<BleuCounts>,
@@ -58,6 +75,15 @@ pub struct Scored {
     /// What the plugin of the evaluation returned for the response, from 0 to 1; absent without one.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub plugin: Option<f64>,
+}
+
+/// The tokens of a reference response that is fed to the model.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, JsonSchema)]
+pub struct ReferenceTokens {
+    /// Number of tokens; at least 1.
+    pub tokens: u64,
+    /// Number of those that the model finds most likely after the ones before.
+    pub most_likely: u64,
 }
 
 /// Several sampled answers to one problem, of which the first is the prediction.
@@ -134,26 +160,36 @@ impl Scored {
             reference: record.response.clone(),
             correct: is_right(&answer),
             steps: reference.len(),
-            steps_found: steps_in_order(&reference, &written),
+            steps_found: common_in_order(&reference, &written),
             baseline_correct: baseline.map(|text| is_right(&answers.of_response(text))),
             answer,
             expected,
             prediction,
             samples: None,
+            by_category: false,
             token_f1: None,
+            rouge_l: None,
+            distinct_1: None,
+            distinct_2: None,
+            reference_tokens: None,
             bleu: None,
             likelihood: None,
             plugin: None,
         }
     }
 
-    /// Adds the metrics of texts that are asked for. They compare the answer with the right one, as `exact_match` does; a response
+    /// Adds the metrics that are asked for, of texts alone. Those with a right answer compare the answer with the right one, as `exact_match` does; a response
     /// without an answer has none in common.
     #[must_use]
-    pub(super) fn with_texts(mut self, asked: &[OnDemand]) -> Self {
+    pub(super) fn with_asked(mut self, asked: &[OnDemand]) -> Self {
+        self.by_category = asked.contains(&OnDemand::LowestTraceCoverage);
         let (answer, expected) = (self.answer.as_deref(), self.expected.as_deref().unwrap_or_default());
         self.token_f1 =
             asked.contains(&OnDemand::TokenF1).then(|| answer.map_or(0.0, |answer| token_f1(answer, expected)));
+        self.rouge_l =
+            asked.contains(&OnDemand::RougeL).then(|| answer.map_or(0.0, |answer| rouge_l(answer, expected)));
+        self.distinct_1 = asked.contains(&OnDemand::Distinct1).then(|| distinct(&self.prediction, 1));
+        self.distinct_2 = asked.contains(&OnDemand::Distinct2).then(|| distinct(&self.prediction, 2));
         self.bleu = asked.contains(&OnDemand::Bleu).then(|| bleu::counts(answer.unwrap_or_default(), expected));
         self
     }
@@ -170,10 +206,16 @@ impl Scored {
             }
             Metric::TraceCoverage => (self.steps > 0).then(|| self.steps_found as f64 / self.steps as f64),
             Metric::TokenF1 => self.token_f1,
+            Metric::RougeL => self.rouge_l,
+            Metric::Distinct1 => self.distinct_1,
+            Metric::Distinct2 => self.distinct_2,
+            Metric::TokenAccuracy => {
+                self.reference_tokens.map(|ReferenceTokens { tokens, most_likely }| most_likely as f64 / tokens as f64)
+            }
             Metric::PassAtK => self.samples.as_ref().map(|samples| samples.pass_at_k),
             Metric::MajAtK => self.samples.as_ref().map(|samples| share(samples.majority_correct)),
             Metric::Plugin => self.plugin,
-            Metric::Bleu | Metric::Perplexity => None,
+            Metric::LowestTraceCoverage | Metric::Bleu | Metric::Perplexity => None,
         }
     }
 }
@@ -208,7 +250,15 @@ fn measure(metric: Metric, scored: &[Scored], resampling: Resampling) -> Option<
     match metric {
         Metric::ExactMatch => Some(exact_match(scored.iter())),
         Metric::WinRate => win_rate(scored),
-        Metric::TraceCoverage | Metric::TokenF1 | Metric::PassAtK | Metric::Plugin => mean(metric, scored.iter()),
+        Metric::TraceCoverage
+        | Metric::TokenF1
+        | Metric::RougeL
+        | Metric::Distinct1
+        | Metric::Distinct2
+        | Metric::TokenAccuracy
+        | Metric::PassAtK
+        | Metric::Plugin => mean(metric, scored.iter()),
+        Metric::LowestTraceCoverage => lowest_trace_coverage(scored, resampling.confidence),
         Metric::MajAtK => {
             let right: Vec<bool> =
                 scored.iter().filter_map(|one| one.samples.as_ref()).map(|it| it.majority_correct).collect();
@@ -245,6 +295,15 @@ fn mean<'a>(metric: Metric, scored: impl Iterator<Item = &'a Scored>) -> Option<
 /// Measures the mean share of the reference's steps that were found; `None` if no reference has steps.
 pub(super) fn trace_coverage<'a>(scored: impl Iterator<Item = &'a Scored> + Clone) -> Option<Measurement> {
     clustered(scored.clone(), |one| one.value(Metric::TraceCoverage)).or_else(|| mean(Metric::TraceCoverage, scored))
+}
+
+/// Measures the lowest trace coverage of any category; `None` if it is not asked for, or if no reference has steps.
+fn lowest_trace_coverage(scored: &[Scored], confidence: f64) -> Option<Measurement> {
+    let covered = scored.iter().filter(|one| one.by_category).filter_map(|one| {
+        let value = one.value(Metric::TraceCoverage)?;
+        Some(Categorized { category: &one.category, cluster: one.cluster.as_deref(), value })
+    });
+    lowest_mean(covered, confidence)
 }
 
 /// Measures the share of right answers.
@@ -393,15 +452,23 @@ mod tests {
     fn texts_are_compared_where_they_are_asked_for() {
         let one = |prediction: &str, asked: &[OnDemand]| {
             let record = record("The Eiffel Tower is in Paris, France.");
-            Scored::of(1, &record, prediction.to_owned(), None, &answers("whole")).with_texts(asked)
+            Scored::of(1, &record, prediction.to_owned(), None, &answers("whole")).with_asked(asked)
         };
         let silent = one("Paris", &[]);
-        assert_eq!((silent.token_f1, silent.bleu), (None, None));
+        assert_eq!((silent.token_f1, silent.rouge_l, silent.bleu), (None, None, None));
+        assert_eq!((silent.distinct_1, silent.distinct_2), (None, None));
         let scored: Vec<Scored> =
             ["the eiffel tower is in Paris France", "Paris", ""].map(|it| one(it, &OnDemand::ALL)).into();
         assert_eq!(scored.iter().map(|one| one.token_f1).collect::<Vec<_>>(), [Some(1.0), Some(2.0 / 7.0), Some(0.0)]);
+        // Lower case without punctuation; one of seven words and one; nothing.
+        assert_eq!(scored.iter().map(|one| one.rouge_l).collect::<Vec<_>>(), [Some(1.0), Some(2.0 / 8.0), Some(0.0)]);
+        assert_eq!(scored.iter().map(|one| one.distinct_1).collect::<Vec<_>>(), [Some(1.0), Some(1.0), Some(0.0)]);
+        assert_eq!(scored.iter().map(|one| one.distinct_2).collect::<Vec<_>>(), [Some(1.0), Some(0.0), Some(0.0)]);
         let measured = metrics(&scored, DRAWS);
-        assert_eq!(measured[Metric::TokenF1.name()].kind(), codex_verdict::Kind::Mean);
+        assert!(!measured.contains_key(Metric::TokenAccuracy.name()), "no reference was fed to a model");
+        for metric in [Metric::TokenF1, Metric::RougeL, Metric::Distinct1, Metric::Distinct2] {
+            assert_eq!(measured[metric.name()].kind(), codex_verdict::Kind::Mean);
+        }
         assert_eq!(measured[Metric::Bleu.name()].kind(), codex_verdict::Kind::Estimate);
         assert!(!measured.contains_key(Metric::Perplexity.name()), "no log-probabilities were computed");
     }

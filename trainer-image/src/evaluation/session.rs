@@ -1,7 +1,6 @@
 //! One evaluation: hash the model, read the problems, have it answer them, score the answers, write the results. Does I/O.
 
 use std::{
-    collections::BTreeSet,
     io,
     path::{Path, PathBuf},
     sync::{
@@ -13,45 +12,43 @@ use std::{
 use codex_configs::{Device, Evaluation, Generation, OnDemand, PromptForm, REFERENCE, Resolved};
 use codex_engine::{Sampler, Sampling};
 use codex_provenance::{
-    DataDigest, ModelDigest, files,
+    DataDigest, ModelDigest,
     manifest::{Manifest, ManifestError},
     sealed::Held,
 };
 use codex_reports::{EvaluationState, Stage};
-use codex_verdict::{Gate, Likelihood, Metric};
+use codex_verdict::{Gate, Metric};
 use indicatif::ProgressBar;
 use sha2::Digest as _;
 
 use super::{
-    EvaluateError, baseline,
+    EvaluateError, UnusableModel, baseline, hold,
     inputs::{Inputs, Problem},
     outputs::{Results, write},
-    score::{Samples, Scored},
+    score::{ReferenceTokens, Samples, Scored},
     table,
 };
 use crate::{
     atomic_fs::{self, FileError},
-    hub::SIGNATURE,
-    model::{GenerateError, Generator, check_size, is_kept},
+    model::{Continuation, GenerateError, Generator},
     page,
     reporting::Reporter,
     run_folder::EVALUATION,
     tasks::Answers,
-    training::memory_limit,
 };
 
 /// Rounds of full batches between two lines of the log.
 const ROUNDS: usize = 4;
 
-/// The likelihood of a reference response.
-type Expected = Result<Likelihood, GenerateError>;
+/// How likely a reference response is.
+type Expected = Result<Continuation, GenerateError>;
 
 /// What a model answered to a problem.
 struct Predicted {
     /// Its texts, as many as are sampled.
     texts: Vec<String>,
-    /// The likelihood of the reference response if that is measured.
-    likelihood: Option<Likelihood>,
+    /// How likely the reference response is, if that is measured.
+    expected: Option<Continuation>,
 }
 
 /// What an evaluation is told.
@@ -123,7 +120,7 @@ impl Session<'_> {
         tracing::info!("loading the model");
         let slots = settings.batch_size.min(inputs.problems.len() * settings.samples);
         let mut generator = Generator::load_held(held, slots, self.device)
-            .map_err(|source| EvaluateError::Model { path: self.model.to_owned(), source })?;
+            .map_err(|source| UnusableModel::Model { path: self.model.to_owned(), source })?;
         let device = crate::device::announce(self.device, generator.path());
         self.reporter.update(|state| state.device = Some(device));
         match settings.prompt {
@@ -136,10 +133,15 @@ impl Session<'_> {
             if let Err(source) = generator.check(&record.prompt) {
                 return Err(EvaluateError::Prompt { file: inputs.file, line: *line, source: source.of_file() });
             }
-            if evaluation.measures(Metric::Perplexity)
+            if let Some(metric) = evaluation.feeding_references()
                 && let Err(source) = generator.expect(&record.prompt, &record.response)
             {
-                return Err(EvaluateError::Expected { file: inputs.file, line: *line, source: source.of_file() });
+                return Err(EvaluateError::Expected {
+                    metric,
+                    file: inputs.file,
+                    line: *line,
+                    source: source.of_file(),
+                });
             }
         }
         self.reporter.update(|state| {
@@ -151,7 +153,7 @@ impl Session<'_> {
         };
         let mut scored = Vec::with_capacity(predictions.len());
         let asked: Vec<OnDemand> = OnDemand::ALL.into_iter().filter(|it| evaluation.measures(it.metric())).collect();
-        for (problem, Predicted { mut texts, likelihood }) in inputs.problems.iter().zip(predictions) {
+        for (problem, Predicted { mut texts, expected }) in inputs.problems.iter().zip(predictions) {
             let samples = (texts.len() > 1).then(|| Samples::of(&texts, &problem.record, &answers, settings.k()));
             let prediction = texts.swap_remove(0);
             // Every problem has a prediction: that was checked when the baseline was read.
@@ -162,7 +164,12 @@ impl Session<'_> {
                     |source| EvaluateError::Unscored { file: inputs.file.clone(), line: problem.line, source };
                 plugin.metric(&one.prompt, &one.prediction, &one.reference).map_err(unscored)
             });
-            scored.push(Scored { samples, likelihood, plugin: plugin.transpose()?, ..one.with_texts(&asked) });
+            let of = |metric: Metric| expected.filter(|_| evaluation.measures(metric));
+            let likelihood = of(Metric::Perplexity).map(|it| it.likelihood);
+            let reference_tokens = of(Metric::TokenAccuracy)
+                .map(|it| ReferenceTokens { tokens: it.likelihood.tokens, most_likely: it.most_likely });
+            let plugin = plugin.transpose()?;
+            scored.push(Scored { samples, reference_tokens, likelihood, plugin, ..one.with_asked(&asked) });
         }
         if self.is_stopped() {
             return Ok(None);
@@ -193,23 +200,15 @@ impl Session<'_> {
         self.stop.load(Ordering::Relaxed)
     }
 
-    /// Checks names and sizes, then hashes the model; what is hashed here is what answers.
+    /// Hashes the model, and compares its digest with the expected one.
     fn hold(&self) -> Result<(Manifest, Held), EvaluateError> {
-        let refused = |source| EvaluateError::Manifest { path: self.model.to_owned(), source };
-        // As for a base: a signature is not a file of the model.
-        let besides = BTreeSet::from([SIGNATURE.to_owned()]);
-        let entries = match (files::walk(self.model, &besides), self.expected) {
+        let (manifest, held) = match (hold(self.model), self.expected) {
             // The kubelet creates the folder of a model on a volume that lacks it.
-            (Err(ManifestError::Empty), Some(expected)) => {
+            (Err(UnusableModel::Manifest { source: ManifestError::Empty, .. }), Some(expected)) => {
                 return Err(EvaluateError::Gone { path: self.model.to_owned(), expected });
             }
-            (walked, _) => walked.map_err(refused)?,
+            (held, _) => held?,
         };
-        if let Some(limit) = memory_limit(Path::new("/")) {
-            check_size(&entries, limit.bytes, &limit.source)
-                .map_err(|source| EvaluateError::TooLarge { path: self.model.to_owned(), source })?;
-        }
-        let (manifest, held) = Manifest::hold(&entries, is_kept).map_err(refused)?;
         let found = manifest.digest();
         self.reporter.update(|state| state.model_digest = Some(found));
         match self.expected {
@@ -220,7 +219,7 @@ impl Session<'_> {
         }
     }
 
-    /// What the model writes to each problem, with the likelihood of the reference if perplexity is measured, or `None` when it was
+    /// What the model writes to each problem, with the likelihood of the reference if that is measured, or `None` when it was
     /// stopped.
     fn answer(
         &self,
@@ -250,16 +249,16 @@ impl Session<'_> {
                 !self.is_stopped()
             });
             let Some(completions) = completions else { return Ok(None) };
-            let Some(likelihoods) = self.likelihoods(generator, problems) else { return Ok(None) };
+            let Some(expected) = self.likelihoods(generator, problems) else { return Ok(None) };
             let mut completions = completions.into_iter();
-            for (problem, likelihood) in problems.iter().zip(likelihoods) {
+            for (problem, expected) in problems.iter().zip(expected) {
                 let failed =
                     |source| EvaluateError::Generation { file: inputs.file.clone(), line: problem.line, source };
                 // Without its response a problem would count as wrong.
                 let own =
                     completions.by_ref().take(settings.samples).map(|completion| Ok(completion.map_err(failed)?.text));
                 let texts = own.collect::<Result<Vec<String>, EvaluateError>>()?;
-                predictions.push(Predicted { texts, likelihood: likelihood.transpose().map_err(failed)? });
+                predictions.push(Predicted { texts, expected: expected.transpose().map_err(failed)? });
             }
             // A line would break the bar.
             if bar.is_none() {
@@ -282,10 +281,10 @@ impl Session<'_> {
         hasher.finalize().iter().take(8).fold(0, |seed, byte| seed << 8 | u64::from(*byte))
     }
 
-    /// Returns the likelihood of the reference response of each problem, each `None` if perplexity is not measured, or `None` when
-    /// it was stopped.
+    /// Returns the likelihood of the reference response of each problem, each `None` if no metric needs it, or `None` when it was
+    /// stopped.
     fn likelihoods(&self, generator: &mut Generator, problems: &[Problem]) -> Option<Vec<Option<Expected>>> {
-        if !self.resolved.spec().measures(Metric::Perplexity) {
+        if self.resolved.spec().feeding_references().is_none() {
             return Some(problems.iter().map(|_| None).collect());
         }
         let records = problems.iter().map(|problem| &problem.record);

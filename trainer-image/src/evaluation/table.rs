@@ -40,9 +40,14 @@ pub(super) fn numbers(results: &Results) -> String {
         row(&mut text, name, measurement, baseline.map(|shown| shown.value));
     }
     let _ = write!(text, "\nAT LEAST and AT MOST hold with confidence {CONFIDENCE} each.");
-    if results.metrics.values().any(|measurement| measurement.kind().is_estimate()) {
-        let confidence = results.evaluation.settings.evaluation.confidence;
+    let confidence = results.evaluation.settings.evaluation.confidence;
+    let is_measured = |metric: Metric| results.metrics.contains_key(metric.name());
+    if is_measured(Metric::Bleu) || is_measured(Metric::Perplexity) {
         let _ = write!(text, " Those of bleu and perplexity are bootstrapped: they hold with about {confidence}.");
+    }
+    if is_measured(Metric::LowestTraceCoverage) {
+        let metric = Metric::LowestTraceCoverage;
+        let _ = write!(text, " Those of {metric} hold with {confidence}, and its N is that of the smallest category.");
     }
     if results.metrics.values().any(|measurement| measurement.clustered_items().is_some()) {
         let _ = write!(text, " N counts the clusters that the problems name.");

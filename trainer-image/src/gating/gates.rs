@@ -142,7 +142,7 @@ mod tests {
             ),
             ("- {metric: exact_match, min: 0.9}", "gates[0].min: write a decimal in quotes, such as \"0.95\""),
             ("- {metric: exact_match, min: \"0.9\", margin: 0.1}", "gates[0].margin: write a decimal in quotes"),
-            ("- {metric: rouge, min: \"0.9\"}", "gates[0]: metric \"rouge\" is unknown"),
+            ("- {metric: meteor, min: \"0.9\"}", "gates[0]: metric \"meteor\" is unknown"),
             (
                 "- {metric: exact_match, betterThan: {evaluation: a, than: b}}",
                 "gates[0].betterThan.than: there is no such field",

@@ -33,7 +33,7 @@ pub(super) fn asked(text: &str) -> Result<Asked, String> {
     })?;
     match metric {
         _ if field.is_empty() => Err("write METRIC=FIELD, such as exact_match=acc".to_owned()),
-        Metric::WinRate | Metric::TraceCoverage | Metric::Plugin => Err(format!(
+        Metric::WinRate | Metric::TraceCoverage | Metric::LowestTraceCoverage | Metric::Plugin => Err(format!(
             "{metric} is not measured by lm-evaluation-harness: use exact_match, token_f1, bleu or perplexity"
         )),
         _ => Ok(Asked { metric, field: field.to_owned() }),
@@ -169,7 +169,15 @@ pub(crate) fn count(bytes: &[u8], metric: &str, filter: Option<&str>) -> Result<
 }
 
 fn item(line: usize, object: &Map<String, Value>, asked: &[Asked]) -> Result<Item, String> {
-    let mut item = Item { line, cluster: None, values: BTreeMap::new(), bleu: None, perplexity: None };
+    let mut item = Item {
+        line,
+        cluster: None,
+        category: None,
+        tokens: None,
+        values: BTreeMap::new(),
+        bleu: None,
+        perplexity: None,
+    };
     for Asked { metric, field } in asked {
         let refuse = |right: &str| format!("line {line}: {field} is not {right}, which {metric} needs");
         let Some(value) = object.get(field) else {
@@ -300,6 +308,7 @@ mod tests {
     fn metrics_are_named_with_their_fields() {
         assert_eq!(asked("exact_match=acc"), Ok(Asked { metric: Metric::ExactMatch, field: "acc".to_owned() }));
         assert!(asked("acc").unwrap_err().contains("write METRIC=FIELD, such as exact_match=acc"));
+        assert!(asked("lowest_trace_coverage").unwrap_err().contains("is not measured by lm-evaluation-harness"));
         assert!(asked("trace_coverage").unwrap_err().contains("is not measured by lm-evaluation-harness"));
         assert!(asked("exact_match=").is_err());
     }

@@ -17,7 +17,7 @@ use codex_verdict::{Gate, GateResult, Verdict};
 
 use self::{format::Format, input::Recorded};
 pub use self::{gates::read as read_gates, report::Report};
-use crate::{atomic_fs, error::CommandError};
+use crate::{arguments::reference, atomic_fs, error::CommandError};
 #[cfg(test)]
 pub(crate) use lm_eval::count as samples_of;
 
@@ -51,7 +51,7 @@ pub struct GateCommand {
     filter: Option<String>,
     /// Results of another model on the same problems, of the same kind (outcomes.json, or samples), under the name by which gates
     /// compare with them; repeatable.
-    #[arg(long, value_name = "NAME=FILE", value_parser = named_file)]
+    #[arg(long, value_name = "NAME=FILE", value_parser = reference("NAME"))]
     reference: Vec<(String, PathBuf)>,
     /// A YAML file with the gates: a list as in spec.gates of an Evaluation, a mapping with gates, or a whole Evaluation.
     #[arg(long, value_name = "FILE")]
@@ -62,13 +62,6 @@ pub struct GateCommand {
     /// How the verdict is printed.
     #[arg(long, value_name = "FORMAT", default_value = "text")]
     format: Format,
-}
-
-fn named_file(text: &str) -> Result<(String, PathBuf), String> {
-    match text.split_once('=') {
-        Some((name, path)) if !name.is_empty() && !path.is_empty() => Ok((name.to_owned(), path.into())),
-        _ => Err("write NAME=FILE, such as before=out/before/outcomes.json".to_owned()),
-    }
 }
 
 /// Why results cannot be judged.

@@ -2,13 +2,14 @@
 
 use std::path::PathBuf;
 
-use codex_provenance::{ModelDigest, manifest::ManifestError};
+use codex_provenance::ModelDigest;
 use codex_reports::exit;
 
 use crate::{
     atomic_fs::{FileError, Misnamed},
     error::CommandError,
-    model::{GenerateError, ModelError, TooLarge},
+    evaluation::UnusableModel,
+    model::GenerateError,
     overlap::Overlap,
 };
 
@@ -69,33 +70,9 @@ pub enum HarnessError {
         /// What it must hash to.
         expected: ModelDigest,
     },
-    /// A directory that is no model.
-    #[error("the model in {} cannot be hashed", path.display())]
-    Manifest {
-        /// The model directory.
-        path: PathBuf,
-        /// What is wrong with it.
-        #[source]
-        source: ManifestError,
-    },
-    /// A model that does not fit into memory.
-    #[error("the model in {} is not read", path.display())]
-    TooLarge {
-        /// The model directory.
-        path: PathBuf,
-        /// How large it is.
-        #[source]
-        source: TooLarge,
-    },
-    /// A model that cannot be loaded.
-    #[error("the model in {} cannot be loaded", path.display())]
-    Model {
-        /// The model directory.
-        path: PathBuf,
-        /// What is wrong with it.
-        #[source]
-        source: ModelError,
-    },
+    /// A model that cannot be used.
+    #[error(transparent)]
+    Model(#[from] UnusableModel),
     /// A file that was named and is none.
     #[error(transparent)]
     Misnamed(#[from] Misnamed),

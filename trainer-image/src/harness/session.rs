@@ -1,22 +1,20 @@
 //! Asks a model about the documents of a task. Reads the model.
 
 use std::{
-    collections::BTreeSet,
     path::Path,
     sync::atomic::{AtomicBool, Ordering},
 };
 
 use codex_configs::Device;
 use codex_engine::{End, Sampler};
-use codex_provenance::{ModelDigest, files, manifest::Manifest};
+use codex_provenance::ModelDigest;
 use sha2::Digest as _;
 
 use super::{HarnessError, metric::OutputType, task::Task};
 use crate::{
-    hub::SIGNATURE,
-    model::{Completion, GenerateError, Generator, check_size, is_kept},
+    evaluation::{UnusableModel, hold},
+    model::{Completion, GenerateError, Generator},
     tasks::END,
-    training::memory_limit,
 };
 
 /// Number of sequences that are decoded at once.
@@ -83,7 +81,7 @@ impl Session<'_> {
         let mut all = Vec::with_capacity(questions.len());
         for (document, question) in questions.iter().enumerate() {
             let own = scored.by_ref().take(question.continuations.len());
-            let own = own.map(|one| one.map(|one| (one.likelihood.log_probability, one.greedy)));
+            let own = own.map(|one| one.map(|one| (one.likelihood.log_probability, one.is_greedy())));
             all.push(Response::Likelihoods(own.collect::<Result<_, _>>().map_err(|source| failed(document, source))?));
         }
         Ok(Some((digest, all)))
@@ -106,19 +104,13 @@ impl Session<'_> {
     /// Hashes and loads the model; what is hashed here is what answers.
     fn load(&self) -> Result<(ModelDigest, Generator), HarnessError> {
         let path = || self.model.to_owned();
-        let refused = |source| HarnessError::Manifest { path: path(), source };
-        let entries = files::walk(self.model, &BTreeSet::from([SIGNATURE.to_owned()])).map_err(refused)?;
-        if let Some(limit) = memory_limit(Path::new("/")) {
-            check_size(&entries, limit.bytes, &limit.source)
-                .map_err(|source| HarnessError::TooLarge { path: path(), source })?;
-        }
-        let (manifest, held) = Manifest::hold(&entries, is_kept).map_err(refused)?;
+        let (manifest, held) = hold(self.model)?;
         let found = manifest.digest();
         if let Some(expected) = self.expected.filter(|expected| *expected != found) {
             return Err(HarnessError::ModelMismatch { path: path(), found, expected });
         }
         let generator = Generator::load_held(held, SLOTS, self.device);
-        Ok((found, generator.map_err(|source| HarnessError::Model { path: path(), source })?))
+        Ok((found, generator.map_err(|source| UnusableModel::Model { path: path(), source })?))
     }
 }
 

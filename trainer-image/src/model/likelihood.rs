@@ -29,8 +29,8 @@ struct Running {
     /// Place of the token that is scored next.
     at: usize,
     log_probability: f64,
-    /// Whether each token so far was the most likely one.
-    greedy: bool,
+    /// Number of tokens so far that were the most likely one.
+    most_likely: u64,
 }
 
 /// How likely a text is after a prompt.
@@ -38,8 +38,15 @@ struct Running {
 pub(crate) struct Continuation {
     /// Its log-probability, and the number of its tokens.
     pub(crate) likelihood: Likelihood,
-    /// Whether each of its tokens is the most likely one.
-    pub(crate) greedy: bool,
+    /// Number of its tokens that are the most likely one.
+    pub(crate) most_likely: u64,
+}
+
+impl Continuation {
+    /// Returns whether each of its tokens is the most likely one.
+    pub(crate) fn is_greedy(&self) -> bool {
+        self.most_likely == self.likelihood.tokens
+    }
 }
 
 impl Generator {
@@ -103,9 +110,8 @@ impl Generator {
         &mut self,
         pairs: &[(&str, &str)],
         go_on: impl FnMut() -> bool,
-    ) -> Option<Vec<Result<Likelihood, GenerateError>>> {
-        let found = self.scored_while(pairs, Self::expect, go_on)?;
-        Some(found.into_iter().map(|one| one.map(|one| one.likelihood)).collect())
+    ) -> Option<Vec<Result<Continuation, GenerateError>>> {
+        self.scored_while(pairs, Self::expect, go_on)
     }
 
     /// As [`likelihoods_while`](Self::likelihoods_while), for texts and what follows them as it is: without a chat template and without
@@ -132,7 +138,7 @@ impl Generator {
                 let Some((index, (prompt, response))) = waiting.next() else { break };
                 let placed = encode(self, prompt, response).and_then(|expected| {
                     self.prefill(slot, &expected.ids[..expected.prompt])?;
-                    Ok(Running { index, at: expected.prompt, expected, log_probability: 0.0, greedy: true })
+                    Ok(Running { index, at: expected.prompt, expected, log_probability: 0.0, most_likely: 0 })
                 });
                 match placed {
                     Ok(one) => drop(running.insert(slot, one)),
@@ -175,14 +181,14 @@ impl Generator {
             let token = ids[one.at];
             if counts[one.at] {
                 one.log_probability += log_probability(row, token);
-                one.greedy &= is_most_likely(row, token);
+                one.most_likely += u64::from(is_most_likely(row, token));
             }
             self.decoder.push(*slot, token);
             one.at += 1;
             if one.at == ids.len() {
                 let tokens = counts.iter().filter(|counts| **counts).count() as u64;
                 let likelihood = Likelihood { log_probability: one.log_probability, tokens };
-                done.push((one.index, Continuation { likelihood, greedy: one.greedy }));
+                done.push((one.index, Continuation { likelihood, most_likely: one.most_likely }));
                 running.remove(slot);
                 self.decoder.release(*slot);
             }
@@ -237,7 +243,8 @@ mod tests {
         [("347+86:", "#433$"), ("1-2:", "1-2=1 #1$"), ("9", "#9$"), ("1+1:", "2"), ("a$b", "c$d$")];
 
     fn all(generator: &mut Generator, pairs: &[(&str, &str)]) -> Vec<Likelihood> {
-        generator.likelihoods_while(pairs, || true).unwrap().into_iter().map(Result::unwrap).collect()
+        let found = generator.likelihoods_while(pairs, || true).unwrap();
+        found.into_iter().map(|one| one.unwrap().likelihood).collect()
     }
 
     #[test]
@@ -268,10 +275,13 @@ mod tests {
         let written = generator.complete(&["347+86:"], 4, |_| ()).remove(0).unwrap().text;
         let other = if written.starts_with('1') { "2" } else { "1" };
         let other = format!("{other}{}", &written[1..]);
-        let pairs = [("347+86:", written.as_str()), ("347+86:", other.as_str())];
+        let (start, last) = written.split_at(written.len() - 1);
+        let ended = format!("{start}{}", if last == "1" { "2" } else { "1" });
+        let pairs = [written.as_str(), other.as_str(), ended.as_str()].map(|text| ("347+86:", text));
         let found = generator.continuations_while(&pairs, || true).unwrap();
-        let [own, other] = &found.into_iter().map(Result::unwrap).collect::<Vec<_>>()[..] else { panic!() };
-        assert!(own.greedy && !other.greedy);
+        let [own, other, ended] = &found.into_iter().map(Result::unwrap).collect::<Vec<_>>()[..] else { panic!() };
+        assert!(own.is_greedy() && !other.is_greedy());
+        assert_eq!(ended.most_likely, start.len() as u64, "all but the last one");
         assert_eq!(generator.expect("12:", "#3$").unwrap(), generator.continued("12:", "#3$").unwrap());
     }
 
@@ -290,7 +300,7 @@ mod tests {
         let long = "1".repeat(21);
         let found = generator.likelihoods_while(&[("12:", &long), ("12:", "é$"), ("12:", "#3$")], || true).unwrap();
         let [too_long, foreign, fine] = &found[..] else { panic!("{found:?}") };
-        assert_eq!(fine.as_ref().map(|it| it.tokens).ok(), Some(3));
+        assert_eq!(fine.as_ref().map(|it| it.likelihood.tokens).ok(), Some(3));
         assert!(too_long.is_ok(), "24 tokens fit into a context of 24");
         assert!(foreign.is_err());
         let said = generator.expect("12:", &"1".repeat(22)).unwrap_err().to_string();

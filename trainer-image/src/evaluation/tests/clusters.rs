@@ -19,7 +19,7 @@ fn clustered(directory: &Path) -> (String, PathBuf) {
 fn clusters_travel_from_the_problems_to_the_verdict() {
     let directory = tempfile::tempdir().unwrap();
     let model = train(0, &directory.path().join("run"));
-    let set = ["evaluation.metrics=[token_f1, perplexity]", "evaluation.max_new_tokens=16"];
+    let set = ["evaluation.metrics=[lowest_trace_coverage, token_f1, perplexity]", "evaluation.max_new_tokens=16"];
     let (before, after) = (directory.path().join("before"), directory.path().join("after"));
     let problems = clustered(directory.path());
     Case { set: &set, ..Case::with_files(&model, vec![problems.clone()]) }.results(&before);
@@ -31,6 +31,9 @@ fn clusters_travel_from_the_problems_to_the_verdict() {
     let kinds = ["token_f1", "trace_coverage", "perplexity", "exact_match@before", "perplexity@before"]
         .map(|name| results.metrics[name].kind().name());
     assert_eq!(kinds, ["clusterMean", "clusterMean", "clusterEstimate", "clusterDifference", "clusterEstimate"]);
+    let lowest =
+        ["lowest_trace_coverage", "lowest_trace_coverage@before"].map(|name| results.metrics[name].kind().name());
+    assert_eq!(lowest, ["clusterEstimate"; 2]);
     let outcomes = Outcomes::parse(read(after.join("outcomes.json")).as_bytes()).unwrap();
     let mut again = outcomes.measure(None);
     let earlier = Outcomes::parse(read(before.join("outcomes.json")).as_bytes()).unwrap();
