@@ -44,7 +44,11 @@ const MAX_DESCRIPTION: usize = 200;
 pub const DIFFICULTIES: &[&str] = &["easy", "medium", "hard", "very_hard"];
 
 /// What a phase can be measured by.
-pub const PHASE_METRICS: &[&str] = &["loss", "val_loss", "exact_match", "trace_coverage"];
+pub const PHASE_METRICS: &[&str] = &["loss", "val_loss", "exact_match", "trace_coverage", "explanation_depth"];
+/// Those of them that are measured on answers to held-out prompts.
+const SAMPLED: &[&str] = &["exact_match", "trace_coverage", "explanation_depth"];
+/// Those of them that are shares.
+const SHARES: &[&str] = &["exact_match", "trace_coverage"];
 
 /// Metrics of other programs' curricula, and why training does not measure them.
 const ELSEWHERE: &[(&str, &str)] = &[
@@ -53,11 +57,10 @@ const ELSEWHERE: &[(&str, &str)] = &[
         "reasoning.win_rate",
         "it compares with a baseline, which evaluations have and training does not; use exact_match",
     ),
-    ("latency_p95", "it is measured of servers"),
+    ("latency_p95", "it depends on the machine, so that a repeated run would have other phases; servers measure it"),
     ("judge_disagreement", "there is no judge in training; use exact_match"),
     ("critique_density", "it scores the form of a text and not its correctness; use trace_coverage"),
-    ("explanation_depth", "it scores the form of a text and not its correctness; use trace_coverage"),
-    ("consistency", "it scores the form of a text and not its correctness; use exact_match"),
+    ("consistency", "it takes several answers to each prompt, which evaluations sample (maj_at_k); use exact_match"),
 ];
 
 /// A curriculum.
@@ -164,7 +167,7 @@ impl Phase {
 
     /// Whether one of its metrics is measured on answers to held-out prompts.
     pub fn is_sampled(&self) -> bool {
-        self.metrics.iter().any(|metric| ["exact_match", "trace_coverage"].contains(&metric.as_str()))
+        self.metrics.iter().any(|metric| SAMPLED.contains(&metric.as_str()))
     }
 
     /// Whether one of its metrics is measured by evaluations alone.
@@ -360,8 +363,7 @@ fn check_metrics(run: &Training, index: usize, phase: &Phase) -> Result<(), Conf
             if !bound.is_finite() {
                 return refuse(field, format!("{metric}: {bound}"), "write a finite number".to_owned());
             }
-            let share = ["exact_match", "trace_coverage"].contains(&metric.as_str());
-            if share && !(0.0..=1.0).contains(bound) {
+            if SHARES.contains(&metric.as_str()) && !(0.0..=1.0).contains(bound) {
                 let right = "it is a share; write a number from 0 to 1".to_owned();
                 return refuse(field, format!("{metric}: {bound}"), right);
             }
@@ -381,9 +383,9 @@ fn check_metrics(run: &Training, index: usize, phase: &Phase) -> Result<(), Conf
         return refuse("metrics", format!("{metric:?}"), right);
     }
     if phase.is_sampled() && training.eval_samples == 0 {
-        let right =
-            "exact_match and trace_coverage are measured on training.eval_samples answers; set it to more than 0";
-        return refuse("metrics", format!("{:?}", phase.metrics.join(", ")), right.to_owned());
+        let sampled = SAMPLED.join(", ");
+        let right = format!("{sampled} are measured on training.eval_samples answers; set it to more than 0");
+        return refuse("metrics", format!("{:?}", phase.metrics.join(", ")), right);
     }
     Ok(())
 }

@@ -86,6 +86,11 @@ impl Evaluation {
         !metric.is_on_demand() || asked.copied().any(|one| one.metric() == metric)
     }
 
+    /// Returns the first measured metric for which the reference responses are fed to the model; `None` if none is.
+    pub fn feeding_references(&self) -> Option<Metric> {
+        OnDemand::ALL.into_iter().map(OnDemand::metric).find(|it| it.feeds_references() && self.measures(*it))
+    }
+
     /// Returns why a metric will not be measured, and what to change, in one sentence. `None` if it will be.
     fn unmeasurable(&self, metric: Metric) -> Option<String> {
         if !self.measures(metric) {
@@ -167,7 +172,7 @@ pub struct Generation {
     pub tolerance: f64,
     /// The metrics that are measured beside those that are always. `None` means none.
     pub metrics: Option<Vec<OnDemand>>,
-    /// One-sided confidence of bootstrapped bounds.
+    /// One-sided confidence of the bounds of BLEU, perplexity and the lowest trace coverage.
     pub confidence: f64,
 }
 
@@ -175,8 +180,20 @@ pub struct Generation {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum OnDemand {
+    /// Lowest coverage of the reference's steps in any category.
+    LowestTraceCoverage,
     /// F1 of the words of the answer.
     TokenF1,
+    /// ROUGE-L of the answer.
+    RougeL,
+    /// Different words of the response.
+    #[serde(rename = "distinct_1")]
+    Distinct1,
+    /// Different pairs of words of the response.
+    #[serde(rename = "distinct_2")]
+    Distinct2,
+    /// Tokens of the reference responses that the model would choose. Costs as much time as answering.
+    TokenAccuracy,
     /// BLEU of all answers.
     Bleu,
     /// Perplexity of the reference responses. Costs as much time as answering.
@@ -185,12 +202,26 @@ pub enum OnDemand {
 
 impl OnDemand {
     /// All of them.
-    pub const ALL: [Self; 3] = [Self::TokenF1, Self::Bleu, Self::Perplexity];
+    pub const ALL: [Self; 8] = [
+        Self::LowestTraceCoverage,
+        Self::TokenF1,
+        Self::RougeL,
+        Self::Distinct1,
+        Self::Distinct2,
+        Self::TokenAccuracy,
+        Self::Bleu,
+        Self::Perplexity,
+    ];
 
     /// Returns the metric.
     pub const fn metric(self) -> Metric {
         match self {
+            Self::LowestTraceCoverage => Metric::LowestTraceCoverage,
             Self::TokenF1 => Metric::TokenF1,
+            Self::RougeL => Metric::RougeL,
+            Self::Distinct1 => Metric::Distinct1,
+            Self::Distinct2 => Metric::Distinct2,
+            Self::TokenAccuracy => Metric::TokenAccuracy,
             Self::Bleu => Metric::Bleu,
             Self::Perplexity => Metric::Perplexity,
         }

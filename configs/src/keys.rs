@@ -39,7 +39,16 @@ const STEPS: u64 = 100_000_000;
 const PROJECTIONS: &[&str] = &["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"];
 
 /// The metrics that are measured where something asks for them.
-const ON_DEMAND: &[&str] = &["token_f1", "bleu", "perplexity"];
+const ON_DEMAND: &[&str] = &[
+    "lowest_trace_coverage",
+    "token_f1",
+    "rouge_l",
+    "distinct_1",
+    "distinct_2",
+    "token_accuracy",
+    "bleu",
+    "perplexity",
+];
 
 /// How hidden states become one vector.
 const POOLINGS: &[&str] = &["mean", "cls", "last"];

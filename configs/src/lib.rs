@@ -50,6 +50,7 @@ pub use data::{
     BASELINE, Data, MAX_SYNTHETIC, PLUGIN_FILTER, PLUGIN_METRIC, PLUGIN_REWARD, PROBLEMS, REFERENCE, SAFETY_RULES,
     Synthetic, TASKS, VALIDATION,
 };
+pub use defaults::names_template;
 pub use deployment::{DEPLOYMENT_PRESETS, IntendedPreset, deployment, deployment_preset};
 pub use error::{ConfigError, Origin};
 pub use evaluation::{
@@ -79,5 +80,5 @@ pub use training::{
     DataFields, DataFormat, DataSettings, Device, Dtype, Format, HEAD_WIDTHS, HeldOutShare, LoraSettings, Loss,
     Metadata, Method, MetricMode, ModelShape, Optimization, ParameterGroup, Response, Scheduler, SpikeAction,
     TEMPLATES, Template, TemplateSetting, Training, TrainingSettings, compose_training, compose_training_from,
-    explain_training, template, template_digest, template_tasks,
+    explain_training, template, template_digest, template_names, template_tasks,
 };

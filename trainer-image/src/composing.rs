@@ -53,8 +53,16 @@ impl Template {
         if TEMPLATES.contains(&given) || !is_file {
             return Ok(Self::included(given));
         }
-        let misnamed = |wrong| Misnamed { what: ARGUMENT.to_owned(), path: path.to_owned(), wrong };
-        let failed = |source| atomic_fs::named::<E>(ARGUMENT, path, source);
+        Self::of_file(ARGUMENT, path)
+    }
+
+    /// Returns the template in a file, whose name without the ending it has. `what` is the argument that names the file, in errors.
+    ///
+    /// # Errors
+    /// As [`read`](Self::read).
+    pub(crate) fn of_file<E: From<Misnamed> + From<FileError>>(what: &str, path: &Path) -> Result<Self, E> {
+        let misnamed = |wrong| Misnamed { what: what.to_owned(), path: path.to_owned(), wrong };
+        let failed = |source| atomic_fs::named::<E>(what, path, source);
         let mut bytes = Vec::new();
         let file = File::open(path).map_err(failed)?;
         file.take(MAX_TEMPLATE).read_to_end(&mut bytes).map_err(failed)?;

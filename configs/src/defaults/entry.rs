@@ -2,6 +2,8 @@
 
 use serde_yaml::Value as Yaml;
 
+use crate::options::TRAINING;
+
 /// The key at the top of a file that has its defaults list.
 pub(crate) const DEFAULTS: &str = "defaults";
 /// The entry that stands for the contents of the file itself.
@@ -143,6 +145,19 @@ pub(super) fn list(text: &str) -> Option<Yaml> {
         Ok(Yaml::Mapping(mut fields)) => fields.remove(DEFAULTS),
         _ => None,
     }
+}
+
+/// Whether the defaults list of a text names a template of training runs, such as `- cot-starter`. Only that of a template may.
+pub fn names_template(text: &str) -> bool {
+    let Some(Yaml::Sequence(list)) = list(text) else { return false };
+    let named = |entry: Entry| match entry {
+        Entry::File { path, .. } => match path.rsplit_once('/') {
+            None => true,
+            Some((group, _)) => group.trim_start_matches('/') == TRAINING.field.name,
+        },
+        Entry::Own | Entry::Group { .. } => false,
+    };
+    list.iter().filter_map(|item| entry(item).ok()).any(named)
 }
 
 /// Whether an embedded file has a defaults list. Looking for the key costs less than parsing.

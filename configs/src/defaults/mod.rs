@@ -18,6 +18,7 @@ use crate::{
     options::{Catalog, GroupChange, OptionGroup},
 };
 
+pub use entry::names_template;
 pub(crate) use entry::{DEFAULTS, is_header};
 use entry::{Entry, Mode, Options};
 

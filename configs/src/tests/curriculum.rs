@@ -174,6 +174,18 @@ fn malformed_phases_are_refused() {
             "curriculum.phases[0].min_metric_threshold is exact_match: 95: it is a share; write a number from 0 to 1",
         ),
         (
+            "[{id: a, steps: 1, metrics: [latency_p95]}]",
+            r#"curriculum.phases[0].metrics is "latency_p95": it depends on the machine, so that a repeated run would have"#,
+        ),
+        (
+            "[{id: a, steps: 1, metrics: [critique_density]}]",
+            r#"curriculum.phases[0].metrics is "critique_density": it scores the form of a text and not its correctness"#,
+        ),
+        (
+            "[{id: a, steps: 1, metrics: [consistency]}]",
+            r#"curriculum.phases[0].metrics is "consistency": it takes several answers to each prompt"#,
+        ),
+        (
             "[{id: a, steps: 1, dataset: {sources: [mine]}}]",
             r#"curriculum.phases[0].dataset.sources is "mine": no data has that name; name some of arithmetic, word-problems"#,
         ),
@@ -218,6 +230,11 @@ fn malformed_phases_are_refused() {
         refused("[{id: a, steps: 1, metrics: [exact_match]}]", &[EVALUATES, "training.eval_samples=0"])
             .contains("measured on training.eval_samples answers; set it to more than 0")
     );
+    // A number of steps is no share.
+    let deep = "[{id: a, steps: 1, metrics: [explanation_depth], min_metric_threshold: {explanation_depth: 3}}]";
+    let run = with(deep, &[EVALUATES]).expect("good");
+    assert!(run.spec().settings.curriculum.phases[0].is_sampled());
+    assert!(refused(deep, &[EVALUATES, "training.eval_samples=0"]).contains("explanation_depth are measured on"));
     let many: Vec<String> = (0..33).map(|index| format!("{{id: p{index}, steps: 1}}")).collect();
     assert!(refused(&format!("[{}]", many.join(", ")), &[]).contains("write a list of at most 32 phases"));
 }

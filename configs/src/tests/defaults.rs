@@ -4,7 +4,7 @@ use serde_json::json;
 
 use super::{data, overrides, starter};
 use crate::{
-    ConfigError, Explained, Located, Origin, Sources, Training, compose_training_from,
+    ConfigError, Explained, Located, Origin, Sources, Training, compose_training, compose_training_from,
     defaults::parts,
     explain_training,
     options::{Catalog, OptionGroup},
@@ -314,6 +314,19 @@ fn a_template_of_ones_own_is_composed_as_an_included_one() {
         told("ours", "defaults: [ours]")
             .starts_with("template has `ours` in its defaults list: template has no option")
     );
+}
+
+#[test]
+fn only_the_list_of_a_template_names_a_template() {
+    let own = "# Ours.\ndefaults:\n  - /replay: base\n  - /template/cot-plus\n  - _self_\n";
+    for text in ["defaults: [cot-plus]", "\u{feff}defaults: [cot-startr@x]\n", own] {
+        assert!(crate::names_template(text), "{text}");
+        let refused = compose_training("lora", &[], Some(text), 42, data()).expect_err("no settings").to_string();
+        assert!(refused.starts_with("config "), "{refused}");
+    }
+    for text in ["defaults: [{reasoning: baseline}, _self_]", "defaults: [/reasoning/baseline]", "training: {}", ""] {
+        assert!(!crate::names_template(text), "{text}");
+    }
 }
 
 #[test]

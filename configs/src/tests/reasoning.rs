@@ -9,6 +9,12 @@ fn file() -> Vec<Data> {
     vec![Data { name: "mine".to_owned(), sha256: Some(DataDigest(Sha256::of("mine"))), synthetic: None }]
 }
 
+/// The presets of evaluations and of deployments that a run is meant for.
+fn presets(run: &Resolved<Training>) -> [Option<&str>; 2] {
+    let settings = &run.spec().settings;
+    [settings.evaluation.preset.as_deref(), settings.deployment.preset.as_deref()]
+}
+
 fn with_file(texts: &[&str]) -> Result<Resolved<Training>, String> {
     compose_training("lora", &overrides(texts), None, 1, file()).map_err(|error| error.to_string())
 }
@@ -24,9 +30,14 @@ fn options_have_the_settings_that_users_know() {
     assert_eq!((head.hidden_size, head.projection_size, head.trace_vocab_size), (768, 256, 64));
     assert_eq!(objective.trace_store, "reasoning_traces.ndjson");
     assert!((log_probability_threshold - 0.15).abs() < f64::EPSILON && !tool_adapter.enabled);
+    let curriculum = &settings.curriculum;
+    assert_eq!((curriculum.preset.as_str(), curriculum.phase_schedule.as_str()), ("starter", "starter"));
+    assert_eq!(settings.metadata.owner, "reasoning-foundations");
+    assert_eq!(presets(&baseline), [Some("base"), Some("reasoning_pod")]);
     let chain = starter(&["+reasoning=chain_of_thought"], None);
     let objective = &chain.spec().settings.training.reasoning.objective;
     assert_eq!((objective.max_traces_per_epoch, objective.trace_store.as_str()), (8, "cot_traces.ndjson"));
+    assert_eq!(presets(&chain), presets(&baseline));
     let tools = with_file(&["+reasoning=tool_execution"]).unwrap();
     let settings = &tools.spec().settings;
     let ReasoningSettings { objective, tool_adapter, .. } = &settings.training.reasoning;
@@ -34,6 +45,23 @@ fn options_have_the_settings_that_users_know() {
     assert_eq!(settings.training.tool_supervision(), Some(2.5));
     assert_eq!((tool_adapter.enabled, tool_adapter.pooling), (true, Pooling::Cls));
     assert_eq!(tool_adapter.tools, ["browser", "python_repl", "calculator"]);
+    assert_eq!(presets(&tools), [Some("tools"), Some("reasoning_pod")]);
+}
+
+/// The presets that an option names are recorded and change nothing else. Without them the configuration is what it was before options
+/// named any, with the same digest.
+#[test]
+fn presets_of_options_can_be_removed_and_replaced() {
+    let baseline = starter(&["+reasoning=baseline"], None);
+    let without = starter(&["+reasoning=baseline", "~evaluation.preset", "~deployment.preset"], None);
+    assert_eq!(presets(&without), [None, None]);
+    let yaml = without.to_yaml().unwrap();
+    assert!(!yaml.contains("evaluation:") && !yaml.contains("deployment:"), "{yaml}");
+    let (mut recorded, settings) = (baseline.spec().settings.clone(), &without.spec().settings);
+    (recorded.evaluation, recorded.deployment) = (settings.evaluation.clone(), settings.deployment.clone());
+    assert_eq!(recorded, *settings);
+    let other = starter(&["evaluation.preset=cot-hard", "reasoning=baseline"], Some("deployment: {preset: single}"));
+    assert_eq!(presets(&other), [Some("cot-hard"), Some("single")]);
 }
 
 #[test]

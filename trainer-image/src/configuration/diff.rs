@@ -6,16 +6,16 @@ use std::{
 };
 
 use clap::Args;
-use codex_configs::{Environment, Leaf, PRESETS, ResolvedFile, TEMPLATES, template};
-use codex_provenance::text::Printable;
+use codex_configs::{Environment, Leaf, PRESETS, ResolvedFile, TEMPLATES, names_template, template};
+use codex_provenance::text::{Printable, counted};
 use serde_json::{Value, json};
 
 use super::{
     error::ConfigurationError,
     render, show,
-    source::{Composition, View, check, read, resolved},
+    source::{Composition, View, check, of_template, read, resolved},
 };
-use crate::{arguments::Format, atomic_fs, training::CONFIG, wording::counted};
+use crate::{arguments::Format, atomic_fs, training::CONFIG};
 
 /// The defaults of training, without a template.
 const BASE: &str = "base";
@@ -23,8 +23,9 @@ const BASE: &str = "base";
 /// Print the settings in which two configurations differ, with their origins.
 #[derive(Debug, Args)]
 pub(super) struct Diff {
-    /// A template, a preset, a resolved configuration, the directory of a run that has one, or a file of settings above the
-    /// defaults of training. Beside settings of training, `base` means their defaults.
+    /// A template, included or in a file whose defaults list names another one; a preset; a resolved configuration, or the directory of
+    /// a run that has one; or a file of settings above the defaults of training. Beside settings of training, `base` means their
+    /// defaults.
     #[arg(value_name = "A")]
     first: String,
     /// The other one.
@@ -131,6 +132,9 @@ fn side(name: &str) -> Result<View, ConfigurationError> {
         let text = read("the configuration", &path)?;
         if ResolvedFile::is_one(&text) {
             return resolved(&path, &text);
+        }
+        if names_template(&text) {
+            return of_template("the configuration", &path);
         }
         check(Path::new(&path), &text)?;
         Composition { config: Some(path), ..Composition::default() }

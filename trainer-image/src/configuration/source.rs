@@ -89,19 +89,36 @@ impl Composition {
         let (template, rest) = choose("template", &self.set);
         let template = template.or_else(|| self.template.clone());
         let template = template.as_deref().map(Template::read::<ConfigurationError>).transpose()?;
-        let path = template.as_ref().and_then(Template::path);
-        let sources = Sources {
-            group: template.as_ref().map(|template| template.name.as_str()),
-            own: template.as_ref().and_then(Template::text),
-            config: text.as_deref(),
-            overrides: &rest,
-            environment,
-        };
-        let explained = explain_training(&sources, 1, None).map_err(|located| refuse(located, file, path, &rest))?;
-        let (leaves, layers) = (explained.leaves, explained.layers);
-        let (kind, file, template) = (Kind::Training, self.config.clone(), path.map(Path::to_owned));
-        Ok(View { kind, leaves, layers, file, template, set: rest })
+        training(template.as_ref(), file.zip(text.as_deref()), rest, environment)
     }
+}
+
+/// Composes a training run from a template, a file of settings and its text, and overrides.
+fn training(
+    template: Option<&Template>,
+    config: Option<(&Path, &str)>,
+    set: Vec<String>,
+    environment: Environment<'_>,
+) -> Result<View, ConfigurationError> {
+    let (file, text) = config.unzip();
+    let path = template.and_then(Template::path);
+    let sources = Sources {
+        group: template.map(|template| template.name.as_str()),
+        own: template.and_then(Template::text),
+        config: text,
+        overrides: &set,
+        environment,
+    };
+    let explained = explain_training(&sources, 1, None).map_err(|located| refuse(located, file, path, &set))?;
+    let (leaves, layers) = (explained.leaves, explained.layers);
+    let (file, template) = (file.map(Path::to_owned), path.map(Path::to_owned));
+    Ok(View { kind: Kind::Training, leaves, layers, file, template, set })
+}
+
+/// Composes the template in a file. `what` is the argument that names the file, in errors.
+pub(super) fn of_template(what: &str, path: &Path) -> Result<View, ConfigurationError> {
+    let template = Template::of_file::<ConfigurationError>(what, path)?;
+    training(Some(&template), None, Vec::new(), Environment::ABSENT)
 }
 
 /// Reads a resolved configuration.

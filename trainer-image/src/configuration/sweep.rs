@@ -7,13 +7,13 @@ use std::{
 
 use clap::Args;
 use codex_configs::sweep::{Axis, MAX_POINTS, Point, SweepError, names, points};
-use codex_provenance::text::Printable;
+use codex_provenance::text::{Printable, counted};
 use codex_reports::exit;
 use codex_validate::Validator;
 use serde_json::{Value, json};
 
 use super::{error::ConfigurationError, render, source::read};
-use crate::{atomic_fs, error::CommandError, wording::counted};
+use crate::{atomic_fs, error::CommandError};
 
 /// The label that all runs of a sweep have.
 const LABEL: &str = "codex-ml.dev/sweep";

@@ -199,6 +199,49 @@ fn a_template_of_ones_own_is_a_file() {
     assert!(told.starts_with(&format!("{ours}:3: template names the key training.batchsize, which")), "{told}");
 }
 
+/// A file whose defaults list names a template is a template, and any other one settings: both are composed with their lists.
+#[test]
+fn templates_and_settings_are_checked_and_compared_alike() {
+    let folder = tempfile::tempdir().unwrap();
+    let check = |path: &str, more: &[&str]| {
+        let validate = Checked::try_parse_from(line(&[&[path][..], more].concat())).unwrap().validate;
+        validate.check(&PathBuf::from(path)).map_err(|error| error.to_string())
+    };
+    let diff = |first: &str, second: &str| {
+        let diff = Diffed::try_parse_from(line(&[first, second])).unwrap().diff;
+        diff.text().map_err(|error| error.to_string())
+    };
+    let values = |view: View| view.leaves.into_iter().map(|leaf| (leaf.key, leaf.value)).collect::<Vec<_>>();
+    let text = "defaults:\n  - cot-plus\n  - /reasoning: baseline\n  - _self_\ntraining:\n  max_steps: 1500\n";
+    // Its name need not have an ending.
+    for name in ["ours.yaml", "ours"] {
+        let ours = file(&folder, name, text);
+        let wanted = view(&["--template", &ours]).unwrap();
+        assert_eq!(values(check(&ours, &[]).unwrap()), values(wanted), "{name}");
+    }
+    let ours = file(&folder, "ours.yaml", text);
+    let told = diff("cot-plus", &ours).unwrap();
+    assert!(told.contains(&format!(" -> 1500 ({ours}:6)")) && told.contains("curriculum.preset: none ("), "{told}");
+    let settings = file(&folder, "more.yaml", "defaults: [{reasoning: baseline}]\ntraining: {max_steps: 1500}\n");
+    let found = values(check(&settings, &["--template", "cot-starter"]).unwrap());
+    assert!(found.contains(&("curriculum.preset".to_owned(), "starter".into())), "{found:?}");
+    assert!(diff("base", &settings).unwrap().contains("curriculum.preset: none ("));
+    assert_eq!(diff(&ours, &ours).unwrap(), "no difference");
+
+    let told = check(&ours, &["--template", "lora"]).unwrap_err();
+    assert_eq!(told, format!("{ours} is a template, because its defaults list names one: leave --template out"));
+    let wrong = file(&folder, "wrong.yaml", "defaults:\n  - cot-startr\n");
+    for told in [check(&wrong, &[]).unwrap_err(), diff(&wrong, "base").unwrap_err()] {
+        assert!(told.starts_with(&format!("{wrong}:2: template has `cot-startr` in its defaults list")), "{told}");
+        assert!(told.contains("did you mean cot-starter?"), "{told}");
+    }
+    let batch = file(&folder, "batch.yaml", "defaults: [cot-starter]\ntraining:\n  batch_size: 0\n");
+    let told = check(&batch, &[]).unwrap_err();
+    assert!(told.starts_with(&format!("{batch}:3: template sets training.batch_size to 0: ")), "{told}");
+    let included = file(&folder, "lora.yaml", text);
+    assert!(check(&included, &[]).unwrap_err().contains("an included template has this name"));
+}
+
 #[test]
 fn files_are_checked_with_file_line_and_key() {
     let folder = tempfile::tempdir().unwrap();

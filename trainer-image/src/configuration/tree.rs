@@ -4,14 +4,14 @@ use std::fmt::Write as _;
 
 use clap::Args;
 use codex_configs::{Environment, PRESETS, Share, TEMPLATES, option_groups};
-use codex_provenance::text::Printable;
+use codex_provenance::text::{Printable, counted};
 
 use super::{
     Kind,
     error::ConfigurationError,
     source::{Composition, View},
 };
-use crate::{atomic_fs, composing::variable, wording::counted};
+use crate::{atomic_fs, composing::variable};
 
 /// Print the layers of a configuration, weakest first, and how much each sets.
 ///

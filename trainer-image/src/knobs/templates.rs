@@ -1,15 +1,15 @@
-//! `codex reasoning-templates`: lists and explains the templates of runs. Prints.
+//! `codex reasoning-templates`: lists and explains the templates of runs and the options of `+reasoning=`. Prints.
 
 use std::fmt::Write as _;
 
 use clap::{Args, Subcommand};
-use codex_configs::{TEMPLATES, Template, template};
+use codex_configs::{Template, template, template_names};
 use codex_reports::exit;
 use serde_json::{Value, json};
 
 use crate::{arguments::Format, atomic_fs, error::CommandError};
 
-/// List and explain the templates of runs.
+/// List and explain the templates of runs, and the options of `+reasoning=`.
 #[derive(Debug, Args)]
 pub struct ReasoningTemplates {
     #[command(subcommand)]
@@ -18,7 +18,7 @@ pub struct ReasoningTemplates {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Print the name and the purpose of every template.
+    /// Print the name of every template, the override that chooses it, and its purpose.
     List(List),
     /// Print what a template sets, with the defaults, and the tasks that it trains on.
     Explain(Explain),
@@ -33,7 +33,7 @@ struct List {
 
 #[derive(Debug, Args)]
 struct Explain {
-    /// The template, such as cot-starter.
+    /// The template, such as cot-starter, or the option of `+reasoning=`, such as baseline.
     #[arg(value_name = "NAME")]
     name: String,
     /// How the result is printed.
@@ -57,32 +57,36 @@ impl ReasoningTemplates {
 /// Describes every template.
 fn list(format: Format) -> Result<String, CommandError> {
     let all: Vec<Template> =
-        TEMPLATES.iter().map(|name| template(name)).collect::<Result<_, _>>().map_err(CommandError::failed)?;
-    let width = all.iter().map(|template| template.name.len()).max().unwrap_or_default();
+        template_names().into_iter().map(template).collect::<Result<_, _>>().map_err(CommandError::failed)?;
+    let width = |text: fn(&Template) -> &str| all.iter().map(|it| text(it).len()).max().unwrap_or_default();
+    let (name, choice) = (width(|it| it.name), width(|it| it.choice.as_str()));
     Ok(match format {
         Format::Text => {
-            let line = |template: &Template| format!("{:width$}  {}\n", template.name, template.description);
+            let line = |it: &Template| format!("{:name$}  {:choice$}  {}\n", it.name, it.choice, it.description);
             all.iter().map(line).collect::<Vec<_>>().concat()
         }
         Format::Json => {
-            let all = all.iter().map(|it| json!({ "name": it.name, "description": it.description }));
-            Value::Array(all.collect()).to_string()
+            let shown = |it: &Template| json!({ "name": it.name, "choice": it.choice, "description": it.description });
+            Value::Array(all.iter().map(shown).collect()).to_string()
         }
     })
 }
 
 /// Describes a template: its settings in a table with the defaults.
 fn explain(template: &Template, format: Format) -> String {
-    let Template { name, description, tasks, settings } = template;
+    let Template { name, choice, description, tasks, settings } = template;
     if format == Format::Json {
         let settings: Vec<Value> = settings
             .iter()
             .map(|setting| json!({ "key": setting.key, "value": setting.value, "default": setting.default }))
             .collect();
-        return json!({ "name": name, "description": description, "tasks": tasks, "settings": settings }).to_string();
+        let told = json!({
+            "name": name, "choice": choice, "description": description, "tasks": tasks, "settings": settings,
+        });
+        return told.to_string();
     }
     let trained = if tasks.is_empty() { "none: name data by spec.data or --data".to_owned() } else { tasks.join(", ") };
-    let mut text = format!("{name}\n{description}\n\ntasks without other data: {trained}\n\n");
+    let mut text = format!("{name}\n{description}\n\nchosen by: {choice}\ntasks without other data: {trained}\n\n");
     let rows: Vec<[String; 3]> = std::iter::once(["setting".to_owned(), "value".to_owned(), "default".to_owned()])
         .chain(settings.iter().map(|it| [it.key.to_owned(), shown(&it.value), shown(&it.default)]))
         .collect();
@@ -105,12 +109,17 @@ mod tests {
     #[test]
     fn every_template_is_listed_with_its_purpose() {
         let text = list(Format::Text).unwrap();
-        assert_eq!(text.lines().count(), TEMPLATES.len());
-        for (line, name) in text.lines().zip(TEMPLATES) {
-            assert!(line.starts_with(name) && line.len() > name.len() + 20, "{line}");
+        let names = template_names();
+        assert_eq!(text.lines().count(), names.len());
+        for (line, name) in text.lines().zip(&names) {
+            let words: Vec<&str> = line.split_whitespace().collect();
+            let choices = [format!("template={name}"), format!("+reasoning={name}")];
+            assert!(words[0] == *name && choices.iter().any(|choice| choice == words[1]) && words.len() > 5, "{line}");
         }
+        assert!(names.starts_with(codex_configs::TEMPLATES) && names.ends_with(&["tool_execution"]), "{names:?}");
         let json: Value = serde_json::from_str(&list(Format::Json).unwrap()).unwrap();
-        assert_eq!(json[0]["name"], TEMPLATES[0]);
+        let choice = format!("template={}", names[0]);
+        assert_eq!((&json[0]["name"], &json[0]["choice"]), (&names[0].into(), &choice.into()));
     }
 
     #[test]
@@ -130,11 +139,30 @@ mod tests {
     }
 
     #[test]
+    fn an_option_of_reasoning_is_explained_with_what_its_list_brings() {
+        let row = |text: &str, key: &str| {
+            let line = text.lines().find(|line| line.split_whitespace().next() == Some(key));
+            line.map(|line| line.split_whitespace().skip(1).map(str::to_owned).collect::<Vec<_>>())
+        };
+        let baseline = explain(&template("baseline").unwrap(), Format::Text);
+        assert!(baseline.contains("\nchosen by: +reasoning=baseline\n"), "{baseline}");
+        assert!(baseline.contains("\ntasks without other data: arithmetic, word-problems\n"), "{baseline}");
+        assert_eq!(row(&baseline, "curriculum.preset").unwrap(), ["starter", "none"]);
+        assert_eq!(row(&baseline, "trace_capture.mode").unwrap(), ["weights", "disabled"]);
+        let thought = explain(&template("chain_of_thought").unwrap(), Format::Text);
+        assert_eq!(row(&thought, "curriculum.preset").unwrap(), ["first_principles", "none"]);
+        assert_eq!(row(&thought, "trace_capture.mode"), row(&baseline, "trace_capture.mode"));
+        let tools = explain(&template("tool_execution").unwrap(), Format::Text);
+        assert!(tools.contains("tasks without other data: none: name data"), "{tools}");
+    }
+
+    #[test]
     fn an_unknown_name_is_refused_with_the_nearest() {
         let command = ReasoningTemplates {
             command: Command::Explain(Explain { name: "cot-plu".to_owned(), format: Format::Text }),
         };
         let error = command.run().unwrap_err();
         assert!(error.exit == exit::BAD_INPUT && error.sentence().contains("did you mean cot-plus?"));
+        assert!(template("baselin").unwrap_err().to_string().contains("did you mean baseline?"));
     }
 }

@@ -1,27 +1,26 @@
 //! Layers of a configuration. YAML and overrides become checked values by key; later values replace earlier ones. Pure.
 
+mod settled;
+mod text;
+
 use std::collections::BTreeMap;
 
-use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 use serde_yaml::Value as Yaml;
 
+use self::text::{MARK, invisible, json, mistake, repeated, scalar, show};
 use crate::{
-    ConfigError, Environment, Origin, Rule,
+    ConfigError, Origin, Rule,
     change::{Assignment, Change},
     defaults::{DEFAULTS, Part},
     error::nearest,
     keys::{Key, reserved},
     options::Catalog,
-    references::{Piece, Reference, pieces, refers},
+    references::refers,
 };
 
 /// Maximum size in bytes of `spec.config`, and of a template that is not included.
 pub(crate) const MAX_CONFIG: usize = 32 * 1024;
-/// The byte order mark. It is harmless at the beginning of a text.
-const MARK: char = '\u{feff}';
-/// Maximum number of characters of a value in a message.
-const MAX_SHOWN: usize = 60;
 
 /// The values of a configuration, after the layers added so far.
 pub(crate) struct Layers {
@@ -50,57 +49,6 @@ struct Stored {
     origin: Origin,
     /// Where entries of a mapping come from.
     entries: BTreeMap<String, Origin>,
-}
-
-/// Reads the value of an override. The error of the parser names a line and a column, which mean nothing for a single value. A
-/// number that is too large for the parser is a float here, so that the rule of its key names the range.
-fn scalar(raw: &str) -> Result<Yaml, serde_yaml::Error> {
-    let large = || raw.parse::<f64>().ok().filter(|number| number.is_finite()).map(Yaml::from);
-    serde_yaml::from_str(raw).or_else(|error| large().ok_or(error))
-}
-
-/// Returns the key that a mapping has twice, from the error of the parser.
-fn repeated(error: &serde_yaml::Error) -> Option<String> {
-    let text = error.to_string();
-    let (_, rest) = text.split_once("duplicate entry with key \"")?;
-    rest.split_once('"').map(|(key, _)| key.to_owned())
-}
-
-/// Returns the line, counted from 1, and the mistake of a text that the parser refuses, if it is a common one.
-fn mistake(text: &str) -> Option<(usize, &'static str)> {
-    let mut begun = false;
-    text.lines().zip(1..).find_map(|(line, number)| {
-        let content = line.trim_start();
-        let indentation = &line[..line.len() - content.len()];
-        let divides =
-            ["---", "..."].iter().any(|mark| line.trim_end() == *mark || line.starts_with(&format!("{mark} ")));
-        let why = if content.is_empty() || content.starts_with('#') {
-            None
-        } else if indentation.contains('\t') {
-            Some("is indented with a tab: indent with spaces")
-        } else if begun && divides {
-            Some("begins another document: write one, without --- and ...")
-        } else {
-            None
-        };
-        begun |= !(content.is_empty() || content.starts_with(['#', '%']));
-        why.map(|why| (number, why))
-    })
-}
-
-/// Finds invisible characters that would become part of the names of keys. Returns the line, counted from 1, and the mistake.
-fn invisible(text: &str) -> Option<(usize, &'static str)> {
-    text.lines().zip(1..).filter(|(line, _)| !line.trim_start().starts_with('#')).find_map(|(line, number)| {
-        let mut indentation = line.chars().take_while(|character| character.is_whitespace());
-        let why = if line.contains(MARK) {
-            Some("holds a byte order mark (U+FEFF): remove it")
-        } else if indentation.any(|character| ![' ', '\t'].contains(&character)) {
-            Some("is indented with another character than a space: indent with spaces")
-        } else {
-            None
-        };
-        why.map(|why| (number, why))
-    })
 }
 
 impl Layers {
@@ -266,154 +214,6 @@ impl Layers {
     /// Returns what each layer sets, in order.
     pub(crate) fn given(&self) -> &[(Origin, &'static str)] {
         &self.given
-    }
-
-    /// Replaces the references in all values.
-    pub(crate) fn settle(&mut self, environment: Environment<'_>) -> Result<(), ConfigError> {
-        let waits = |stored: &Stored| matches!(stored.given, Given::Text(_));
-        let waiting: Vec<_> = self.leaves.iter().filter(|(_, it)| waits(it)).map(|(path, _)| *path).collect();
-        let settled: Vec<_> = waiting
-            .into_iter()
-            .map(|path| Ok((path, self.settled(path, environment, &mut Vec::new())?)))
-            .collect::<Result<_, ConfigError>>()?;
-        for (path, value) in settled {
-            if let Some(stored) = self.leaves.get_mut(path) {
-                stored.given = Given::Value(value);
-            }
-        }
-        Ok(())
-    }
-
-    /// Returns the value of a key without references. `above` are the keys whose values refer to it.
-    fn settled(
-        &self,
-        path: &'static str,
-        environment: Environment<'_>,
-        above: &mut Vec<&'static str>,
-    ) -> Result<Value, ConfigError> {
-        let Some(stored) = self.leaves.get(path) else { return Ok(Value::Null) };
-        let text = match &stored.given {
-            Given::Value(value) => return Ok(value.clone()),
-            Given::Text(text) => text,
-        };
-        let origin = &stored.origin;
-        let wrong = |right: String| ConfigError::Reference {
-            origin: origin.clone(),
-            key: path.to_owned(),
-            text: show(&Value::from(text.as_str())),
-            right,
-        };
-        if above.contains(&path) {
-            let circle = above.iter().chain([&path]).copied().collect::<Vec<_>>().join(" to ");
-            return Err(wrong(format!("the references go in a circle, from {circle}; write the value of one of them")));
-        }
-        above.push(path);
-        let value = self.expand(text, origin, path, environment, above, &wrong)?;
-        above.pop();
-        let Some(key) = self.find(path) else { return Ok(value) };
-        let value = match value {
-            Value::Number(_) | Value::Bool(_) if key.rule.takes_text() => Value::from(value.to_string()),
-            value => value,
-        };
-        key.rule.accept(&value).ok_or_else(|| ConfigError::Refused {
-            origin: origin.clone(),
-            key: path.to_owned(),
-            value: show(&value),
-            rule: key.rule,
-        })
-    }
-
-    /// Replaces the references in a text. A text that is one reference has the value that it refers to; every other one is read
-    /// again as the value of an override.
-    fn expand(
-        &self,
-        text: &str,
-        origin: &Origin,
-        path: &'static str,
-        environment: Environment<'_>,
-        above: &mut Vec<&'static str>,
-        wrong: &dyn Fn(String) -> ConfigError,
-    ) -> Result<Value, ConfigError> {
-        let pieces = pieces(text);
-        if let [Piece::Reference(Reference::Key(key))] = pieces.as_slice() {
-            return self.referred(key, environment, above, wrong);
-        }
-        let mut written = String::new();
-        for piece in pieces {
-            match piece {
-                Piece::Text(text) => written.push_str(text),
-                Piece::Reference(Reference::Key(key)) => {
-                    written.push_str(&plain(&self.referred(key, environment, above, wrong)?));
-                }
-                Piece::Reference(Reference::Variable { name, default }) => {
-                    match (environment.get(name).map_err(wrong)?, default) {
-                        (Some(value), _) => written.push_str(&value),
-                        (None, Some(default)) => {
-                            let value = self.expand(default, origin, path, environment, above, wrong)?;
-                            written.push_str(&plain(&value));
-                        }
-                        (None, None) => {
-                            return Err(wrong(format!(
-                                "the variable {name} is not set; set it, or write ${{oc.env:{name},default}}"
-                            )));
-                        }
-                    }
-                }
-                Piece::Reference(Reference::Resolver(resolver)) => {
-                    return Err(wrong(format!(
-                        "there is no resolver {resolver}; write ${{key}} or ${{oc.env:NAME,default}}"
-                    )));
-                }
-            }
-        }
-        // YAML would take ` #` for a comment and drop quotes.
-        if self.find(path).is_some_and(|known| known.rule.takes_text()) {
-            return Ok(Value::from(written));
-        }
-        self.read(origin, path, &written)
-    }
-
-    /// Returns the value of a key that a reference names.
-    fn referred(
-        &self,
-        key: &str,
-        environment: Environment<'_>,
-        above: &mut Vec<&'static str>,
-        wrong: &dyn Fn(String) -> ConfigError,
-    ) -> Result<Value, ConfigError> {
-        if let Some((path, name)) = self.entry(key) {
-            let value = self.settled(path, environment, above)?;
-            return value.get(name).cloned().ok_or_else(|| wrong(format!("{path} has no entry {name}")));
-        }
-        if let Some(known) = self.find(key) {
-            return self.settled(known.path, environment, above);
-        }
-        if let Some(example) = self.group_of(key) {
-            return Err(wrong(format!("{key} is a group; refer to one of its keys, such as ${{{example}}}")));
-        }
-        let known: Vec<_> = self.keys.iter().map(|key| key.path).collect();
-        let meant = nearest(key, &known).map(|name| format!("; did you mean ${{{name}}}?"));
-        Err(wrong(format!("the key {key} does not exist{}", meant.unwrap_or_default())))
-    }
-
-    /// Returns the value of a key, with its references replaced.
-    ///
-    /// # Errors
-    /// As for [`finish`](Self::finish).
-    pub(crate) fn value(&self, key: &'static str, environment: Environment<'_>) -> Result<Value, ConfigError> {
-        self.settled(key, environment, &mut Vec::new())
-    }
-
-    /// Returns the typed configuration.
-    pub(crate) fn finish<T: DeserializeOwned>(&mut self, environment: Environment<'_>) -> Result<T, ConfigError> {
-        self.settle(environment)?;
-        let mut root = Map::new();
-        for (path, stored) in &self.leaves {
-            if let Given::Value(value) = &stored.given {
-                insert(&mut root, path, value.clone());
-            }
-        }
-        codex_json::from_value(Value::Object(root)).map_err(|source| ConfigError::Canonical { source })
     }
 
     /// Adds the keys of a text, which stand below `package`. Its defaults list was followed before.
@@ -582,51 +382,4 @@ pub(crate) fn recheck(keys: &'static [Key], settings: &impl serde::Serialize) ->
         }
     }
     Ok(())
-}
-
-/// Inserts a value at a path of groups and a key, separated by dots.
-fn insert(group: &mut Map<String, Value>, path: &str, value: Value) {
-    let Some((name, rest)) = path.split_once('.') else {
-        group.insert(path.to_owned(), value);
-        return;
-    };
-    let inner = group.entry(name).or_insert_with(|| Value::Object(Map::new()));
-    if let Value::Object(inner) = inner {
-        insert(inner, rest, value);
-    }
-}
-
-/// Converts YAML to JSON. Values that JSON lacks (tags, infinities) become text, which numeric keys refuse.
-fn json(yaml: &Yaml) -> Value {
-    match yaml {
-        Yaml::Null => Value::Null,
-        Yaml::Bool(truth) => Value::Bool(*truth),
-        Yaml::Number(number) => serde_json::to_value(number)
-            .ok()
-            .filter(Value::is_number)
-            .unwrap_or_else(|| Value::String(number.to_string())),
-        Yaml::String(text) => Value::String(text.clone()),
-        Yaml::Sequence(items) => Value::Array(items.iter().map(json).collect()),
-        Yaml::Mapping(mapping) => Value::Object(
-            mapping
-                .iter()
-                .map(|(key, value)| (key.as_str().map_or_else(|| show(&json(key)), str::to_owned), json(value)))
-                .collect(),
-        ),
-        Yaml::Tagged(tagged) => Value::String(format!("{} {}", tagged.tag, show(&json(&tagged.value)))),
-    }
-}
-
-/// Returns a value as it is written inside a text.
-fn plain(value: &Value) -> String {
-    value.as_str().map_or_else(|| value.to_string(), str::to_owned)
-}
-
-/// Returns a value in the form for messages.
-fn show(value: &Value) -> String {
-    let text = value.to_string();
-    if text.chars().count() <= MAX_SHOWN {
-        return text;
-    }
-    text.chars().take(MAX_SHOWN).chain(['…']).collect()
 }
