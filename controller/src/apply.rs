@@ -184,6 +184,7 @@ pub async fn apply<K: Resource<DynamicType = ()>>(
         mounted_bundles,
         released_bundles,
     } = desired;
+    let kept_of = |kind| kept.iter().filter(move |kept| kept.kind == kind).map(|kept| kept.name.clone());
     for child in config_maps {
         apply.ensure(&stores.config_maps, child, Template::None).await?;
     }
@@ -207,6 +208,8 @@ pub async fn apply<K: Resource<DynamicType = ()>>(
     for child in http_routes {
         apply.ensure(&stores.http_routes, child, Template::None).await?;
     }
+    // The Job of a former run is deleted first: a quota may have room for one.
+    apply.prune(&stores.jobs, names(jobs).into_iter().chain(kept_of(KeptKind::Job)).collect()).await?;
     for child in jobs {
         apply.ensure(&stores.jobs, child, Template::Immutable).await?;
     }
@@ -221,10 +224,8 @@ pub async fn apply<K: Resource<DynamicType = ()>>(
     }
     apply.prune(&stores.horizontal_pod_autoscalers, names(horizontal_pod_autoscalers)).await?;
     // In reverse order: pods are deleted before the objects that they mount.
-    let kept_of = |kind| kept.iter().filter(move |kept| kept.kind == kind).map(|kept| kept.name.clone());
     let serving = names(deployments).into_iter().chain(kept_of(KeptKind::Deployment)).collect();
     apply.prune(&stores.deployments, serving).await?;
-    apply.prune(&stores.jobs, names(jobs).into_iter().chain(kept_of(KeptKind::Job)).collect()).await?;
     apply.prune(&stores.http_routes, names(http_routes)).await?;
     apply.prune(&stores.services, names(services)).await?;
     let slices = names(endpoint_slices).into_iter().chain(kept_of(KeptKind::EndpointSlice)).collect();

@@ -13,7 +13,7 @@ use crate::{
     training_run::DataStatus,
 };
 
-/// The most finished runs that a status lists.
+/// The most ended runs that a status lists.
 pub const MAX_FINISHED: usize = 10;
 
 /// When an Evaluation is repeated, as a CronJob is.
@@ -30,8 +30,12 @@ pub struct Schedule {
     #[schemars(length(min = 1, max = 64))]
     #[x_kube(validation = crate::rules::time_zone())]
     pub time_zone: Option<String>,
-    /// What happens at a time at which the former run has not finished. Forbid: no run starts until it has. Defaults to Forbid.
+    /// What happens at a time at which the former run has not finished. Forbid: no run starts until it has. Replace: it is ended without
+    /// a verdict, and the next run starts; one whose result is reported is judged first. The Allow of CronJobs is not supported,
+    /// because runs that overlap would share one status and one verdict. Defaults to Forbid, unlike that of CronJobs.
     #[serde(default)]
+    #[schemars(with = "String", length(max = 16))]
+    #[x_kube(validation = crate::rules::concurrency_policy())]
     pub concurrency_policy: ConcurrencyPolicy,
     /// How many seconds late a run may start. A time that is missed by more starts no run. Without it, the latest missed time
     /// starts a run as soon as possible.
@@ -44,12 +48,13 @@ pub struct Schedule {
 }
 
 /// What happens at a time at which the former run has not finished.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[schemars(inline)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum ConcurrencyPolicy {
     /// No run starts until the former one has finished.
     #[default]
     Forbid,
+    /// The former run is ended without a verdict, and the next one starts.
+    Replace,
 }
 
 /// Runs of a repeated Evaluation.
@@ -71,7 +76,7 @@ pub struct ScheduleStatus {
     /// Times since the latest run, or before it, for which no run was started.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub missed: Option<MissedRuns>,
-    /// Finished runs, the latest first.
+    /// Runs that have ended, the latest first.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = MAX_FINISHED))]
     pub history: Vec<FinishedRun>,
@@ -88,7 +93,7 @@ pub struct MissedRuns {
     pub last: Time,
 }
 
-/// Finished run of a repeated Evaluation.
+/// Run of a repeated Evaluation that has ended.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct FinishedRun {
@@ -97,11 +102,16 @@ pub struct FinishedRun {
     pub number: i64,
     /// Time for which it was started.
     pub scheduled: Time,
-    /// Time at which its verdict was reached, or it failed.
+    /// Time at which its verdict was reached, it failed, or it was replaced.
     pub completed_at: Time,
-    /// Verdict. Absent if the run failed without one.
+    /// Verdict. Absent if the run ended without one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub verdict: Option<Verdict>,
+    /// Why the run ended without a verdict: the reason of its failure, such as RetriesExhausted, or RunReplaced, if the next run
+    /// replaced it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 64))]
+    pub reason: Option<String>,
     /// SHA-256 over the reported model digest, data digests, metrics and golden tokens.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub report_digest: Option<ReportDigest>,

@@ -102,6 +102,51 @@ async fn an_evaluation_of_a_given_model_needs_no_run_and_two_claims() {
 }
 
 #[tokio::test]
+async fn the_job_of_a_replaced_run_is_deleted_before_that_of_the_next_one_is_created() {
+    let world = World::new().await;
+    world.api.put(&path("trainingruns", "a"), world.sealed::<TrainingRun>(finished()));
+    let mut yearly = evaluation();
+    yearly["metadata"]["creationTimestamp"] = json!("2024-06-01T00:00:00Z");
+    yearly["spec"]["schedule"] = json!({"cron": "0 0 1 1 *", "concurrencyPolicy": "Replace"});
+    world.api.put(&path("evaluations", "e"), yearly);
+    let job = |number: i64| format!("/apis/batch/v1/namespaces/team/jobs/codex-e-{number}-e");
+    for round in 0..4 {
+        world.reconcile::<Evaluation>("e").await.1.unwrap();
+        assert_eq!(world.api.object(&job(1)).is_some(), round > 0, "a run is recorded before its Job is created");
+    }
+    // A year passes.
+    let mut object = world.api.object(&path("evaluations", "e")).unwrap();
+    let runs = &mut object["status"]["schedule"];
+    assert_eq!(runs["active"]["number"], 1, "{runs}");
+    (runs["lastScheduleTime"], runs["active"]["scheduled"]) =
+        (json!("2025-01-01T00:00:00Z"), json!("2025-01-01T00:00:00Z"));
+    runs.as_object_mut().unwrap().remove("missed");
+    world.api.put(&path("evaluations", "e"), world.sealed::<Evaluation>(object));
+    let (requests, result) = world.reconcile::<Evaluation>("e").await;
+    result.unwrap();
+    let others: Vec<_> = requests.into_iter().filter(|line| !line.contains("/events")).collect();
+    assert_eq!(others, [format!("PATCH {}/status as codex-controller/status force", path("evaluations", "e"))]);
+    let runs = world.api.object(&path("evaluations", "e")).unwrap()["status"]["schedule"].clone();
+    assert_eq!(
+        (&runs["active"]["number"], &runs["history"][0]["reason"]),
+        (&json!(2), &json!("RunReplaced")),
+        "{runs}"
+    );
+    let (requests, result) = world.reconcile::<Evaluation>("e").await;
+    result.unwrap();
+    let of_jobs: Vec<_> = requests.into_iter().filter(|line| line.contains("/jobs/")).collect();
+    assert_eq!(
+        of_jobs,
+        [format!("DELETE {}", job(1)), format!("GET {}", job(2)), format!("PATCH {} as codex-controller", job(2)),]
+    );
+    for round in 0..3 {
+        let (requests, result) = world.reconcile::<Evaluation>("e").await;
+        result.unwrap();
+        assert!(requests.is_empty(), "round {round}: {requests:?}");
+    }
+}
+
+#[tokio::test]
 async fn a_status_without_a_valid_seal_is_not_believed() {
     let world = World::new().await;
     let digest = "1".repeat(64);

@@ -64,19 +64,27 @@ pub fn uncounted(observed: &ObservedEvaluation, now: Timestamp) -> Option<Read> 
 /// Returns the plan for an Evaluation.
 pub fn plan(observed: &ObservedEvaluation, now: Timestamp) -> Plan<EvaluationStatus> {
     let now = whole_seconds(now);
-    let Some(schedule) = &observed.object.spec.schedule else { return once(observed, Turn::default(), now) };
+    let Some(schedule) = &observed.object.spec.schedule else { return once(observed, Turn::default(), now).0 };
     let scheduled = Scheduled::of(observed, schedule, now);
-    let run = once(&scheduled.observed, scheduled.turn.clone(), now);
-    scheduled.plan(run)
+    let (run, gives_way) = once(&scheduled.observed, scheduled.turn.clone(), now);
+    match scheduled.replacing(schedule, now).filter(|_| gives_way) {
+        // The conditions of the run that is at work say that it is replaced.
+        Some(replaced) => {
+            let (run, _) = once(&replaced.observed, replaced.turn.clone(), now);
+            replaced.plan(run)
+        }
+        None => scheduled.plan(run),
+    }
 }
 
-/// Returns the plan for one run.
-fn once(observed: &ObservedEvaluation, turn: Turn, now: Timestamp) -> Plan<EvaluationStatus> {
+/// Returns the plan for one run, and whether the run gives way to the next one of its schedule.
+fn once(observed: &ObservedEvaluation, turn: Turn, now: Timestamp) -> (Plan<EvaluationStatus>, bool) {
     let view = View::of(observed, turn, now);
     let outcome = Outcome::of(&view);
     let stage = Stage::of(&view, &outcome);
     let desired = children(&view, &stage);
     let (status, requeue) = status::status(&view, &outcome, &stage);
     let events = events(view.work.conditions, &status.conditions, view.obstruction);
-    Plan { desired, effects: reads::effects(&view, &stage), status, events, requeue }
+    let plan = Plan { desired, effects: reads::effects(&view, &stage), status, events, requeue };
+    (plan, stage.gives_way(&outcome))
 }

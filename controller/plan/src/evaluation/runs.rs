@@ -4,7 +4,8 @@
 use std::time::Duration;
 
 use codex_crds::{
-    ActiveRun, Evaluation, EvaluationStatus, FinishedRun, MAX_FINISHED, MissedRuns, Schedule, ScheduleStatus, child,
+    ActiveRun, ConcurrencyPolicy, ConditionType, Evaluation, EvaluationStatus, FinishedRun, MAX_FINISHED, MissedRuns,
+    Reason, Schedule, ScheduleStatus, child,
 };
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
@@ -16,7 +17,8 @@ use super::{
     status::with_result,
 };
 use crate::{
-    plan::Plan,
+    conditions::find,
+    plan::{Event, EventType, Plan},
     seal::{Sealable, StatusSeal},
     throttle,
     times::{MAX_COUNT, Times},
@@ -40,6 +42,8 @@ pub(crate) struct Turn {
     pub(crate) problem: Option<String>,
     /// What was missed.
     pub(crate) missed: Option<String>,
+    /// Which run was replaced, until one finishes.
+    pub(crate) replaced: Option<String>,
     /// Whether the status describes the verdict of an earlier run.
     pub(crate) holds: bool,
 }
@@ -73,6 +77,8 @@ pub(super) struct Scheduled {
     schedule: ScheduleStatus,
     /// When to look at the schedule again.
     due: Option<Duration>,
+    /// The runs, and what is said about the start, if the next run is to replace the one that is at work.
+    next: Option<(ScheduleStatus, String)>,
 }
 
 /// Returns the name of the Job of an Evaluation. `seal` is what the seal of its status says.
@@ -92,7 +98,7 @@ impl Scheduled {
         let mut runs = recorded.schedule.take().unwrap_or_default();
         let running = runs.active.clone();
         let mut turn = Turn { run: runs.current(), holds: holds(&recorded), ..Turn::default() };
-        let mut due = None;
+        let (mut due, mut replacing) = (None, None);
         match Times::of(schedule, "spec.schedule") {
             Err(why) => {
                 turn.problem = Some(why);
@@ -105,16 +111,23 @@ impl Scheduled {
                 if next.is_none() && !schedule.suspend {
                     turn.problem = Some(format!("spec.schedule.cron {:?} names no time: change it", schedule.cron));
                 }
+                let since = since(&observed.object, &runs, now);
                 if running.is_none() && !schedule.suspend {
-                    let since = since(&observed.object, &runs, now);
                     turn.starts = runs.start(&times, schedule, since, now);
                     if turn.starts.is_some() {
                         due = Some(AT_ONCE);
                     }
+                } else if running.is_some() && replaces(&observed.object, schedule) {
+                    let mut next = runs.clone();
+                    match next.start(&times, schedule, since, now) {
+                        Some(starts) => replacing = Some((next, starts)),
+                        // Only what was missed differs.
+                        None => runs = next,
+                    }
                 }
             }
         }
-        turn.missed = runs.missed.as_ref().map(|missed| said(missed, schedule));
+        (turn.missed, turn.replaced) = (missed(&runs, schedule), replaced(&runs));
         if turn.run.is_none() {
             turn.waits = Some(match (&turn.starts, &runs.next_schedule_time) {
                 (Some(starts), _) => starts.clone(),
@@ -124,38 +137,61 @@ impl Scheduled {
         }
         let mut observed = observed.clone();
         let status = running.as_ref().map_or_else(|| recorded.clone(), |active| one(active, &recorded));
-        // What pods of former runs reported does not count. A clock that is behind must not hide the reports of pods that exist.
-        let began = running.map(|run| run.since.0);
+        // What pods of former runs reported does not count, however late they did. A clock that is behind must not hide the reports of
+        // pods that exist.
+        let began = running.map(|run| (child::evaluator_run_prefix(run.number), run.since.0));
         let exists = |uid: &str| observed.pods.iter().any(|pod| pod.uid().as_deref() == Some(uid));
-        observed.reports.retain(|it| exists(&it.report.pod_uid) || began.is_some_and(|began| it.at >= began));
+        observed.reports.retain(|it| {
+            let of_run = |(prefix, began): &(String, Timestamp)| it.pod.starts_with(prefix) && it.at >= *began;
+            exists(&it.report.pod_uid) || began.as_ref().is_some_and(of_run)
+        });
         if observed.object.status.is_some() {
             observed.object.status = Some(status);
         }
-        Self { observed, turn, recorded, schedule: runs, due }
+        Self { observed, turn, recorded, schedule: runs, due, next: replacing }
+    }
+
+    /// Returns the schedule once the next run has replaced the one that is at work; `None` if it is not to be replaced. The run must have
+    /// said that it [gives way](super::stage::Stage::gives_way).
+    pub(super) fn replacing(&self, schedule: &Schedule, now: Timestamp) -> Option<Self> {
+        let (mut next, starts) = self.next.clone()?;
+        let former = self.schedule.active.as_ref()?;
+        next.end(FinishedRun {
+            number: former.number,
+            scheduled: former.scheduled.clone(),
+            completed_at: Time(now),
+            verdict: None,
+            reason: Some(Reason::RunReplaced.name().to_owned()),
+            report_digest: None,
+            reads: None,
+        });
+        let (missed, replaced) = (missed(&next, schedule), replaced(&next));
+        Some(Self {
+            observed: self.observed.clone(),
+            turn: Turn { starts: Some(starts), missed, replaced, ..self.turn.clone() },
+            recorded: self.recorded.clone(),
+            schedule: next,
+            due: Some(AT_ONCE),
+            next: None,
+        })
     }
 
     /// Returns the plan of the object from that of its run.
     pub(super) fn plan(self, run: Plan<EvaluationStatus>) -> Plan<EvaluationStatus> {
-        let Self { turn, recorded, mut schedule, due, observed } = self;
-        let Plan { desired, effects, status, events, requeue } = run;
+        let Self { turn, recorded, mut schedule, due, observed, next: _ } = self;
+        let Plan { desired, effects, status, mut events, requeue } = run;
         // A run that has just been started is planned next; until then the plan is that of the former one.
-        let active = schedule.active.take();
-        let status = match active {
-            Some(active) if turn.starts.is_none() => {
-                if let Some(completed_at) = &status.completed_at {
-                    schedule.history.insert(0, finished(&active, &status, completed_at));
-                    schedule.history.truncate(MAX_FINISHED);
-                    status
-                } else {
-                    schedule.active = Some(continued(active, &status));
-                    if turn.holds { held(recorded, &status, &observed) } else { status }
-                }
+        if let Some(active) = schedule.active.take_if(|_| turn.starts.is_none()) {
+            match &status.completed_at {
+                Some(completed_at) => schedule.end(finished(&active, &status, completed_at)),
+                None => schedule.active = Some(continued(active, &status)),
             }
-            other => {
-                schedule.active = other;
-                status
-            }
-        };
+        }
+        let holds = turn.holds && status.completed_at.is_none();
+        let status = if holds { held(recorded, &status, &observed) } else { status };
+        // A run that starts while the latest one that ended was replaced is the one that replaces it.
+        let replaced = turn.replaced.filter(|_| turn.starts.is_some());
+        events.extend(replaced.and_then(|note| replacement(&events, note)));
         let requeue = [requeue, due].into_iter().flatten().min().map(|again| again.min(LONGEST));
         Plan { desired, effects, status: EvaluationStatus { schedule: Some(schedule), ..status }, events, requeue }
     }
@@ -168,6 +204,9 @@ trait Runs {
 
     /// Starts a run if one is due, and says so; records what was missed.
     fn start(&mut self, times: &Times, schedule: &Schedule, since: Timestamp, now: Timestamp) -> Option<String>;
+
+    /// Adds a run that has ended to the history.
+    fn end(&mut self, run: FinishedRun);
 }
 
 impl Runs for ScheduleStatus {
@@ -213,6 +252,16 @@ impl Runs for ScheduleStatus {
         });
         Some(format!("run {}, which was due at {latest}, is starting", self.runs))
     }
+
+    fn end(&mut self, run: FinishedRun) {
+        self.history.insert(0, run);
+        self.history.truncate(MAX_FINISHED);
+    }
+}
+
+/// Whether the run that is at work is replaced once the next one is due. A run that `spec.suspend` stops stays.
+fn replaces(object: &Evaluation, schedule: &Schedule) -> bool {
+    schedule.concurrency_policy == ConcurrencyPolicy::Replace && !schedule.suspend && !object.spec.suspend
 }
 
 /// Returns the time after which due times count: that of the latest run, the latest that was missed, or the creation.
@@ -228,9 +277,37 @@ fn holds(status: &EvaluationStatus) -> bool {
     status.completed_at.is_some() && !status.metrics.is_empty()
 }
 
+/// Says which run was replaced, if no run has finished since.
+fn replaced(runs: &ScheduleStatus) -> Option<String> {
+    let replaced = |run: &&FinishedRun| run.reason.as_deref() == Some(Reason::RunReplaced.name());
+    let FinishedRun { number, scheduled, .. } = runs.history.first().filter(replaced)?;
+    let told = format!(
+        "run {number}, which was due at {}, was replaced by run {} before it finished",
+        scheduled.0,
+        number.saturating_add(1)
+    );
+    let advice = "let spec.schedule.cron name fewer times, or set spec.schedule.concurrencyPolicy to Forbid";
+    Some(match runs.history.iter().take_while(replaced).count() - 1 {
+        0 => told,
+        1 => format!("{told}, and so was the run before it: {advice}"),
+        before => format!("{told}, and so were the {before} runs before it: {advice}"),
+    })
+}
+
+/// Returns the Event of a replacement, unless the condition that says so causes it.
+fn replacement(events: &[Event], note: String) -> Option<Event> {
+    let reason = Reason::RunReplaced.name();
+    events.iter().all(|event| event.reason != reason).then(|| Event {
+        type_: EventType::Normal,
+        reason: reason.to_owned(),
+        action: ConditionType::RunsMissed.name().to_owned(),
+        note,
+    })
+}
+
 /// Says what was missed.
-fn said(missed: &MissedRuns, schedule: &Schedule) -> String {
-    let MissedRuns { count, last } = missed;
+fn missed(runs: &ScheduleStatus, schedule: &Schedule) -> Option<String> {
+    let MissedRuns { count, last } = runs.missed.as_ref()?;
     let times = match *count {
         1 => "1 time of spec.schedule has passed without a run,".to_owned(),
         MAX_COUNT.. => {
@@ -241,10 +318,10 @@ fn said(missed: &MissedRuns, schedule: &Schedule) -> String {
     let deadline = schedule.starting_deadline_seconds.map_or_else(String::new, |deadline| {
         format!("; a run starts at most {deadline} s late (spec.schedule.startingDeadlineSeconds)")
     });
-    format!(
+    Some(format!(
         "{times} {}: the former run was still at work, spec.schedule.suspend was true, or the controller did not run{deadline}",
         last.0
-    )
+    ))
 }
 
 /// Returns the status of a run that is at work, as that of an Evaluation that runs once.
@@ -291,11 +368,13 @@ fn continued(active: ActiveRun, status: &EvaluationStatus) -> ActiveRun {
 
 /// Returns a finished run, as the history lists it.
 fn finished(active: &ActiveRun, status: &EvaluationStatus, completed_at: &Time) -> FinishedRun {
+    let stalled = find(&status.conditions, ConditionType::Stalled).filter(|_| status.verdict.is_none());
     FinishedRun {
         number: active.number,
         scheduled: active.scheduled.clone(),
         completed_at: completed_at.clone(),
         verdict: status.verdict,
+        reason: stalled.map(|stalled| stalled.reason.clone()),
         report_digest: status.report_digest.filter(|_| status.verdict.is_some()),
         reads: status.reads,
     }

@@ -102,6 +102,22 @@ impl Stage {
         }
     }
 
+    /// Whether the next run of a schedule may replace this one. A run whose result is reported is judged first: its measurements are
+    /// recorded, so that its read of the problems has to be counted.
+    pub(crate) fn gives_way(&self, outcome: &Outcome) -> bool {
+        // A pod that exited 0 reports soon, or its run fails.
+        let has_ended = matches!(
+            self,
+            Self::Done(_)
+                | Self::Judged(_)
+                | Self::Uncounted(_)
+                | Self::Failed(_)
+                | Self::Scheduled(_)
+                | Self::Active(Active::FinalReport(_))
+        );
+        !has_ended && outcome.counted.is_none()
+    }
+
     /// Returns the model to score.
     ///
     /// # Errors

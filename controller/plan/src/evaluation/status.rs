@@ -227,8 +227,13 @@ fn of_schedule(view: &View<'_>, stage: &Stage, conditions: &mut Conditions<'_>) 
     if let Some(starts) = &turn.starts {
         conditions.set(Reconciling, true, Reason::WaitingForPod, starts);
     }
-    if let Some(missed) = &turn.missed {
-        conditions.set(RunsMissed, true, Reason::RunsMissed, missed);
+    match (&turn.missed, turn.replaced.as_ref().filter(|_| !settled)) {
+        (Some(missed), Some(replaced)) => {
+            conditions.set(RunsMissed, true, Reason::RunsMissed, &format!("{missed}; {replaced}"));
+        }
+        (Some(missed), None) => conditions.set(RunsMissed, true, Reason::RunsMissed, missed),
+        (None, Some(replaced)) => conditions.set(RunsMissed, true, Reason::RunReplaced, replaced),
+        (None, None) => {}
     }
     if let Some(problem) = &turn.problem {
         conditions.set(Ready, false, Reason::InvalidConfiguration, problem);

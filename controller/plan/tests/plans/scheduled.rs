@@ -12,7 +12,7 @@ use codex_verdict::Verdict;
 use k8s_openapi::api::apps::v1::Deployment;
 use kube::ResourceExt;
 use proptest::prelude::*;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::{
     make,
@@ -20,6 +20,8 @@ use crate::{
     properties::{judged, trained},
     world::World,
 };
+
+mod replaced;
 
 /// The first time of the schedule, which is due every hour.
 const HOUR: i64 = 3_600;
@@ -34,6 +36,14 @@ impl Hourly {
         observed.object.metadata.creation_timestamp = make::from(json!(make::at(0)));
         observed.run = Some(trained());
         Self(observed)
+    }
+
+    /// Sets a field of the schedule.
+    fn set(&mut self, field: &str, value: &Value) {
+        let schedule = &mut self.0.object.spec.schedule;
+        let mut changed = serde_json::to_value(&*schedule).unwrap();
+        changed[field] = value.clone();
+        *schedule = make::from(changed);
     }
 
     /// Plans, and lets the plan come true.
@@ -244,10 +254,14 @@ fn a_discarded_status_starts_anew_and_counts_another_read() {
 proptest! {
     #![proptest_config(ProptestConfig { cases: 16, ..ProptestConfig::default() })]
 
-    /// However late and however often it is planned, no run starts twice for a time, and the next look is in time.
+    /// However late and however often it is planned, no run starts twice for a time, each ends once, and the next look is in time.
     #[test]
-    fn runs_follow_the_times(gaps in prop::collection::vec(1_i64..20_000, 1..20), finishes in prop::collection::vec(any::<bool>(), 20)) {
+    fn runs_follow_the_times(
+        gaps in prop::collection::vec(1_i64..20_000, 1..20), finishes in prop::collection::vec(any::<bool>(), 20),
+        policy in prop::sample::select(vec!["Forbid", "Replace"]),
+    ) {
         let mut hourly = Hourly::new();
+        hourly.set("concurrencyPolicy", &json!(policy));
         let (mut second, mut runs, mut last) = (0, 0, None);
         for (gap, finishes) in gaps.into_iter().zip(finishes) {
             second += gap;
@@ -264,6 +278,8 @@ proptest! {
                 last = time;
             }
             runs = schedule.runs;
+            let ended = if schedule.active.is_some() { runs - 1 } else { runs };
+            prop_assert!(schedule.history.iter().map(|run| run.number).eq((1..=ended).rev().take(10)));
             let next = schedule.next_schedule_time.unwrap().0;
             prop_assert!(next > make::at(second));
             let again = plan.requeue.unwrap().as_secs();
