@@ -6,7 +6,7 @@ use kube::KubeSchema;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::VerifiedStatus;
+use crate::{MAX_SHADOW_SOURCES, ShadowSource, VerifiedStatus};
 
 /// The most entries of `status.history`.
 pub const MAX_HISTORY: usize = 10;
@@ -14,6 +14,7 @@ pub const MAX_HISTORY: usize = 10;
 /// Rollout by a canary: new servers start beside the present ones, and replace them once they have answered requests well.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
+#[x_kube(validation = crate::rules::compared_step())]
 pub struct Rollout {
     /// Servers of the canary in percent of the present servers, rounded up, in ascending order. At 100 all requests go to the
     /// canary; before, each server gets an equal share, or with gateway the canary this share of all requests. Defaults to 5, 25, 50
@@ -32,6 +33,14 @@ pub struct Rollout {
     /// Service gives each server an equal share.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub gateway: Option<RolloutGateway>,
+}
+
+impl Rollout {
+    /// Whether the canary has a Service of its own, beside that of all servers: for a Gateway, or for copies of requests.
+    #[must_use]
+    pub fn names_canary(&self) -> bool {
+        self.gateway.is_some() || self.analysis.agreement.is_some()
+    }
 }
 
 /// Where the HTTPRoute of a ReasoningPod is attached.
@@ -119,6 +128,24 @@ pub struct Analysis {
     #[schemars(length(max = 16))]
     #[x_kube(validation = crate::rules::inter_token_seconds())]
     pub max_inter_token_seconds: Option<String>,
+    /// Agreement with the answers of the present servers, of which the canary gets copies in the steps below 100. Without it, answers
+    /// are not compared.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub agreement: Option<Agreement>,
+}
+
+/// How many answers of a canary may differ from those of the present servers to the same requests, with the same seeds.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Agreement {
+    /// Share of the requests to the present servers that are copied to the canary, in percent.
+    #[schemars(range(min = 1, max = 100))]
+    pub sample_percent: i32,
+    /// Greatest share of compared requests that may be answered differently, such as 0.01. The canary fails once its lower confidence
+    /// bound is above it. A step below 100 does not end before minRequests requests were compared.
+    #[schemars(length(max = 16))]
+    #[x_kube(validation = crate::rules::share("spec.rollout.analysis.agreement.maxDivergence", "0.01"))]
+    pub max_divergence: String,
 }
 
 impl Default for Analysis {
@@ -131,6 +158,7 @@ impl Default for Analysis {
             max_refusal_rate: None,
             max_first_token_seconds: None,
             max_inter_token_seconds: None,
+            agreement: None,
         }
     }
 }
@@ -212,6 +240,10 @@ pub struct RolloutStatus {
     /// Model digest that a server of the canary verified.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub verified: Option<VerifiedStatus>,
+    /// Present servers whose copies of requests the canary accepts, with their public keys.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = MAX_SHADOW_SOURCES))]
+    pub sources: Vec<ShadowSource>,
     /// What the canary waits for, or why it was rolled back.
     #[schemars(length(max = 1024))]
     pub reason: String,
@@ -242,6 +274,21 @@ pub struct TrafficStatus {
     /// servers report it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub inter_token: Option<TimesStatus>,
+    /// Copies of requests to the present servers. Present only with agreement, once all servers have reported.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub agreement: Option<AgreementStatus>,
+}
+
+/// Numbers of copies of requests to the present servers.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct AgreementStatus {
+    /// Requests that were compared.
+    pub compared: i64,
+    /// Compared requests with the same final answer, including those with the same tokens.
+    pub agreed: i64,
+    /// Copies that were not compared: the canary had no room, or its tokenizer differs.
+    pub skipped: i64,
 }
 
 /// Numbers of refused requests.

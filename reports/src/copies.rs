@@ -1,4 +1,4 @@
-//! Copies of requests that servers send to shadows: the files that the controller mounts, and what is sent. No I/O.
+//! Copies of requests that servers send to shadows and canaries: the files that the controller mounts, and what is sent. No I/O.
 
 use codex_provenance::ModelDigest;
 use serde::{Deserialize, Serialize};
@@ -16,15 +16,15 @@ pub const MAX_COPY: usize = 4 << 20;
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct MirrorFile {
-    /// The shadows.
+    /// The shadows, and the canary that is compared.
     pub shadows: Vec<MirrorTarget>,
 }
 
-/// A shadow that gets copies.
+/// A shadow or a canary that gets copies.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct MirrorTarget {
-    /// The uid of its ReasoningPod, for which copies are signed.
+    /// The uid of its ReasoningPod, for which copies are signed; that of a canary has its number, too.
     pub uid: String,
     /// The URL of its Service, without a path.
     pub url: String,
@@ -32,13 +32,13 @@ pub struct MirrorTarget {
     pub sample_percent: u32,
 }
 
-/// Whose copies a shadow accepts. An absent file means nobody's.
+/// Whose copies a shadow or a canary accepts. An absent file means nobody's.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct ShadowFile {
-    /// The uid of its ReasoningPod.
+    /// The uid of its ReasoningPod, as in [`MirrorTarget::uid`].
     pub uid: String,
-    /// The public keys (Ed25519, hexadecimal) of the servers that it shadows.
+    /// The public keys (Ed25519, hexadecimal) of the servers that it is compared with.
     pub keys: Vec<String>,
 }
 

@@ -5,6 +5,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::{Failure, Stage};
 
+/// The length of [`ServingState::copies_key`].
+const COPIES_KEY_DIGITS: usize = 64;
+
 /// Cumulative state of a server.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
@@ -33,17 +36,25 @@ pub struct ServingState {
     /// Whether requests wait for a server. Only activators report it.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub waiting: bool,
-    /// Public key (Ed25519, hexadecimal) with which the server signs copies of requests for shadows.
+    /// Public key (Ed25519, hexadecimal) with which the server signs copies of requests for shadows and canaries.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub copies_key: Option<String>,
     /// Comparisons since the server started, one for each model that it was compared with, at most [`MAX_COMPARISONS`]. Only shadows
-    /// report them.
+    /// and canaries that are compared report them.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub comparisons: Vec<Comparison>,
     /// Reason why the server refuses to serve. `VerificationFailed` names the file, the bundle or the ring, `GoldenTokensDiffer` the
     /// Evaluation, the prompt and the token.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub failure: Option<Failure>,
+}
+
+impl ServingState {
+    /// Returns [`Self::copies_key`] if it has the form of a key.
+    pub fn valid_copies_key(&self) -> Option<&str> {
+        let key = self.copies_key.as_deref()?;
+        (key.len() == COPIES_KEY_DIGITS && key.bytes().all(|digit| digit.is_ascii_hexdigit())).then_some(key)
+    }
 }
 
 /// How a server reproduced the golden tokens of its promotion.

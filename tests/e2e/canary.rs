@@ -1,4 +1,4 @@
-//! Canaries: one that fails is stopped by itself while the servers stay, and one that answers well replaces them.
+//! Canaries: one that fails is stopped by itself while the servers stay, and one that answers well and as they do replaces them.
 
 use std::{convert::Infallible, time::Duration};
 
@@ -20,6 +20,8 @@ use crate::load::{self, Kind, Load};
 
 /// The time until the kubelet has updated a mounted ConfigMap and enough requests have failed.
 const BROKEN: Duration = Duration::from_secs(240);
+/// The time until the kubelet has updated a mounted ConfigMap and enough requests were compared and answered.
+const COMPARED: Duration = Duration::from_secs(300);
 /// The ConfigMap with safety rules.
 const RULES: &str = "rules";
 
@@ -93,11 +95,14 @@ async fn a_canary_that_fails_is_stopped_by_itself_and_one_that_passes_is_promote
     assert_eq!((back.rollout, back.history.len()), (None, 1));
     let stable = uids(&team).await?;
 
-    // A canary that answers well replaces the servers.
-    let analysis = json!({ "intervalSeconds": 1, "minRequests": 5 });
-    let better = json!({ "spec": { "serving": { "rateLimit": "100000/60s" }, "rollout": { "analysis": analysis } } });
+    // A canary that answers well, and as the servers do, replaces them.
+    let agreement = json!({ "samplePercent": 100, "maxDivergence": "0.01" });
+    let analysis = json!({ "intervalSeconds": 1, "minRequests": 5, "agreement": agreement });
+    let rollout = json!({ "steps": [50, 100], "analysis": analysis });
+    let better = json!({ "spec": { "serving": { "rateLimit": "100000/60s" }, "rollout": rollout } });
     team.change::<ReasoningPod>("served", better).await?;
-    let promoted = until_found("the canary was promoted", BROKEN, async || {
+    // Its first step does not end before copies were compared.
+    let promoted = until_found("the canary was promoted", COMPARED, async || {
         let _ = team.infer("served", "1+1:").await;
         let pod = team.api::<ReasoningPod>().get("served").await?;
         let first = pod.status.as_ref().and_then(|status| status.history.first());
@@ -110,7 +115,7 @@ async fn a_canary_that_fails_is_stopped_by_itself_and_one_that_passes_is_promote
     let deployment = team.api::<Deployment>().get(&child::server("served")).await?;
     let arguments = serde_json::to_value(&deployment.spec.unwrap().template.spec.unwrap().containers[0].args).unwrap();
     let holds = |argument: &str| arguments.as_array().unwrap().contains(&Value::from(argument));
-    assert!(holds("--rate-limit") && !holds("--report-traffic"), "{arguments}");
+    assert!(holds("--rate-limit") && !holds("--report-traffic") && !holds("--compare"), "{arguments}");
     let now = uids(&team).await?;
     assert!(now.iter().all(|uid| !stable.contains(uid)), "new servers answer");
     team.done();

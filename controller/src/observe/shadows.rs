@@ -13,9 +13,6 @@ use kube::ResourceExt;
 use super::{cache::Name, kind::Observe, stores::get};
 use crate::{context::Context, ownership::controller, signer::BUNDLE};
 
-/// The length of a public key in hexadecimal digits.
-const KEY: usize = 64;
-
 /// Returns the ReasoningPod that a shadow shadows.
 pub(super) fn incumbent(context: &Context, pod: &ReasoningPod) -> Option<Incumbent> {
     let of = &pod.spec.shadow.as_ref()?.of;
@@ -27,7 +24,7 @@ pub(super) fn incumbent(context: &Context, pod: &ReasoningPod) -> Option<Incumbe
     let servers = labelled.iter().filter(|pod| controller(&***pod).is_some_and(|owner| owner.kind == "ReplicaSet"));
     let pods: BTreeSet<String> = servers.filter_map(|pod| pod.uid()).collect();
     let key = |state: &State| match state {
-        State::Serving(state) => state.copies_key.clone(),
+        State::Serving(state) => state.valid_copies_key().map(str::to_owned),
         State::Training(_) | State::Evaluation(_) => None,
     };
     let keys: BTreeMap<String, String> = context
@@ -35,7 +32,6 @@ pub(super) fn incumbent(context: &Context, pod: &ReasoningPod) -> Option<Incumbe
         .of(&uid)
         .into_iter()
         .filter_map(|received| Some((received.report.pod_uid.clone(), key(&received.report.state)?)))
-        .filter(|(_, key)| key.len() == KEY && key.bytes().all(|digit| digit.is_ascii_hexdigit()))
         .collect();
     let tls = found.spec.serving.tls.is_some();
     let shadow_of = found.spec.shadow.as_ref().map(|shadow| shadow.of.clone());

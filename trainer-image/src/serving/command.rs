@@ -166,14 +166,18 @@ pub struct Serve {
     /// Report to the controller when the last request ended; it stops servers that are idle.
     #[arg(long)]
     report_activity: bool,
-    /// Send copies of answered requests to the shadows in FILE, which is read again every few seconds. While FILE is missing, no
-    /// copies are sent.
+    /// Send copies of answered requests to the shadows and the canary in FILE, which is read again every few seconds. While FILE is
+    /// missing, no copies are sent.
     #[arg(long, value_name = "FILE", conflicts_with = "shadow")]
     mirror: Option<PathBuf>,
     /// Be a shadow: accept only copies of requests from the servers in FILE, and compare the answers. FILE is read again every few
     /// seconds.
     #[arg(long, value_name = "FILE")]
     shadow: Option<PathBuf>,
+    /// Be a canary that is compared: besides answering clients, accept copies of requests from the servers in FILE, and compare the
+    /// answers. Copies take at most half of the slots, and none that requests need. FILE is read again every few seconds.
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["mirror", "shadow"])]
+    compare: Option<PathBuf>,
     #[command(flatten)]
     capture: capture::Arguments,
     /// Name of the model in the OpenAI-shaped API; the beginning of its digest by default.
@@ -298,6 +302,7 @@ impl Server {
             activity: arguments.report_activity,
             mirror: arguments.mirror,
             shadow: arguments.shadow,
+            compare: arguments.compare,
             compared: TRAFFIC,
             capture: arguments.capture.settings(),
             errors: arguments.errors,

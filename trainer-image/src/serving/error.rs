@@ -2,7 +2,7 @@
 
 use std::{io, net::SocketAddr, path::PathBuf, time::Duration};
 
-use codex_provenance::{ModelDigest, Sha256, manifest::ManifestError};
+use codex_provenance::{ModelDigest, Sha256, manifest::ManifestError, text::counted};
 use codex_reports::{Failure, exit};
 use codex_signing::{key::KeyError, keyless::KeylessError, verify::VerifyError};
 
@@ -11,7 +11,6 @@ use crate::{
     atomic_fs::FileError,
     error::{CommandError, chain},
     model::{ModelError, NotReproduced},
-    wording::counted,
 };
 
 /// The reasons for which a server does not serve.

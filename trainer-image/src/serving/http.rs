@@ -16,7 +16,7 @@ use axum::{
 use codex_engine::{End, PromptError};
 use codex_http::with_fallbacks_as;
 use codex_provenance::{ModelDigest, PromotionDigest, Sha256};
-use codex_reports::{COPIES_PATH, MAX_COPY, Reproduction};
+use codex_reports::{COPIES_PATH, Reproduction};
 use codex_signing::verify::Expected;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use tokio::sync::watch;
@@ -48,7 +48,7 @@ pub(super) struct App(Arc<Shared>);
 pub(super) struct Gates {
     pub(super) access: Arc<Access>,
     pub(super) filter: Option<Arc<Filter>>,
-    /// Makes the server a shadow, which answers nobody.
+    /// Compares copies of requests: of a shadow, which answers nobody, or of a canary.
     pub(super) shadow: Option<Arc<Shadow>>,
     /// Where failures are recorded.
     pub(super) errors: Arc<Errors>,
@@ -96,9 +96,14 @@ impl App {
         &self.0.gates.errors
     }
 
-    /// Returns what makes the server a shadow.
+    /// Returns what compares copies of requests.
     pub(super) fn shadow(&self) -> Option<Arc<Shadow>> {
         self.0.gates.shadow.clone()
+    }
+
+    /// Whether the server is a shadow, which answers nobody.
+    fn is_shadow(&self) -> bool {
+        self.0.gates.shadow.as_ref().is_some_and(|shadow| shadow.is_alone())
     }
 
     pub(super) fn phase(&self) -> Phase {
@@ -149,12 +154,11 @@ pub(super) fn router(app: App, side: Side) -> Router {
     let alive = Router::new().route("/health", get(health));
     // The kubelet and Prometheus have no key.
     let open = Router::new().route("/ready", get(ready)).route("/metrics", get(metrics));
-    let is_shadow = app.shadow().is_some();
     let endpoints = match side {
-        Side::Admin if is_shadow => alive.merge(open),
+        Side::Admin if app.is_shadow() => alive.merge(open),
         Side::Admin => alive.merge(open).route("/status", get(status)),
-        Side::Whole => alive.merge(open).merge(of_clients(&app, is_shadow)),
-        Side::Public => alive.merge(of_clients(&app, is_shadow)),
+        Side::Whole => alive.merge(open).merge(of_clients(&app)),
+        Side::Public => alive.merge(of_clients(&app)),
     };
     let named = middleware::map_response_with_state(app.clone(), named);
     with_fallbacks_as(endpoints.with_state(app), unknown).layer(named)
@@ -169,16 +173,20 @@ fn unknown(status: StatusCode, uri: &Uri, why: &str) -> Response {
     }
 }
 
-/// Returns the endpoints of clients; those of a shadow are the servers whose requests it compares.
-fn of_clients(app: &App, is_shadow: bool) -> Router<App> {
-    if is_shadow {
-        return Router::new().route(COPIES_PATH, post(shadow::receive)).layer(DefaultBodyLimit::max(MAX_COPY));
+/// Returns the endpoints of clients; those of a shadow are the servers whose requests it compares. A canary that is compared has both kinds,
+/// and copies need no key of a client, because servers sign them.
+fn of_clients(app: &App) -> Router<App> {
+    let copies = || Router::new().route(COPIES_PATH, post(shadow::receive));
+    if app.is_shadow() {
+        return copies();
     }
     let own = Router::new().route("/infer", post(infer)).layer(DefaultBodyLimit::max(MAX_BODY));
-    own.route("/status", get(status))
+    let own = own
+        .route("/status", get(status))
         .merge(evaluate::routes())
         .merge(openai::routes())
-        .layer(middleware::from_fn_with_state(app.clone(), access::guard))
+        .layer(middleware::from_fn_with_state(app.clone(), access::guard));
+    if app.shadow().is_some() { own.merge(copies()) } else { own }
 }
 
 /// Names the digest and the ring of the served model in the headers of every response.

@@ -49,6 +49,7 @@ impl Local {
             activity: false,
             mirror: None,
             shadow: None,
+            compare: None,
             compared: super::TRAFFIC,
             capture: None,
             errors: None,

@@ -64,7 +64,7 @@ use self::{
     place::SPARE,
     reload::{Reloaded, reload},
     room::Room,
-    shadow::{Mirror, Shadow},
+    shadow::{Beside, Mirror, Shadow},
     thinking::Granted,
     tls::Certificate,
     verified_load::{Paths, check, load_unsigned, load_verified},
@@ -189,6 +189,8 @@ struct Server {
     mirror: Option<PathBuf>,
     /// The file with the servers whose copies are compared; the server is a shadow.
     shadow: Option<PathBuf>,
+    /// The same file of a server that answers clients, too.
+    compare: Option<PathBuf>,
     /// How often comparisons are reported.
     compared: Duration,
     /// What is captured of requests.
@@ -247,7 +249,9 @@ impl Server {
             Source::Unsigned(_) => None,
         };
         let mirror = self.mirror.clone().map(|path| Mirror::new(path, Arc::clone(&metrics))).transpose()?;
-        let shadow = self.shadow.clone().map(|path| Shadow::new(path, Arc::clone(&metrics)));
+        let compares = self.shadow.clone().map(|path| (path, Beside::Nobody));
+        let compares = compares.or_else(|| Some((self.compare.clone()?, Beside::Clients)));
+        let shadow = compares.map(|(path, beside)| Shadow::new(path, beside, Arc::clone(&metrics)));
         let gates = Gates {
             access: Arc::clone(&access),
             filter: filter.clone(),
@@ -388,7 +392,7 @@ impl Server {
         let source = self.source.clone();
         let (room, device) = ((self.room.running + SPARE, self.device), self.device);
         let (loading, counts) = (phase.clone(), Arc::clone(&metrics));
-        let (digest, verified, generator, golden, device) = blocking(move || {
+        let (digest, verified, mut generator, golden, device) = blocking(move || {
             let (digest, verified, mut generator) = match source {
                 Source::Signed { paths, expected } => {
                     let verified = || drop(loading.send_replace(Phase::Loading));
@@ -418,6 +422,9 @@ impl Server {
         let specials = Arc::new(Specials::of(&tokenizer, ends));
         if let Some(mirror) = &mirror {
             mirror.serves(digest, tokenizer.clone());
+        }
+        if capture.as_ref().is_some_and(|settings| settings.mode == capture::Mode::Activations) {
+            generator.return_states();
         }
         let capture = capture.zip(store);
         let capture = capture.map(|(settings, store)| Capture::start(settings, store, digest, Arc::clone(&metrics)));

@@ -16,6 +16,7 @@ use kube::ResourceExt;
 use serde_json::json;
 
 use super::{
+    agreement,
     children::settings_digest,
     criteria::{breach, since, undecided},
     idle, route,
@@ -30,7 +31,7 @@ use crate::{conditions::Conditions, text::truncate_chars, throttle};
 /// The most servers of a canary: the newest reports of 128 pods are kept, those of the other servers included.
 const MAX_SERVERS: i32 = 24;
 /// The last step: all requests go to the canary.
-const ALL: i32 = 100;
+pub(super) const ALL: i32 = 100;
 /// The most characters of a reason.
 const MAX_REASON: usize = 1_000;
 /// When to plan again after a decision was recorded.
@@ -157,6 +158,11 @@ pub(super) fn answers_alone(view: &View<'_>, stage: &Stage) -> bool {
 pub(super) fn answers_apart(view: &View<'_>, stage: &Stage) -> bool {
     let replaced = matches!(stage, Stage::RollingOut(_) | Stage::Refused(..) | Stage::Serving(_));
     route::gateway(view).is_some() && !replaced && planned(view, stage).is_some()
+}
+
+/// Whether the canary has a Service of its own.
+pub(super) fn is_named(view: &View<'_>) -> bool {
+    view.spec().rollout.as_ref().is_some_and(Rollout::names_canary)
 }
 
 /// The state of the canary after a plan.
@@ -324,6 +330,7 @@ fn begin(view: &View<'_>, target: &Target, rollout: &Rollout, revision: i64) -> 
         before: TrafficStatus::default(),
         traffic: TrafficStatus::default(),
         verified: None,
+        sources: agreement::sources(view),
         reason: "the canary starts".to_owned(),
     }
 }
@@ -340,6 +347,7 @@ fn judge(view: &View<'_>, stage: &Stage, target: &Target, rollout: &Rollout, hel
     let present = view.wanted().replicas;
     let servers = count(present, held.step);
     next.of = format!("{servers}/{present}");
+    next.sources = agreement::sources(view);
     let waits = |mut next: RolloutStatus, why: String| {
         next.reason = truncate_chars(&why, MAX_REASON);
         next
@@ -373,6 +381,7 @@ fn judge(view: &View<'_>, stage: &Stage, target: &Target, rollout: &Rollout, hel
     let Some(total) = canary.traffic(analysis) else {
         return waits(next, "the servers of the canary have not reported their requests yet".to_owned());
     };
+    let total = TrafficStatus { agreement: agreement::compared(view, canary), ..total };
     let Some(traffic) = since(total, held.before) else {
         // A server was replaced, and its numbers are lost.
         (next.before, next.traffic, next.step_started) = (total, TrafficStatus::default(), None);
@@ -401,7 +410,7 @@ fn judge(view: &View<'_>, stage: &Stage, target: &Target, rollout: &Rollout, hel
     if !ended {
         return waits(next, format!("the step lasts for {} s; {seen} requests", analysis.interval_seconds));
     }
-    if let Some(why) = undecided(analysis, traffic) {
+    if let Some(why) = agreement::obstacle(view, traffic).or_else(|| undecided(analysis, traffic, held.step < ALL)) {
         return waits(next, why);
     }
     match rollout.steps.iter().copied().filter(|step| *step > held.step).min() {

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use codex_crds::{annotation, bundle, child, label};
-use codex_provenance::Sha256;
+use codex_provenance::{ModelDigest, Sha256};
 use k8s_openapi::{
     api::{
         apps::v1::{Deployment, DeploymentSpec, DeploymentStrategy, RollingUpdateDeployment},
@@ -25,9 +25,11 @@ use k8s_openapi::{
 use kube::ResourceExt;
 
 use super::{
-    autoscaling,
+    agreement, autoscaling,
     canary::{self, Planned},
-    endpoints, idle, route,
+    endpoints, idle,
+    observed::HeldProof,
+    route,
     servers::{Servers, TEMPLATE_HASH, digests},
     shadow,
     stage::Stage,
@@ -118,12 +120,21 @@ fn mounted_bundles(deployment: &Deployment) -> BTreeSet<String> {
     names.map(|source| source.name.clone()).filter(|name| bundle::is_mounted(name)).collect()
 }
 
-/// Returns the bundles that no server mounts any more. While a rollout is in progress, former servers may.
+/// Returns the bundles that no server mounts any more. While a rollout is in progress, former servers may. The newest promotion of
+/// another model stays, which proves that model if its run is created again.
 fn released_bundles(view: &View<'_>, stage: &Stage, mounted: &BTreeSet<String>) -> BTreeSet<String> {
     if !matches!(stage, Stage::Serving(_)) || view.candidate.is_some() || view.trial.is_some() {
         return BTreeSet::new();
     }
-    view.observed.held_bundles.difference(mounted).cloned().collect()
+    let proof = former_proof(&view.observed.held_proofs, mounted);
+    view.observed.held_bundles.difference(mounted).filter(|name| Some(*name) != proof).cloned().collect()
+}
+
+/// Returns the name of the newest promotion of a model that no server serves.
+fn former_proof<'a>(held: &'a BTreeMap<String, HeldProof>, mounted: &BTreeSet<String>) -> Option<&'a String> {
+    let served: BTreeSet<ModelDigest> = mounted.iter().filter_map(|name| Some(held.get(name)?.model)).collect();
+    let former = held.iter().filter(|(_, proof)| !served.contains(&proof.model));
+    former.max_by_key(|(name, proof)| (proof.since, *name)).map(|(name, _)| name)
 }
 
 fn metadata(view: &View<'_>, name: String) -> ObjectMeta {
@@ -234,6 +245,7 @@ fn deployment_of(view: &View<'_>, target: &Target, track: Track) -> Deployment {
         && servers.are_for(target)
         && shadow::fits(view, servers.live)
         && idle::fits(view, servers.live)
+        && (track == Track::Stable || agreement::fits(view, servers.live))
         && our_annotations(servers.live).get(annotation::SETTINGS_DIGEST) != Some(&digest)
     {
         return scaled(unchanged(view, servers, track), autoscaling::replicas(view));
@@ -308,8 +320,11 @@ fn template<'a>(view: &'a View<'_>, target: &Target, track: Track) -> Template<'
         mounts.config_map(&root_name(view, digest), None, "/sigstore");
         [("--trusted-root", format!("/sigstore/{ROOT}")), (ROOT_DIGEST, digest.to_string())]
     });
-    // The answers of a canary are not those that a shadow is compared with.
-    let copies = (track == Track::Stable).then(|| shadow::arguments(view)).into_iter().flatten();
+    // The answers of a canary are not those that a shadow is compared with. It may be compared itself.
+    let copies = match track {
+        Track::Stable => Some(shadow::argument(view)),
+        Track::Canary => agreement::argument(view),
+    };
     let arguments = arguments.into_iter().chain(first).chain(listens).chain(second.into_iter().flatten());
     let attestations = target.attestations.iter();
     let attestations =
@@ -430,18 +445,19 @@ fn config_map(view: &View<'_>) -> ConfigMap {
         data: Some(
             std::iter::once((CA.to_owned(), view.observed.settings.report_ca.clone()))
                 .chain(shadow::file(view))
+                .chain(agreement::file(view))
                 .collect(),
         ),
         ..ConfigMap::default()
     }
 }
 
-/// Returns the Service of all servers, of those of the canary, or of the activator; with a Gateway also that of the canary, and with an
-/// activator that of the servers.
+/// Returns the Service of all servers, of those of the canary, or of the activator; with a Gateway or a comparison of answers also that of
+/// the canary, and with an activator that of the servers.
 fn services(view: &View<'_>, stage: &Stage) -> Vec<Service> {
     let selector = view.owner.selector(Component::Server);
     let canary: BTreeMap<_, _> = selector.clone().into_iter().chain(Track::Canary.label()).collect();
-    let of_canary = route::gateway(view).map(|_| service(view, child::canary(&view.owner.name), canary.clone()));
+    let of_canary = canary::is_named(view).then(|| service(view, child::canary(&view.owner.name), canary.clone()));
     let selected = if canary::answers_alone(view, stage) {
         canary
     } else if canary::answers_apart(view, stage) {
@@ -517,19 +533,23 @@ pub(super) fn reports(view: &View<'_>) -> [NetworkPolicyEgressRule; 2] {
 }
 
 fn policy(view: &View<'_>) -> NetworkPolicy {
-    // Only the servers whose requests are copied reach a shadow, and they reach nothing else than their shadows.
-    let of_pod = |name: &str| {
-        let labels = BTreeMap::from([
+    // Only the servers whose requests are copied reach a shadow, and they reach nothing else than their shadows and the canary that is
+    // compared.
+    let of_pods = |name: &str, track: Option<Track>| {
+        let labels = [
             (label::REASONING_POD.to_owned(), label_value(name)),
             ("app.kubernetes.io/component".to_owned(), Component::Server.name().to_owned()),
-        ]);
+        ];
+        let labels = labels.into_iter().chain(track.and_then(Track::label)).collect();
         NetworkPolicyPeer {
             pod_selector: Some(LabelSelector { match_labels: Some(labels), match_expressions: None }),
             ..NetworkPolicyPeer::default()
         }
     };
-    let clients = shadow::incumbent(view).map(|incumbent| vec![of_pod(incumbent)]);
-    let shadows: Vec<_> = view.observed.shadows.iter().map(|shadow| of_pod(&shadow.name)).collect();
+    let clients = shadow::incumbent(view).map(|incumbent| vec![of_pods(incumbent, None)]);
+    let canary = agreement::is_compared(view).then(|| of_pods(&view.owner.name, Some(Track::Canary)));
+    let shadows = view.observed.shadows.iter().map(|shadow| of_pods(&shadow.name, None));
+    let shadows: Vec<_> = shadows.chain(canary).collect();
     let copies = (!shadows.is_empty())
         .then(|| NetworkPolicyEgressRule { ports: Some(vec![port("TCP", PORT)]), to: Some(shadows) });
     NetworkPolicy {

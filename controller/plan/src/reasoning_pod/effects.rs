@@ -2,15 +2,15 @@
 
 use std::collections::BTreeMap;
 
-use codex_crds::{ModelStatus, TrainingRun, annotation};
+use codex_crds::{ComputationStatus, ModelStatus, TrainingRun, annotation};
 use codex_provenance::{
     Device, ModelDigest, OmsPayloadDigest,
     attestation::Build,
     promotion::{self, Attested, Object, Promotion, Reasons, Reported, Training},
+    reproduction::Computation,
 };
 use k8s_openapi::api::core::v1::ConfigMap;
 use kube::{Resource, ResourceExt};
-use serde_json::{Map, Value};
 
 use super::{bundles::manifest, signing::Signing, stage::Stage, trust::Chosen, view::View};
 use crate::{
@@ -56,6 +56,10 @@ fn sign_promotion(
     let ring = view.observed.object.spec.rollout_ring;
     let mut config_map = config_map(view, run, name.clone(), model.digest);
     config_map.metadata.labels.get_or_insert_default().extend([ring_label(ring)]);
+    // A run that is created again looks for the record of its configuration.
+    let config = run.status.as_ref().and_then(|status| status.config_digest);
+    let config = config.map(|digest| (annotation::CONFIG_DIGEST.to_owned(), digest.to_string()));
+    config_map.metadata.annotations.get_or_insert_default().extend(config);
     let mut evaluations: Vec<promotion::Evaluation> = view
         .observed
         .object
@@ -86,22 +90,30 @@ fn sign_promotion(
     })
 }
 
-/// The fields of a TrainingRun that define the result and cannot be changed.
-const PARAMETERS: [&str; 7] = ["template", "templateFrom", "overrides", "config", "seed", "data", "base"];
-
 /// Returns what attestations say about a run and its model. The composed configuration is left out if this controller composes
 /// another one than the trainer was given, as after an upgrade; its digest is among the dependencies.
 fn build(run: &TrainingRun, model: &ModelStatus) -> Build {
-    let spec = serde_json::to_value(&run.spec).unwrap_or_default();
-    let mut parameters: Map<String, Value> =
-        PARAMETERS.into_iter().filter_map(|name| Some((name.to_owned(), spec.get(name)?.clone()))).collect();
-    let image = run.spec.pod.image.clone().map(|image| ("image".to_owned(), image.into()));
-    let digest = run.status.as_ref().and_then(|status| status.config_digest);
+    let mut parameters = training_run::parameters(&run.spec);
+    let status = run.status.as_ref();
+    let digest = status.and_then(|status| status.config_digest);
     let composed = digest.and_then(|digest| training_run::configuration(&run.spec, digest));
-    parameters.extend(image.into_iter().chain(composed.map(|composed| ("configuration".to_owned(), composed))));
-    let started = run.status.as_ref().and_then(|status| status.work.started_at.as_ref());
+    parameters.extend(composed.map(|composed| ("configuration".to_owned(), composed)));
+    // A run that adopted its model started no training.
+    let trained = status.filter(|status| training_run::stated_adoption(status.adoption.as_ref()).is_none());
+    let started = trained.and_then(|status| status.work.started_at.as_ref());
     let files = manifest(model).map(|manifest| manifest.files).unwrap_or_default();
-    Build { parameters: parameters.into(), started_at: started.map(|time| time.0.to_string()), files }
+    Build {
+        parameters: parameters.into(),
+        started_at: started.map(|time| time.0.to_string()),
+        computation: status.and_then(|status| computation(status.computation.as_ref()?)),
+        files,
+    }
+}
+
+/// Returns what computed a model; `None` if attempts computed with different programs or kernels.
+fn computation(status: &ComputationStatus) -> Option<Computation> {
+    let ComputationStatus { program, engine, kernels, mixed, .. } = status.clone();
+    (mixed != Some(true)).then_some(Computation { program, engine, kernels })
 }
 
 fn training(run: &TrainingRun) -> Option<Training> {
@@ -130,5 +142,6 @@ fn training(run: &TrainingRun) -> Option<Training> {
             fallback: None,
         }),
         adapter: status.model.as_ref().and_then(|model| model.adapter),
+        adopted: training_run::stated_adoption(status.adoption.as_ref()),
     })
 }

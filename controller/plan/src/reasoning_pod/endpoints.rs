@@ -73,10 +73,12 @@ pub(crate) fn slices(view: &View<'_>, stage: &Stage) -> Vec<EndpointSlice> {
         view.canary.iter().filter(|_| canary::answers(view, stage)).map(|canary| canary.verified_pods(&recorded, held));
     let canary: Vec<_> = canary.flatten().collect();
     let (service, prefix) = (view.owner.name.clone(), child::server(&view.owner.name));
+    let named = child::canary(&view.owner.name);
+    let of_canary = if canary::is_named(view) { of_service(view, &named, &named, &canary) } else { Vec::new() };
     let Some(_) = route::gateway(view) else {
         let all: Vec<_> = servers.into_iter().chain(canary).collect();
         if !idle::stops(view) {
-            return of_service(view, &service, &prefix, &all);
+            return of_service(view, &service, &prefix, &all).into_iter().chain(of_canary).collect();
         }
         let own = child::activator(&view.owner.name);
         let mut slices = of_service(view, &own, &own, &all);
@@ -84,8 +86,6 @@ pub(crate) fn slices(view: &View<'_>, stage: &Stage) -> Vec<EndpointSlice> {
         slices.extend(of_service(view, &service, &prefix, if idle::holds(view) { &activators } else { &all }));
         return slices;
     };
-    let own = child::canary(&view.owner.name);
-    let of_canary = of_service(view, &own, &own, &canary);
     let apart = canary::answers_apart(view, stage);
     let all: Vec<_> = servers.into_iter().chain(canary.into_iter().filter(|_| !apart)).collect();
     of_service(view, &service, &prefix, &all).into_iter().chain(of_canary).collect()

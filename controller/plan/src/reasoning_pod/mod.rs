@@ -1,5 +1,6 @@
 //! The plan of a ReasoningPod: `View` → `Stage` → children, effects and status. Pure.
 
+mod agreement;
 mod autoscaling;
 mod bundles;
 mod canary;
@@ -37,8 +38,8 @@ pub use endpoints::{ForeignSlice, SERVICE_NAME, WRITER, WRITTEN_BY};
 pub(crate) use redeploy::planned;
 
 pub use observed::{
-    Bundle, Compared, Incumbent, LentPromotion, Mirrored, ObservedReasoningPod, RecordedPromotion, SignedModel,
-    SignedPromotion, Signer, TrustedKey, TrustedRoot,
+    Bundle, Compared, HeldProof, Incumbent, LentPromotion, Mirrored, ObservedReasoningPod, RecordedPromotion,
+    SignedModel, SignedPromotion, Signer, TrustedKey, TrustedRoot,
 };
 
 use crate::{events::events, plan::Plan, throttle::whole_seconds};

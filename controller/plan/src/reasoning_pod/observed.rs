@@ -154,6 +154,9 @@ pub struct ObservedReasoningPod {
     /// The names of the bundles that the object owns beside their run.
     #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
     pub held_bundles: BTreeSet<String>,
+    /// Those among them that hold a promotion with provenance, by name.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub held_proofs: BTreeMap<String, HeldProof>,
     /// What the cluster says about pods that do not start.
     #[serde(default)]
     pub warnings: Vec<ClusterWarning>,
@@ -275,6 +278,16 @@ pub struct TrustedKey {
     /// The identity, if it is not a key.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub identity: Option<Identity>,
+}
+
+/// A promotion whose provenance proves a model, if the run is created again that trained it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct HeldProof {
+    /// The model.
+    pub model: ModelDigest,
+    /// When it was recorded.
+    pub since: Timestamp,
 }
 
 /// A trusted root of Sigstore.

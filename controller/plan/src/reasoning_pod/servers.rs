@@ -46,6 +46,14 @@ pub(crate) fn digests<'a>(template: Option<&'a PodSpec>, names: &'a [&str]) -> i
     pairs.filter(|pair| names.contains(&pair[0].as_str())).filter_map(|pair| pair[1].parse().ok())
 }
 
+/// Whether the servers of a Deployment have this argument.
+pub(crate) fn has_argument(deployment: &Deployment, name: &str) -> bool {
+    let template = deployment.spec.as_ref().and_then(|spec| spec.template.spec.as_ref());
+    let mut arguments =
+        template.into_iter().flat_map(|spec| &spec.containers).filter_map(|it| it.args.as_ref()).flatten();
+    arguments.any(|argument| argument == name)
+}
+
 /// Adds a reported number to that of a status.
 fn add(sum: &mut i64, more: u64) {
     *sum = sum.saturating_add(i64::try_from(more).unwrap_or(i64::MAX));
@@ -313,6 +321,13 @@ impl<'a> Servers<'a> {
             sum.first_difference = [sum.first_difference, found.first_difference].into_iter().flatten().min();
         }
         Some(sum)
+    }
+
+    /// Returns the uids of the pods of all templates, with the keys with which they sign copies of requests, as far as they have reported
+    /// them.
+    pub(crate) fn copies_keys(&self) -> impl Iterator<Item = (&str, Option<&str>)> {
+        let all = self.facts.iter().chain(&self.former);
+        all.map(move |facts| (facts.uid(), self.state(facts).and_then(|(_, state)| state.valid_copies_key())))
     }
 
     /// Returns how a server of the current template crashed after this time.

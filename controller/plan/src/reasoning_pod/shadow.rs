@@ -13,10 +13,11 @@ use k8s_openapi::{api::apps::v1::Deployment, apimachinery::pkg::apis::meta::v1::
 use kube::ResourceExt as _;
 
 use super::{
+    agreement,
     children::PORT,
     evidence::{About, Block},
     observed::{Mirrored, ObservedReasoningPod},
-    servers::Servers,
+    servers::{Servers, has_argument},
     stage::Stage,
     view::View,
 };
@@ -38,20 +39,17 @@ const MIRROR_FILE: &str = "mirror.json";
 /// The key of the file with the keys whose copies a shadow accepts.
 const SHADOW_FILE: &str = "shadow.json";
 
-/// Returns the arguments of servers that send copies, or of those that compare them.
-pub(super) fn arguments(view: &View<'_>) -> [(&'static str, String); 1] {
+/// Returns the argument of servers that send copies, or of those that compare them.
+pub(super) fn argument(view: &View<'_>) -> (&'static str, String) {
     match &view.spec().shadow {
-        Some(_) => [(SHADOW, format!("{CONFIG}/{SHADOW_FILE}"))],
-        None => [(MIRROR, format!("{CONFIG}/{MIRROR_FILE}"))],
+        Some(_) => (SHADOW, format!("{CONFIG}/{SHADOW_FILE}")),
+        None => (MIRROR, format!("{CONFIG}/{MIRROR_FILE}")),
     }
 }
 
 /// Whether the servers of a Deployment are shadows exactly if the spec says so. Others must not answer clients, or must.
 pub(super) fn fits(view: &View<'_>, live: &Deployment) -> bool {
-    let template = live.spec.as_ref().and_then(|spec| spec.template.spec.as_ref());
-    let mut arguments =
-        template.into_iter().flat_map(|spec| &spec.containers).filter_map(|it| it.args.as_ref()).flatten();
-    arguments.any(|argument| argument == SHADOW) == view.spec().shadow.is_some()
+    has_argument(live, SHADOW) == view.spec().shadow.is_some()
 }
 
 /// Returns the file about shadows that the pods mount: its name and contents. It is there without shadows, too, so that one that
@@ -67,7 +65,9 @@ pub(super) fn file(view: &View<'_>) -> Option<(String, String)> {
             sample_percent: shadow.sample_percent.clamp(0, 100).unsigned_abs(),
         };
         // Copies of what is encrypted would not be.
-        let shadows = view.observed.shadows.iter().filter(|_| view.spec().serving.tls.is_none()).map(target).collect();
+        let shadows = view.observed.shadows.iter().filter(|_| view.spec().serving.tls.is_none()).map(target);
+        // A canary that is compared gets copies, too.
+        let shadows = shadows.chain(agreement::target(view)).collect();
         (MIRROR_FILE, serde_json::to_string(&MirrorFile { shadows }))
     };
     // Texts and numbers are always JSON.

@@ -1,5 +1,7 @@
 //! Canaries: decisions are recorded before they are carried out, and nothing unproved replaces the servers.
 
+mod agreement;
+
 use codex_crds::{ConditionType, ReasoningPodStatus, RolloutPhase, RolloutResult, annotation};
 use codex_plan::{
     Plan, Received,
@@ -11,7 +13,7 @@ use codex_reports::{Kind, LATENCY_EDGES, Rejected, ServingState, Stage, State, T
 use codex_verdict::policy::Denied;
 use k8s_openapi::api::{apps::v1::Deployment, core::v1::Pod, discovery::v1::EndpointSlice};
 use kube::ResourceExt;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::{make, policies::denying, properties::busy};
 
@@ -33,9 +35,14 @@ fn phase(plan: &Plan<ReasoningPodStatus>) -> Option<RolloutPhase> {
 
 /// Returns a ReasoningPod whose two servers serve while the canary of another promotion has begun.
 pub(crate) fn trying() -> ObservedReasoningPod {
-    let mut observed = busy().observed_pod();
     let analysis = json!({"intervalSeconds": 10, "minRequests": 5, "maxP95Seconds": "0.7"});
-    observed.object.spec.rollout = Some(make::from(json!({"steps": [100], "analysis": analysis})));
+    trying_with(json!({"steps": [100], "analysis": analysis}))
+}
+
+/// Returns one with this `spec.rollout`, whose first step has two servers.
+fn trying_with(rollout: Value) -> ObservedReasoningPod {
+    let mut observed = busy().observed_pod();
+    observed.object.spec.rollout = Some(make::from(rollout));
     let Bundle::Valid(promotion) = &mut observed.promotion else { panic!("{:?}", observed.promotion) };
     promotion.digest = PromotionDigest(Sha256::of("next"));
     let begun = plan(&observed, 1_000);

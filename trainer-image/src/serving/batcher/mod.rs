@@ -44,6 +44,8 @@ pub(super) struct Batcher {
     requests: mpsc::Sender<Request>,
     pub(super) permits: Arc<Semaphore>,
     capacity: usize,
+    /// Requests that are generated at the same time, at most.
+    running: usize,
     /// The settings that are in force.
     pub(super) engine: EngineStatus,
     /// The longest time from the arrival of a request to the end of its response.
@@ -178,13 +180,16 @@ pub(super) struct Job {
     pub(super) bound: Option<Bound>,
     /// Ends the reasoning in time.
     pub(super) thinking: Option<Thinking>,
+    /// Whether nobody waits for it, so that its times are not among those of requests.
+    pub(super) aside: bool,
 }
 
 impl Job {
     /// Asks for the most likely tokens after a prompt, and nothing else.
     pub(super) fn greedy(prompt: Vec<u32>, limit: usize) -> Self {
         let sampler = Sampler::greedy();
-        Self { prompt, limit, sampler, scores: None, prompt_scores: None, bound: None, thinking: None }
+        let (scores, prompt_scores, bound, thinking) = (None, None, None, None);
+        Self { prompt, limit, sampler, scores, prompt_scores, bound, thinking, aside: false }
     }
 }
 
@@ -252,7 +257,8 @@ impl Batcher {
         let permits = Arc::new(Semaphore::new(capacity));
         let errors = Arc::default();
         let (time_limit, mirror, capture) = (None, None, None);
-        Ok(Self { requests, permits, capacity, engine, time_limit, progress, mirror, capture, errors })
+        let running = room.running;
+        Ok(Self { requests, permits, capacity, running, engine, time_limit, progress, mirror, capture, errors })
     }
 
     /// Ends responses that have not ended within this time.
@@ -286,6 +292,18 @@ impl Batcher {
         self.begin(job, client, permit)
     }
 
+    /// As [`stream`](Self::stream), for what nobody waits for: it is refused unless fewer than half of the slots are in use, so that
+    /// requests find the others free, and its times are not among theirs.
+    ///
+    /// # Errors
+    /// Half of the slots are in use, or the engine thread has ended.
+    pub(super) fn stream_aside(&self, job: Job, client: Client) -> Result<Pieces, RequestError> {
+        if self.active() * 2 >= self.running {
+            return Err(RequestError::Overloaded { capacity: self.capacity });
+        }
+        self.stream(Job { aside: true, ..job }, client)
+    }
+
     /// As [`stream`](Self::stream), but waits for a permit: for the later prompts of a request that was admitted.
     ///
     /// # Errors
@@ -302,9 +320,10 @@ impl Batcher {
         }
         let (pieces, received) = mpsc::unbounded_channel();
         // A permit guarantees a place in the queue, so this fails only if the thread has ended.
-        // Without a response there is nothing to compare or to trace.
-        let copy = self.mirror.as_ref().filter(|_| job.limit > 0).and_then(|mirror| mirror.begin(&job));
-        let capture = self.capture.as_ref().filter(|_| job.limit > 0);
+        // Without a response there is nothing to compare or to trace. A copy is neither copied nor traced.
+        let answers_client = job.limit > 0 && !job.aside;
+        let copy = self.mirror.as_ref().filter(|_| answers_client).and_then(|mirror| mirror.begin(&job));
+        let capture = self.capture.as_ref().filter(|_| answers_client);
         let trace = capture.and_then(|capture| capture.begin(job.prompt.len()));
         let request = Request { job, pieces, permit, client, queued: Instant::now(), trace };
         self.requests.try_send(request).map_err(|_| RequestError::Ended)?;

@@ -63,8 +63,15 @@ impl Running {
     /// Records the average time between its tokens, once it has ended.
     fn record_pace(&self, metrics: &Metrics) {
         let gaps = u32::try_from(self.tokens.len().saturating_sub(1)).unwrap_or(u32::MAX);
-        if let Some(first) = self.first.filter(|_| gaps > 0) {
+        if let Some(first) = self.first.filter(|_| gaps > 0 && !self.request.job.aside) {
             metrics.paced_at(self.latest.duration_since(first) / gaps);
+        }
+    }
+
+    /// Takes the hidden state by which its newest token was chosen, if it is traced.
+    fn pool(&mut self, state: &[f32]) {
+        if let Some(trace) = self.request.trace.as_mut().filter(|_| !self.stuck) {
+            trace.pool(state);
         }
     }
 
@@ -131,11 +138,14 @@ impl Running {
         }
         let now = Instant::now();
         let took = now.duration_since(self.latest);
-        if self.tokens.is_empty() {
+        let is_first = self.tokens.is_empty();
+        if is_first {
             self.first = Some(now);
-            metrics.first_token_after(took);
-        } else {
-            metrics.next_token_after(took);
+        }
+        match (self.request.job.aside, is_first) {
+            (true, _) => {}
+            (false, true) => metrics.first_token_after(took),
+            (false, false) => metrics.next_token_after(took),
         }
         self.latest = now;
         self.tokens.push(emitted.token);
@@ -273,7 +283,7 @@ impl Work {
         let continued: &[u32] = if next.prompt.is_some() { &[] } else { &sequence };
         // More slots than running requests exist, so that one is free.
         let slot = self.places.choose(&self.generator, continued).unwrap_or_default();
-        if !next.admitted {
+        if !next.admitted && !next.request.job.aside {
             metrics.admitted_after(next.request.queued.elapsed());
         }
         let prefilled = match (&mut next.prompt, next.request.job.prompt_scores) {
@@ -321,7 +331,7 @@ pub(super) fn run(
         // Only slots with a request are in use.
         let choose =
             |slot: usize, logits: &[f32]| running[slot].as_mut().map_or(0, |running| running.choose(logits, metrics));
-        let Step { emitted, scored } = generator.step_within(budget, choose).unwrap_or_else(|error| {
+        let Step { emitted, scored, states } = generator.step_within(budget, choose).unwrap_or_else(|error| {
             for (slot, place) in running.iter_mut().enumerate() {
                 if let Some(running) = place.take() {
                     generator.release(slot);
@@ -340,8 +350,14 @@ pub(super) fn run(
         if generator.computed() > 0 {
             metrics.step_of(generator.computed());
         }
+        // There are none unless traces want them.
+        let mut states = states.chunks_exact(generator.config().hidden_size);
         for emitted in emitted {
+            let state = states.next();
             let Some(place) = running.get_mut(emitted.slot) else { continue };
+            if let (Some(running), Some(state)) = (place.as_mut(), state) {
+                running.pool(state);
+            }
             let reused = generator.reused(emitted.slot);
             let ended = place.as_mut().map(|running| running.emit(&emitted, reused, metrics));
             let Some(ControlFlow::Break(end)) = ended else { continue };

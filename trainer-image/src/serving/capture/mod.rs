@@ -1,7 +1,9 @@
 //! Traces of answered requests in a file, for a sample of them. Does I/O on a thread of its own.
 //!
-//! A trace is a measurement: which model answered, how many tokens, and how sure the model was of the first token of its response. It
-//! has no text and is not what the model thinks. The queue to the file is bounded; what does not fit is dropped and counted.
+//! A trace is a measurement: which model answered, how many tokens, how sure the model was of the first token of its response, and, if
+//! hidden states are captured, how large their mean is. The states themselves are not written, because a text can be guessed from
+//! them. A trace has no text and is not what the model thinks. The queue to the file is bounded; what does not fit is dropped and
+//! counted.
 
 #[cfg(test)]
 mod tests;
@@ -51,6 +53,9 @@ pub(super) struct Arguments {
     /// Append traces of answered requests to this file, as JSON lines without texts.
     #[arg(long, value_name = "FILE")]
     trace_store: Option<PathBuf>,
+    /// What traces are taken from.
+    #[arg(long, value_name = "MODE", value_enum, default_value_t = Mode::Weights, requires = "trace_store")]
+    trace_mode: Mode,
     /// Share of the requests that are traced, such as 0.01.
     #[arg(long, value_name = "SHARE", default_value = "0.01", value_parser = share, requires = "trace_store")]
     trace_sample: f64,
@@ -68,6 +73,25 @@ pub(super) struct Arguments {
     trace_store_size: u64,
 }
 
+/// What traces are taken from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub(super) enum Mode {
+    /// The fingerprint of the weights.
+    Weights,
+    /// Also the hidden states by which the tokens of the response were chosen.
+    Activations,
+}
+
+impl Mode {
+    /// Returns the value of `trace_mode`.
+    fn name(self) -> &'static str {
+        match self {
+            Self::Weights => reasoning::WEIGHTS,
+            Self::Activations => reasoning::ACTIVATIONS,
+        }
+    }
+}
+
 /// Reads a share above 0 and up to 1.
 fn share(text: &str) -> Result<f64, String> {
     let number = text.parse().ok().filter(|number| *number > 0.0 && *number <= 1.0);
@@ -79,6 +103,7 @@ fn share(text: &str) -> Result<f64, String> {
 pub(super) struct Settings {
     /// The file.
     pub(super) path: PathBuf,
+    pub(super) mode: Mode,
     pub(super) sample: f64,
     pub(super) threshold: f64,
     pub(super) top: usize,
@@ -101,9 +126,9 @@ impl Settings {
 impl Arguments {
     /// Returns what to capture, if anything.
     pub(super) fn settings(self) -> Option<Settings> {
-        let Self { trace_sample: sample, trace_threshold: threshold, trace_top_k: top, .. } = self;
+        let Self { trace_mode: mode, trace_sample: sample, trace_threshold: threshold, trace_top_k: top, .. } = self;
         let (most, size) = (self.max_traces_per_minute, self.trace_store_size);
-        self.trace_store.map(|path| Settings { path, sample, threshold, top, most, size })
+        self.trace_store.map(|path| Settings { path, mode, sample, threshold, top, most, size })
     }
 }
 
@@ -145,7 +170,13 @@ impl Capture {
         // The first request is traced, and then every time that the share adds up to another one.
         let share = |count: u64| (count as f64 * self.settings.sample).ceil();
         let is_sampled = share(before + 1) > share(before);
-        is_sampled.then(|| Trace { capture: Arc::clone(self), request: before + 1, prompt_tokens, first: None })
+        is_sampled.then(|| Trace {
+            capture: Arc::clone(self),
+            request: before + 1,
+            prompt_tokens,
+            first: None,
+            states: (0, Vec::new()),
+        })
     }
 
     /// Whether the minute has room for another trace.
@@ -188,6 +219,8 @@ pub(super) struct Trace {
     prompt_tokens: usize,
     /// Those of the first token.
     first: Option<LogProbabilities>,
+    /// The number and the sum of the hidden states so far.
+    states: (u64, Vec<f64>),
 }
 
 impl Trace {
@@ -197,9 +230,17 @@ impl Trace {
         self.first.get_or_insert_with(|| LogProbabilities::of(logits, token, top));
     }
 
+    /// Takes the hidden state by which a token of the response was chosen.
+    pub(super) fn pool(&mut self, state: &[f32]) {
+        let (count, sum) = &mut self.states;
+        *count += 1;
+        sum.resize(state.len(), 0.0);
+        sum.iter_mut().zip(state).for_each(|(sum, number)| *sum += f64::from(*number));
+    }
+
     /// Queues the trace of a response with this number of tokens, if it is to be kept.
     pub(super) fn finish(self, completion_tokens: usize, ended: Ended) {
-        let Self { capture, request, prompt_tokens, first } = self;
+        let Self { capture, request, prompt_tokens, first, states: (count, sum) } = self;
         let top = first.unwrap_or_default().top;
         let Some(likely) = top.first().map(|(_, log)| f64::from(*log).exp()) else { return };
         let Capture { settings, weights, metrics, queue, .. } = &*capture;
@@ -213,13 +254,14 @@ impl Trace {
             kind: reasoning::TYPE.to_owned(),
             timestamp: Timestamp::now(),
             request,
-            trace_mode: reasoning::WEIGHTS.to_owned(),
+            trace_mode: settings.mode.name().to_owned(),
             weights: weights.to_string(),
             prompt_tokens: prompt_tokens as u64,
             completion_tokens: completion_tokens as u64,
             end: ended.name().to_owned(),
             top_tokens: top.iter().map(|(token, _)| *token).collect(),
             top_probability: likely,
+            embedding_norm: (count > 0).then(|| sum.iter().map(|sum| sum * sum).sum::<f64>().sqrt() / count as f64),
         };
         if queue.try_send(trace).is_err() {
             metrics.traced(DROPPED);

@@ -7,7 +7,15 @@ use super::*;
 const LOGITS: [f32; 4] = [0.0, 3.0, 1.0, 0.0];
 
 fn settings(path: &Path) -> Settings {
-    Settings { path: path.to_owned(), sample: 1.0, threshold: 0.15, top: 2, most: 0, size: 1 << 20 }
+    Settings {
+        path: path.to_owned(),
+        mode: Mode::Weights,
+        sample: 1.0,
+        threshold: 0.15,
+        top: 2,
+        most: 0,
+        size: 1 << 20,
+    }
 }
 
 fn capture(settings: Settings) -> (Arc<Capture>, Arc<Metrics>) {
@@ -64,6 +72,24 @@ fn a_trace_names_the_weights_and_the_most_likely_first_tokens() {
     assert_eq!((&line["end"], &line["top_tokens"]), (&"stop".into(), &serde_json::json!([1, 2])));
     let expected = 3_f64.exp() / LOGITS.map(|logit| f64::from(logit).exp()).iter().sum::<f64>();
     assert!((line["top_probability"].as_f64().unwrap() - expected).abs() < 1e-6, "{line}");
+    assert!(line.get("embedding_norm").is_none(), "{line}");
+}
+
+#[test]
+fn a_trace_of_activations_has_the_norm_of_their_mean() {
+    let place = tempfile::tempdir().unwrap();
+    let path = place.path().join("traces.ndjson");
+    let (capture, metrics) = capture(Settings { mode: Mode::Activations, ..settings(&path) });
+    let mut trace = capture.begin(7).unwrap();
+    trace.observe(&LOGITS, 1);
+    // Their mean is [3, -4].
+    trace.pool(&[1.0, -2.0]);
+    trace.pool(&[5.0, -6.0]);
+    trace.finish(2, Ended::Generated(None));
+    settled(&metrics, 1);
+    let [line] = &lines(&path)[..] else { panic!("one line") };
+    assert_eq!((&line["trace_mode"], &line["embedding_norm"]), (&"activations".into(), &5.0.into()));
+    assert_eq!(line["weights"], "9f".repeat(32));
 }
 
 #[test]

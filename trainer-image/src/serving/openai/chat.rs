@@ -10,13 +10,13 @@ use super::{
     budget::{self, Budget},
     error::ApiError,
     request::{Asked, Common, LEAST, prompt_text, read, refused, scores, typed},
-    split::{CALL, Markers, Splitter},
+    split::{Markers, Splitter},
     structure::{self, Structure},
     verbatim,
 };
 use crate::{
     serving::{filter::Check, phase::ServedModel},
-    text::{Conversation, Role},
+    text::{CALL, Conversation, Role},
 };
 
 /// The variable of chat templates that says whether the model reasons.

@@ -7,7 +7,7 @@
 use minijinja::{Value as Any, value::ValueKind};
 use serde::Deserialize;
 
-use crate::text::{TextStream, Tokenizer, TokenizerError};
+use crate::text::{CALL, CALL_END, TextStream, Tokenizer, TokenizerError};
 
 /// The markers around reasoning.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -31,11 +31,6 @@ impl Markers {
         Self::KNOWN.into_iter().find(|markers| tokenizer.template_has(markers.close))
     }
 }
-
-/// The marker before a call.
-pub(super) const CALL: &str = "<tool_call>";
-/// The marker after a call.
-pub(super) const CALL_END: &str = "</tool_call>";
 
 /// The markers around calls.
 pub(in crate::serving) const CALLS: (&str, &str) = (CALL, CALL_END);

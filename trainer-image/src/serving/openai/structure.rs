@@ -4,11 +4,11 @@
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
-use super::{
-    error::ApiError,
-    split::{CALL, CALL_END, Markers},
+use super::{error::ApiError, split::Markers};
+use crate::{
+    serving::grammar::{Around, Grammar, checked},
+    text::{CALL, CALL_END},
 };
-use crate::serving::grammar::{Around, Grammar, checked};
 
 /// What binds a text, and the field that says so.
 #[derive(Clone, Debug, PartialEq)]

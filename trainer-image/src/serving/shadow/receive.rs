@@ -1,4 +1,5 @@
-//! The endpoint of a shadow: takes signed copies of requests, generates their responses again, and compares. Reads a file.
+//! The endpoint of a shadow, or of a canary that is compared: takes signed copies of requests, generates their responses again, and
+//! compares. Reads a file.
 
 use std::{
     collections::BTreeMap,
@@ -10,16 +11,16 @@ use std::{
 use aws_lc_rs::signature::{ED25519, UnparsedPublicKey};
 use axum::{
     Json,
-    body::Bytes,
-    extract::{State, rejection::BytesRejection},
+    body::{Bytes, to_bytes},
+    extract::{Request, State},
     http::{HeaderMap, StatusCode},
     response::{IntoResponse as _, Response},
 };
 use codex_engine::{LogProbabilities, Sampler, Sampling};
 use codex_provenance::{ModelDigest, files};
 use codex_reports::{
-    COPY_KEY_HEADER, COPY_SIGNATURE_HEADER, Comparison, CopiedGrammar, CopiedThinking, RequestCopy, ShadowFile,
-    signed_copy,
+    COPY_KEY_HEADER, COPY_SIGNATURE_HEADER, Comparison, CopiedGrammar, CopiedThinking, MAX_COPY, RequestCopy,
+    ShadowFile, signed_copy,
 };
 use serde_json::json;
 
@@ -39,13 +40,25 @@ use crate::serving::{
 const LIKELIEST: usize = 20;
 /// The most bytes of the file with the keys; a ConfigMap holds no more.
 const MAX_FILE: usize = 1 << 20;
+/// The most bytes of a copy that are read if its key is unknown: clients reach the endpoint of a canary, too.
+const MAX_UNKNOWN: usize = 1 << 16;
 /// The result of a copy that was not compared: a value of the label `result`.
 const SKIPPED: &str = "skipped";
+
+/// Whom a server answers beside comparing copies.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::serving) enum Beside {
+    /// It is a shadow.
+    Nobody,
+    /// It is a canary. Copies give way to the requests of clients, and their times are not among those of requests.
+    Clients,
+}
 
 /// What a shadow accepts, and what it has compared.
 #[derive(Debug)]
 pub(in crate::serving) struct Shadow {
     path: PathBuf,
+    beside: Beside,
     /// The bytes that were read last, and what they say.
     accepts: RwLock<(Vec<u8>, Arc<ShadowFile>)>,
     /// The number of the last copy of each key. That of a removed key stays, so that nobody repeats its copies if it returns.
@@ -61,9 +74,9 @@ enum Refused {
     Body(String),
     #[error("a copy of a request needs the headers {COPY_KEY_HEADER} and {COPY_SIGNATURE_HEADER}")]
     Unsigned,
-    #[error("the key {0:?} is not one of the servers whose requests this shadow compares")]
+    #[error("the key {0:?} is not one of the servers whose requests this server compares")]
     UnknownKey(String),
-    #[error("the signature does not fit the copy, the key and this shadow")]
+    #[error("the signature does not fit the copy, the key and this server")]
     Signature,
     #[error("the copy has the wrong form: {0}")]
     Malformed(serde_json::Error),
@@ -73,13 +86,13 @@ enum Refused {
     NotReady(&'static str),
     #[error("sampling: {0}")]
     Sampling(String),
-    #[error("the prompt is another text for the tokenizer of this shadow, so that tokens cannot be compared")]
+    #[error("the prompt is another text for the tokenizer of this server, so that tokens cannot be compared")]
     Tokenizer,
-    #[error("the prompt has {tokens} tokens, but the context of this shadow holds {context}")]
+    #[error("the prompt has {tokens} tokens, but the context of this server holds {context}")]
     TooLong { tokens: usize, context: usize },
     #[error("what binds the response: {0}")]
     Grammar(String),
-    #[error("this shadow does not know the marker of reasoning {0:?}")]
+    #[error("this server does not know the marker of reasoning {0:?}")]
     Marker(String),
     #[error(transparent)]
     Request(#[from] RequestError),
@@ -103,9 +116,10 @@ impl Refused {
 
 impl Shadow {
     /// Reads the file. Until it exists, no copy is accepted.
-    pub(in crate::serving) fn new(path: PathBuf, metrics: Arc<Metrics>) -> Arc<Self> {
+    pub(in crate::serving) fn new(path: PathBuf, beside: Beside, metrics: Arc<Metrics>) -> Arc<Self> {
         let shadow = Self {
             path,
+            beside,
             accepts: RwLock::default(),
             sequences: Mutex::default(),
             comparisons: Mutex::default(),
@@ -142,8 +156,13 @@ impl Shadow {
         self.comparisons.lock().unwrap_or_else(PoisonError::into_inner).all().to_vec()
     }
 
-    /// Checks who sent a copy, that it is for this shadow, and that it is new.
-    fn accept(&self, headers: &HeaderMap, body: &[u8]) -> Result<RequestCopy, Refused> {
+    /// Whether the server answers nobody.
+    pub(in crate::serving) fn is_alone(&self) -> bool {
+        self.beside == Beside::Nobody
+    }
+
+    /// Returns the key and the signature in the headers of a copy, if the key is one of those that are accepted.
+    fn sender(&self, headers: &HeaderMap) -> Result<Sender, Refused> {
         let header = |name: &str| headers.get(name).and_then(|value| value.to_str().ok());
         let (Some(key), Some(signature)) = (header(COPY_KEY_HEADER), header(COPY_SIGNATURE_HEADER)) else {
             return Err(Refused::Unsigned);
@@ -152,14 +171,19 @@ impl Shadow {
         if !accepts.keys.iter().any(|known| known == key) {
             return Err(Refused::UnknownKey(key.chars().take(64).collect()));
         }
-        let public = hex::decode(key).map_err(|_| Refused::Signature)?;
+        Ok(Sender { accepts, key: key.to_owned(), signature: signature.to_owned() })
+    }
+
+    /// Checks that the sender signed a copy, that it is for this shadow, and that it is new.
+    fn accept(&self, Sender { accepts, key, signature }: Sender, body: &[u8]) -> Result<RequestCopy, Refused> {
+        let public = hex::decode(&key).map_err(|_| Refused::Signature)?;
         let signature = hex::decode(signature).map_err(|_| Refused::Signature)?;
         UnparsedPublicKey::new(&ED25519, public)
             .verify(&signed_copy(&accepts.uid, body), &signature)
             .map_err(|_| Refused::Signature)?;
         let copy: RequestCopy = codex_json::from_slice(body).map_err(Refused::Malformed)?;
         let mut sequences = self.sequences.lock().unwrap_or_else(PoisonError::into_inner);
-        let last = sequences.entry(key.to_owned()).or_default();
+        let last = sequences.entry(key).or_default();
         if copy.sequence <= *last {
             return Err(Refused::Repeated(copy.sequence));
         }
@@ -167,11 +191,26 @@ impl Shadow {
         Ok(copy)
     }
 
+    /// Generates the response to a copied request.
+    fn begin(&self, model: &ServedModel, job: Job, client: Client) -> Result<Pieces, RequestError> {
+        match self.beside {
+            Beside::Nobody => model.batcher.stream(job, client),
+            Beside::Clients => model.batcher.stream_aside(job, client),
+        }
+    }
+
     /// Counts a copy that was not compared.
     fn skip(&self, model: ModelDigest) {
         self.metrics.compared(SKIPPED);
         self.comparisons.lock().unwrap_or_else(PoisonError::into_inner).skip(model);
     }
+}
+
+/// Who sent a copy, and what the file said at that time.
+struct Sender {
+    accepts: Arc<ShadowFile>,
+    key: String,
+    signature: String,
 }
 
 /// Reads the file; an absent or empty one accepts nobody.
@@ -189,28 +228,22 @@ fn read(path: &Path) -> Result<(Vec<u8>, ShadowFile), String> {
 }
 
 /// Takes a copy: answers once it is checked and queued, and compares afterwards.
-pub(in crate::serving) async fn receive(
-    State(app): State<App>,
-    headers: HeaderMap,
-    body: Result<Bytes, BytesRejection>,
-) -> Response {
+pub(in crate::serving) async fn receive(State(app): State<App>, request: Request) -> Response {
     let Some(shadow) = app.shadow() else {
-        return (StatusCode::NOT_FOUND, Json(json!({ "error": "this server is no shadow" }))).into_response();
+        return (StatusCode::NOT_FOUND, Json(json!({ "error": "this server compares no copies" }))).into_response();
     };
-    match taken(&app, &shadow, &headers, body) {
+    let (head, body) = request.into_parts();
+    let sender = shadow.sender(&head.headers);
+    let body = to_bytes(body, if sender.is_ok() { MAX_COPY } else { MAX_UNKNOWN }).await;
+    let body = body.map_err(|error| Refused::Body(error.to_string()));
+    match sender.and_then(|sender| taken(&app, &shadow, sender, &body?)) {
         Ok(()) => (StatusCode::ACCEPTED, Json(json!({ "status": "accepted" }))).into_response(),
         Err(refused) => (refused.status(), Json(json!({ "error": refused.to_string() }))).into_response(),
     }
 }
 
-fn taken(
-    app: &App,
-    shadow: &Arc<Shadow>,
-    headers: &HeaderMap,
-    body: Result<Bytes, BytesRejection>,
-) -> Result<(), Refused> {
-    let body = body.map_err(|rejection| Refused::Body(rejection.body_text()))?;
-    let copy = shadow.accept(headers, &body)?;
+fn taken(app: &App, shadow: &Arc<Shadow>, sender: Sender, body: &Bytes) -> Result<(), Refused> {
+    let copy = shadow.accept(sender, body)?;
     let phase = app.phase();
     let model = phase.model().ok_or(Refused::NotReady(phase.name()))?;
     let skipped = |refused| {
@@ -220,7 +253,7 @@ fn taken(
     let job = job(model, &copy).map_err(skipped)?;
     let client = Client::anonymous(app.metrics_handle());
     let Some(bound) = &copy.bound else {
-        let pieces = model.batcher.stream(job, client).map_err(|error| skipped(error.into()))?;
+        let pieces = shadow.begin(model, job, client).map_err(|error| skipped(error.into()))?;
         let (shadow, model, begun) = (Arc::clone(shadow), Arc::clone(model), Instant::now());
         tokio::spawn(async move { again(&shadow, &model, copy, pieces, begun).await });
         return Ok(());
@@ -236,7 +269,7 @@ fn taken(
             .map(|constraint| Bound { constraint, source: Arc::new(grammar.copied(&around)) });
         let Ok(bound) = bound else { return shadow.skip(copy.model) };
         let begun = Instant::now();
-        match model.batcher.stream(Job { bound: Some(bound), ..job }, client) {
+        match shadow.begin(&model, Job { bound: Some(bound), ..job }, client) {
             Ok(pieces) => again(&shadow, &model, copy, pieces, begun).await,
             Err(_) => shadow.skip(copy.model),
         }

@@ -6,7 +6,7 @@ use aws_lc_rs::signature::{Ed25519KeyPair, KeyPair as _};
 use codex_provenance::{ModelDigest, Sha256};
 use codex_reports::{
     COPIES_PATH, COPY_KEY_HEADER, COPY_SIGNATURE_HEADER, Comparison, CopiedSampling, MirrorFile, MirrorTarget,
-    RequestCopy, ShadowFile, signed_copy,
+    RequestCopy, ShadowFile, Times, Traffic, signed_copy,
 };
 use prometheus::TextEncoder;
 use serde_json::{Value, json};
@@ -35,8 +35,21 @@ struct Pair {
 impl Pair {
     /// Starts a server with the weights of one seed, and a shadow with those of another one.
     async fn start(incumbent: u64, shadow: u64) -> Self {
+        Self::with(incumbent, shadow, |compares| compares.shadow = Some(compares.path("shadow.json"))).await
+    }
+
+    /// Starts a server with the weights of one seed, and a canary with those of another one.
+    async fn with_canary(incumbent: u64, canary: u64) -> Self {
+        let with = |compares: &mut Case| {
+            compares.compare = Some(compares.path("shadow.json"));
+            compares.traffic = Some(Duration::from_millis(5));
+        };
+        Self::with(incumbent, canary, with).await
+    }
+
+    async fn with(incumbent: u64, shadow: u64, compare: impl FnOnce(&mut Case)) -> Self {
         let mut compares = Case::of(seeded(64, shadow));
-        compares.shadow = Some(compares.path("shadow.json"));
+        compare(&mut compares);
         let second = compares.ready().await;
         let mut answers = Case::of(seeded(64, incumbent));
         answers.mirror = Some(answers.path("mirror.json"));
@@ -146,6 +159,70 @@ async fn a_shadow_answers_nobody() {
     let open = Case::new(64).ready().await;
     assert_eq!(request(open.address, COPIES_PATH, Some("{}".to_owned())).await.unwrap().0, 404);
     assert_eq!(open.reporter.state().copies_key, None);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_canary_answers_clients_and_compares_copies_beside_them() {
+    for (seed, differs) in [(11, false), (12, true)] {
+        let pair = Pair::with_canary(11, seed).await;
+        for _ in 0..3 {
+            assert_eq!(pair.shadow.infer(json!({ "prompt": "1+1:", "max_new_tokens": 4 })).await.0, 200);
+        }
+        // Copies give way, so that some are skipped.
+        let before = pair.comparison().unwrap().compared;
+        for _ in 0..20 {
+            pair.ask(5, 12).await;
+            if pair.comparison().unwrap().compared >= before + 20 {
+                break;
+            }
+        }
+        let comparison = pair.compared(before, 20).await;
+        assert_eq!(comparison.agreed < comparison.compared, differs, "{comparison:?}");
+        assert_eq!(comparison.identical == comparison.compared, !differs, "{comparison:?}");
+        // Its numbers are those of its clients.
+        let of_clients = |it: &Traffic| {
+            let responses = |times: &Option<Times>| times.as_ref().map_or(0, |times| times.responses);
+            (it.requests, it.completed, responses(&it.first_token), responses(&it.inter_token))
+        };
+        let mut seen = None;
+        for _ in 0..600 {
+            seen = pair.shadow.reporter.state().traffic;
+            if seen.as_ref().is_some_and(|it| it.completed == 3) {
+                break;
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        assert_eq!(seen.as_ref().map(of_clients), Some((3, 3, 3, 3)));
+        assert_eq!(pair.shadow.reporter.state().copies_key, None, "it sends no copies itself");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_canary_demands_keys_of_clients_and_signatures_of_copies() {
+    let known = Ed25519KeyPair::generate().unwrap();
+    let public = hex::encode(known.public_key());
+    let mut case = Case::new(64);
+    let folder = case.path("keys");
+    fs::create_dir(&folder).unwrap();
+    fs::write(folder.join("alice"), "sk-alice-0123456789").unwrap();
+    case.require_keys(folder);
+    case.compare = Some(case.path("shadow.json"));
+    accept(&case, std::slice::from_ref(&public));
+    let canary = case.ready().await;
+    let (status, _, answer) =
+        request(canary.address, "/infer", Some("{\"prompt\": \"1+1:\"}".to_owned())).await.unwrap();
+    assert_eq!(status, 401, "{answer}");
+    let body = serde_json::to_vec(&copy(7)).unwrap();
+    let signature = hex::encode(known.sign(&signed_copy(UID, &body)));
+    for (key, signature, status) in [
+        (None, None, 401),
+        (Some("0".repeat(64)), Some(signature.clone()), 403),
+        (Some(public.clone()), Some("00".to_owned()), 403),
+        (Some(public), Some(signature), 202),
+    ] {
+        let (found, answer) = send(canary.address, body.clone(), key, signature).await;
+        assert_eq!(found, status, "{answer}");
+    }
 }
 
 /// A body, its key and its signature, and the status and the sentence of the answer.

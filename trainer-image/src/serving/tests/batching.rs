@@ -38,6 +38,32 @@ async fn without_a_free_permit_requests_are_refused() {
 }
 
 #[tokio::test]
+async fn what_nobody_waits_for_takes_only_slots_that_requests_leave() {
+    let metrics = metrics();
+    let room = Room { running: 4, queue: 3, cache: None, prefixes: 100, batched: None };
+    let batcher = Batcher::start(generator(64, 5), room, Arc::clone(&metrics)).unwrap();
+    let ended = async |mut pieces: Pieces| {
+        while let Some(piece) = pieces.recv().await {
+            if let Piece::End(end) = piece {
+                end.unwrap();
+            }
+        }
+    };
+    let held = Arc::clone(&batcher.permits).acquire_many_owned(2).await.unwrap();
+    let refused = batcher.stream_aside(job(5, 7), client()).err().unwrap();
+    assert!(matches!(refused, RequestError::Overloaded { .. }), "half of the slots are in use: {refused}");
+    drop(held);
+    let timed = || {
+        let traffic = metrics.traffic();
+        [traffic.first_token, traffic.inter_token].map(|times| times.unwrap().responses)
+    };
+    ended(batcher.stream_aside(job(5, 7), client()).unwrap()).await;
+    assert_eq!(timed(), [0, 0], "its times are not among those of requests");
+    ended(batcher.stream(job(5, 7), client()).unwrap()).await;
+    assert_eq!(timed(), [1, 1]);
+}
+
+#[tokio::test]
 async fn an_abandoned_request_is_dropped() {
     let batcher = Batcher::start(
         generator(ENDLESS, 1),

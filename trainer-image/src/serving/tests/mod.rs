@@ -36,8 +36,8 @@ use tokio::{
 use super::{
     Paths, ServeError, Server, Shutdown, Source,
     access::{self, Access, Client},
-    batcher::{Batcher, Job, Piece},
-    filter, http,
+    batcher::{Batcher, Job, Piece, Pieces, RequestError},
+    capture, filter, http,
     metrics::Metrics,
     openai::{Markers, Specials},
     phase::Phase,
@@ -116,6 +116,7 @@ fn promotion(manifest: &Manifest, payload: &[u8], golden: Option<Golden>) -> Pro
         base: None,
         device: None,
         adapter: None,
+        adopted: None,
     };
     let (ring, oms_payload) = (RING.into(), oms::payload_digest(payload));
     let reasons = Reasons {
@@ -152,9 +153,10 @@ pub(crate) struct Case {
     pub(super) access: access::Settings,
     pub(super) filter: filter::Settings,
     tls: Option<tls::Settings>,
-    traffic: Option<Duration>,
+    pub(super) traffic: Option<Duration>,
     pub(super) mirror: Option<std::path::PathBuf>,
     pub(super) shadow: Option<std::path::PathBuf>,
+    pub(super) compare: Option<std::path::PathBuf>,
     errors: Option<std::path::PathBuf>,
 }
 
@@ -211,6 +213,7 @@ impl Case {
             traffic: None,
             mirror: None,
             shadow: None,
+            compare: None,
             errors: None,
         }
     }
@@ -279,6 +282,7 @@ impl Case {
             activity: false,
             mirror: self.mirror.clone(),
             shadow: self.shadow.clone(),
+            compare: self.compare.clone(),
             compared: Duration::from_millis(5),
             capture: None,
             errors: self.errors.clone(),

@@ -283,3 +283,49 @@ async fn a_refused_model_is_a_line_with_its_exit_code() {
     assert_eq!((&lines[0]["source"], &lines[0]["exit_code"]), (&json!("server"), &json!(exit::BAD_INPUT)));
     assert_eq!(lines[0]["reason"], "VerificationFailed");
 }
+
+/// The hidden states of a response have the same size whatever was taken over for it and is computed beside it.
+#[tokio::test(flavor = "multi_thread")]
+async fn traces_measure_the_hidden_states_that_responses_were_chosen_by() {
+    const PROMPT: &str = "12+34=46 12+34=46 12+34=46 12+34=46 5:";
+    const TOKENS: usize = 6;
+    let case = Case::new(64);
+    let path = case.path("traces.ndjson");
+    let mode = capture::Mode::Activations;
+    let settings =
+        capture::Settings { path: path.clone(), mode, sample: 1.0, threshold: 1e-9, top: 1, most: 0, size: 1 << 20 };
+    let server = case.serve(Server { capture: Some(settings), ..case.server() }).await;
+    server.until("/ready", 200).await;
+    let ask = async || {
+        let (status, reply) = server.infer(json!({ "prompt": PROMPT, "max_new_tokens": TOKENS })).await;
+        assert_eq!((status, &reply["tokens"]), (200, &TOKENS.into()), "{reply}");
+    };
+    ask().await;
+    tokio::join!(ask(), ask(), ask());
+    let mut written = Vec::new();
+    for _ in 0..600 {
+        written = fs::read_to_string(&path).unwrap_or_default().lines().map(str::to_owned).collect();
+        if written.len() == 4 {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    // The same from a decoder that has nothing else to do.
+    let mut alone = generator(64, 1);
+    alone.return_states();
+    alone.prefill(0, &alone.tokenizer().encode(PROMPT).unwrap()).unwrap();
+    let mut sum = vec![0.0; alone.config().hidden_size];
+    for _ in 0..TOKENS {
+        let step = alone.step_within(usize::MAX, |_, logits| Sampler::greedy().choose(logits)).unwrap();
+        sum.iter_mut().zip(&step.states).for_each(|(sum, number)| *sum += f64::from(*number));
+    }
+    let expected = sum.iter().map(|sum| sum * sum).sum::<f64>().sqrt() / TOKENS as f64;
+    assert_eq!(written.len(), 4, "{written:?}");
+    for line in written {
+        let line: Value = serde_json::from_str(&line).unwrap();
+        assert_eq!((&line["trace_mode"], &line["completion_tokens"]), (&"activations".into(), &TOKENS.into()));
+        let norm = line["embedding_norm"].as_f64().unwrap();
+        // A number that is read from JSON may differ in its last bit.
+        assert!((norm / expected - 1.0).abs() < 1e-12, "{norm}, not {expected}");
+    }
+}

@@ -3,10 +3,11 @@
 //! Each criterion compares a share with its limit: the canary fails once the exact lower confidence bound of the share (Clopper and
 //! Pearson) is above the limit.
 
+mod agreement;
 mod requests;
 mod tokens;
 
-use codex_crds::{Analysis, RejectedStatus, TimesStatus, TrafficStatus};
+use codex_crds::{AgreementStatus, Analysis, RejectedStatus, TimesStatus, TrafficStatus};
 use codex_verdict::{Rounding, Sample, bounds};
 
 /// The confidence of the one-sided bounds that fail a canary.
@@ -33,6 +34,14 @@ pub(super) fn since(total: TrafficStatus, before: TrafficStatus) -> Option<Traff
             Some(RejectedStatus { before, answers })
         }
     };
+    let agreement = match total.agreement {
+        None => None,
+        Some(total) => {
+            let held = before.agreement.unwrap_or_default();
+            let (compared, agreed) = (more(total.compared, held.compared)?, more(total.agreed, held.agreed)?);
+            Some(AgreementStatus { compared, agreed, skipped: more(total.skipped, held.skipped)? })
+        }
+    };
     Some(TrafficStatus {
         requests: more(total.requests, before.requests)?,
         errors: more(total.errors, before.errors)?,
@@ -42,18 +51,22 @@ pub(super) fn since(total: TrafficStatus, before: TrafficStatus) -> Option<Traff
         rejected,
         first_token: times(total.first_token, before.first_token)?,
         inter_token: times(total.inter_token, before.inter_token)?,
+        agreement,
     })
 }
 
 /// Returns why the requests and responses fail the canary.
 pub(super) fn breach(analysis: &Analysis, traffic: TrafficStatus) -> Option<String> {
-    requests::breach(analysis, traffic).or_else(|| tokens::breach(analysis, traffic))
+    let of_answers = || agreement::breach(analysis, traffic);
+    requests::breach(analysis, traffic).or_else(|| tokens::breach(analysis, traffic)).or_else(of_answers)
 }
 
 /// Returns why a criterion is not decided, although enough requests were answered: servers do not report its numbers, or these are few.
-/// A step does not end before, because a criterion that was never judged would look as if it were met.
-pub(super) fn undecided(analysis: &Analysis, traffic: TrafficStatus) -> Option<String> {
-    requests::undecided(analysis, traffic).or_else(|| tokens::undecided(analysis, traffic))
+/// A step does not end before, because a criterion that was never judged would look as if it were met. `compares` says that the step has
+/// requests to compare.
+pub(super) fn undecided(analysis: &Analysis, traffic: TrafficStatus, compares: bool) -> Option<String> {
+    let of_answers = || agreement::undecided(analysis, traffic).filter(|_| compares);
+    requests::undecided(analysis, traffic).or_else(|| tokens::undecided(analysis, traffic)).or_else(of_answers)
 }
 
 /// Returns the lower bound of a share.
@@ -98,7 +111,7 @@ fn unreported(field: &str, what: &str) -> String {
 
 #[cfg(test)]
 mod tests {
-    use codex_crds::{RejectedStatus, TimesStatus, TrafficStatus};
+    use codex_crds::{AgreementStatus, RejectedStatus, TimesStatus, TrafficStatus};
 
     use super::since;
 
@@ -116,5 +129,12 @@ mod tests {
         assert_eq!(since(timed(12, 0), timed(5, 1)), None);
         assert_eq!(since(timed(12, 3), TrafficStatus::default()), Some(timed(12, 3)), "nothing was known before");
         assert_eq!(since(of(12), timed(5, 1)), Some(of(7)), "nothing is known any more");
+        let compared = |compared: i64, agreed: i64, skipped: i64| TrafficStatus {
+            agreement: Some(AgreementStatus { compared, agreed, skipped }),
+            ..of(12)
+        };
+        let more = TrafficStatus { requests: 0, completed: 0, ..compared(7, 6, 2) };
+        assert_eq!(since(compared(9, 8, 4), compared(2, 2, 2)), Some(more));
+        assert_eq!(since(compared(9, 1, 4), compared(2, 2, 2)), None);
     }
 }

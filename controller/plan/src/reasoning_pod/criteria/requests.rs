@@ -7,8 +7,7 @@ use super::{CONFIDENCE, TimeLimit, lowest, unreported};
 
 /// Returns why the requests fail the canary.
 pub(super) fn breach(analysis: &Analysis, traffic: TrafficStatus) -> Option<String> {
-    let TrafficStatus { requests, errors, refused, completed, slow, rejected, first_token: _, inter_token: _ } =
-        traffic;
+    let TrafficStatus { requests, errors, refused, completed, slow, rejected, .. } = traffic;
     let rejected = rejected.unwrap_or_default();
     let before = refused.saturating_add(rejected.before);
     let (turned_away, came) = (before.saturating_add(rejected.answers), requests.saturating_add(before));
@@ -94,11 +93,11 @@ mod tests {
             assert!(why.starts_with(told) && why.ends_with("spec.rollout.analysis.maxRefusalRate is 0.1"), "{why}");
             assert_eq!(breach(&Analysis::default(), fails), None, "without a limit, refusals do not matter");
         }
-        assert_eq!(undecided(&analysis, seen(50, 0, 0, 0)), None);
+        assert_eq!(undecided(&analysis, seen(50, 0, 0, 0), true), None);
         let unknown = TrafficStatus { rejected: None, ..seen(50, 2, 0, 0) };
-        let why = undecided(&analysis, unknown).unwrap();
+        let why = undecided(&analysis, unknown, true).unwrap();
         assert!(why.starts_with("spec.rollout.analysis.maxRefusalRate is not decided: servers of the canary"), "{why}");
-        assert_eq!(undecided(&Analysis::default(), unknown), None);
+        assert_eq!(undecided(&Analysis::default(), unknown, true), None);
         // What is known can fail it all the same.
         assert!(breach(&analysis, TrafficStatus { rejected: None, ..seen(50, 50, 0, 0) }).is_some());
     }
