@@ -17,7 +17,8 @@ use crate::{
 
 /// The predicate type of OpenSSF Model Signing.
 pub const PREDICATE_TYPE: &str = "https://model_signing/signature/v1.0";
-
+/// The name of the bundle inside a model directory. It travels with the files of the model and is none of them.
+pub const SIGNATURE: &str = "model.sig";
 /// The name of the one resource of a model that is a single file.
 const SINGLE_FILE: &str = ".";
 

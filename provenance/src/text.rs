@@ -21,8 +21,8 @@ impl fmt::Display for Printable<'_> {
 }
 
 /// Returns a count with its noun: `1 row`, `2 rows`.
-pub fn counted(count: usize, noun: &str) -> String {
-    let s = if count == 1 { "" } else { "s" };
+pub fn counted<N: Copy + fmt::Display + PartialEq + From<u8>>(count: N, noun: &str) -> String {
+    let s = if count == N::from(1_u8) { "" } else { "s" };
     format!("{count} {noun}{s}")
 }
 
@@ -34,7 +34,7 @@ mod tests {
 
     #[test]
     fn one_is_singular() {
-        assert_eq!([0, 1, 2].map(|count| counted(count, "row")), ["0 rows", "1 row", "2 rows"]);
+        assert_eq!([0_u64, 1, 2].map(|count| counted(count, "row")), ["0 rows", "1 row", "2 rows"]);
     }
 
     #[test]

@@ -3,6 +3,7 @@
 //! A [`Report`] is cumulative: the latest one holds everything, so a lost report costs nothing, and an older one (a lower
 //! `seq` of the same pod) is dropped. The final report is also the termination message of the pod, as far as it fits.
 
+mod adoption;
 mod chain;
 mod contradiction;
 mod copies;
@@ -14,6 +15,7 @@ mod writer;
 use codex_provenance::{ConfigDigest, Sha256};
 use serde::{Deserialize, Serialize};
 
+pub use adoption::{Adoption, FORMER_VARIABLE, Former};
 pub use chain::{chain, chain_until};
 pub use codex_provenance::Device;
 pub use copies::{
@@ -27,6 +29,7 @@ pub use serving::{
 };
 pub use training::{
     Base, Checkpoint, Computation, Curriculum, CurriculumPhase, DataFile, Model, PhaseStatus, Progress, TrainingState,
+    is_commit,
 };
 pub use writer::{CHALLENGE_HEADER, KEY_HEADER, SIGNATURE_HEADER, signed_message};
 

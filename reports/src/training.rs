@@ -4,7 +4,7 @@ use codex_provenance::{DataDigest, Device, ModelDigest, OmsRoot, Sha256, manifes
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::{Failure, Stage};
+use crate::{Adoption, Failure, Stage};
 
 /// Cumulative state of a trainer.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -42,6 +42,9 @@ pub struct TrainingState {
     /// Trained model.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub model: Option<Model>,
+    /// What the trainer did about the model of a former run, if it was told of one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub adoption: Option<Adoption>,
     /// Notices for the user, such as a damaged checkpoint that was skipped.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub notices: Vec<String>,
@@ -179,6 +182,11 @@ impl Base {
     pub fn of(digest: ModelDigest) -> Self {
         Self { digest, commit: None, signer: None }
     }
+}
+
+/// Whether a text is the full name of a commit.
+pub fn is_commit(text: &str) -> bool {
+    text.len() == 40 && text.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
 }
 
 /// What computes a model. Equal inputs, programs, engines and kernels give equal bits.

@@ -67,6 +67,8 @@ pub enum Name {
     ConfigMap(String),
     /// The digest of a model.
     Model(String),
+    /// The digest of the configuration of a training whose model was promoted.
+    Configuration(String),
 }
 
 /// A kind whose objects are found by what they name.
@@ -171,8 +173,10 @@ impl Names for ConfigMap {
     fn names(&self) -> Vec<Name> {
         // Those who own a bundle beside its run, too.
         let owners = self.owner_references().iter().map(|owner| Name::Owner(owner.uid.clone()));
-        let model = self.annotations().get(annotation::MODEL_DIGEST).cloned().map(Name::Model);
-        owners.chain(model).collect()
+        let digest = |name: &str| self.annotations().get(name).cloned();
+        let model = digest(annotation::MODEL_DIGEST).map(Name::Model);
+        let configuration = digest(annotation::CONFIG_DIGEST).map(Name::Configuration);
+        owners.chain(model).chain(configuration).collect()
     }
 }
 

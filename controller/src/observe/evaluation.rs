@@ -2,10 +2,9 @@
 
 use std::{collections::BTreeMap, sync::Arc};
 
-use codex_crds::{ConditionType, Evaluation, EvaluationSpec, EvaluationStatus, TrainingRun};
+use codex_crds::{Evaluation, EvaluationSpec, EvaluationStatus, TrainingRun};
 use codex_plan::{
     Obstruction, Plan, Read, Received, StatusSeal,
-    conditions::{find, is_true},
     evaluation::{self, LedgerRead, ObservedEvaluation},
     trace::{self, Span},
 };
@@ -25,7 +24,7 @@ use super::{
 use crate::{context::Context, drift::Role, error::chain};
 
 impl Kind for Evaluation {
-    /// Returns the verdict, or before there is one, a phase that follows from the conditions.
+    /// Returns the verdict, or before there is one, the phase.
     fn phase(&self) -> String {
         self.status.as_ref().map_or_else(|| "Pending".to_owned(), phase)
     }
@@ -45,14 +44,7 @@ fn phase(status: &EvaluationStatus) -> String {
     if let Some(verdict) = status.verdict {
         return format!("{verdict:?}");
     }
-    let ready = find(&status.conditions, ConditionType::Ready).map(|ready| ready.reason.as_str());
-    let phase = match ready {
-        _ if is_true(&status.conditions, ConditionType::Stalled) => "Failed",
-        Some("Suspended") => "Suspended",
-        Some("Running") => "Running",
-        _ => "Pending",
-    };
-    phase.to_owned()
+    status.phase.map_or_else(|| "Pending".to_owned(), |phase| format!("{phase:?}"))
 }
 
 impl Observe for Evaluation {
@@ -90,9 +82,14 @@ impl Observe for Evaluation {
             .collect();
         let claims = mounted_claims(&self.spec, run.as_ref(), &compared);
         let mounted = Mounted { data: &self.spec.data, claims: &claims, config_maps: &[] };
-        let completed = self.status.as_ref().is_some_and(|status| status.completed_at.is_some());
+        // While a run of a schedule is at work, the status has the verdict of a former one.
+        let completed = self.status.as_ref().is_some_and(|status| {
+            let active = status.schedule.as_ref().and_then(|schedule| schedule.active.as_ref());
+            status.completed_at.is_some() && active.is_none()
+        });
         let settled = completed && seal == StatusSeal::Valid;
-        let work = work(context, &namespace, job, mounted, Role::Strict, settled).await?;
+        let needed = if settled { workers::Needed::Cached } else { workers::Needed::Ends };
+        let work = work(context, &namespace, job, mounted, Role::Strict, needed).await?;
         let Work { job, pods, references, warnings, refused } = work;
         let mut observed = ObservedEvaluation {
             settings: context.settings.clone(),
@@ -182,20 +179,16 @@ mod tests {
     use super::phase;
 
     #[test]
-    fn the_phase_is_the_verdict_and_before_that_follows_from_the_conditions() {
-        let status = |verdict: Option<&str>, stalled: &str, reason: &str| -> EvaluationStatus {
-            let condition = |kind: &str, status: &str| json!({"type": kind, "status": status, "reason": reason, "message": "", "lastTransitionTime": "2026-01-01T00:00:00Z"});
-            let conditions = [condition("Ready", "False"), condition("Stalled", stalled)];
-            serde_json::from_value(json!({ "verdict": verdict, "conditions": conditions })).unwrap()
-        };
-        for (verdict, stalled, reason, expected) in [
-            (Some("Inconclusive"), "False", "Succeeded", "Inconclusive"),
-            (None, "True", "PodFailed", "Failed"),
-            (None, "False", "Running", "Running"),
-            (None, "False", "Suspended", "Suspended"),
-            (None, "False", "WaitingForPod", "Pending"),
+    fn the_phase_is_the_verdict_and_before_that_the_phase_of_the_status() {
+        let status = |value| phase(&serde_json::from_value(value).unwrap());
+        for (value, expected) in [
+            (json!({ "phase": "Judged", "verdict": "Inconclusive" }), "Inconclusive"),
+            (json!({ "phase": "Running" }), "Running"),
+            (json!({ "phase": "Suspended" }), "Suspended"),
+            (json!({ "phase": "Stalled" }), "Stalled"),
+            (json!({ "phase": "Failed" }), "Failed"),
         ] {
-            assert_eq!(phase(&status(verdict, stalled, reason)), expected);
+            assert_eq!(status(value), expected);
         }
         assert_eq!(phase(&EvaluationStatus::default()), "Pending");
     }

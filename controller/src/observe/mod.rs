@@ -1,6 +1,6 @@
 //! Observation: everything that the plans depend on, read from caches. A request is made only for what no cache holds: the
 //! keys of a user's ConfigMap, a Deployment that lost the label by which the cache selects, and the EndpointSlices of a Service
-//! without a selector, which others may have written without that label.
+//! without a selector, which others may have written without that label. The pods of a Job are listed where a late watch would cost work.
 
 mod bundles;
 mod cache;
@@ -8,6 +8,7 @@ mod cycles;
 mod endpoints;
 mod error;
 mod evaluation;
+mod formers;
 mod kind;
 mod policies;
 mod queues;

@@ -5,17 +5,22 @@ use std::{
     sync::Arc,
 };
 
-use codex_crds::{Evaluation, ReasoningPod, ReasoningPodStatus, SignOff, TrainingRun, annotation, bundle, child};
+use codex_crds::{
+    Evaluation, ReasoningPod, ReasoningPodStatus, Rollout, SignOff, TrainingRun, annotation, bundle, child,
+};
 use codex_plan::{
     Obstruction, Plan, Received,
-    reasoning_pod::{self, Aims, Compared, Named, ObservedCycle, ObservedReasoningPod, RecordedPromotion},
+    reasoning_pod::{self, Aims, Compared, HeldProof, Named, ObservedCycle, ObservedReasoningPod, RecordedPromotion},
     trace::{self, Span},
     unexplained,
 };
-use codex_provenance::ModelDigest;
+use codex_provenance::{ModelDigest, attestation::AttestationKind};
 use codex_verdict::{Ring, policy::Policy};
 use jiff::Timestamp;
-use k8s_openapi::{api::apps::v1::Deployment, apimachinery::pkg::apis::meta::v1::Condition};
+use k8s_openapi::{
+    api::{apps::v1::Deployment, core::v1::ConfigMap},
+    apimachinery::pkg::apis::meta::v1::Condition,
+};
 use kube::{Api, ResourceExt};
 
 use super::{
@@ -135,8 +140,8 @@ impl Observe for ReasoningPod {
         let unprotected = context.admission.current().protects(&namespace).err();
         let serves = deployment.is_some() || tampered;
         let all = unprotected.is_some() && serves;
-        let routed = self.spec.rollout.as_ref().is_some_and(|rollout| rollout.gateway.is_some());
-        let of_canary = routed.then(|| child::canary(&self.name_any()));
+        let named = self.spec.rollout.as_ref().is_some_and(Rollout::names_canary);
+        let of_canary = named.then(|| child::canary(&self.name_any()));
         let of_servers = activator.is_some().then(|| child::activator(&self.name_any()));
         let services: Vec<_> = std::iter::once(self.name_any()).chain(of_canary).chain(of_servers).collect();
         let slices = endpoints::slices(context, &namespace, &services, &uid, all).await?;
@@ -145,6 +150,7 @@ impl Observe for ReasoningPod {
             .flat_map(|pods| unexplained(None, pods, context.now()))
             .collect();
         let warnings = warnings(context, &namespace, &late).await;
+        let held = held_bundles(context, &namespace, &uid);
         let observed = ObservedReasoningPod {
             settings: context.settings.clone(),
             run,
@@ -181,7 +187,8 @@ impl Observe for ReasoningPod {
                 behind.refused.into_iter().chain(tries.refused).chain(holds.refused).collect(),
             ),
             missing_bundles: missing_bundles(context, &namespace, self.status.as_ref()),
-            held_bundles: held_bundles(context, &namespace, &uid),
+            held_bundles: held.iter().map(|found| found.name_any()).collect(),
+            held_proofs: held.iter().filter_map(|found| Some((found.name_any(), proof(found)?))).collect(),
             canary,
             canary_pods: tries.current,
             activator,
@@ -325,11 +332,19 @@ fn missing_bundles(context: &Context, namespace: &str, status: Option<&Reasoning
     recorded.filter(|name| get(&context.stores.config_maps, namespace, name).is_none()).cloned().collect()
 }
 
-/// Returns the names of the bundles that the object with this uid owns beside their run.
-fn held_bundles(context: &Context, namespace: &str, uid: &str) -> BTreeSet<String> {
-    let owned = context.stores.config_maps.naming(namespace, &Name::Owner(uid.to_owned())).into_iter();
-    let beside = owned.filter(|found| !is_controlled_by(&**found, uid));
-    beside.map(|found| found.name_any()).filter(|name| bundle::is_mounted(name)).collect()
+/// Returns the bundles that the object with this uid owns beside their run.
+fn held_bundles(context: &Context, namespace: &str, uid: &str) -> Vec<Arc<ConfigMap>> {
+    let mut owned = context.stores.config_maps.naming(namespace, &Name::Owner(uid.to_owned()));
+    owned.retain(|found| !is_controlled_by(&**found, uid) && bundle::is_mounted(&found.name_any()));
+    owned
+}
+
+/// Returns what a bundle proves, if it is a promotion with provenance that a run which is created again would find.
+fn proof(bundle: &ConfigMap) -> Option<HeldProof> {
+    bundle.data.as_ref()?.get(AttestationKind::SlsaProvenance.entry())?;
+    bundle.annotations().get(annotation::CONFIG_DIGEST)?;
+    let model = bundle.annotations().get(annotation::MODEL_DIGEST)?.parse().ok()?;
+    Some(HeldProof { model, since: bundle.creation_timestamp()?.0 })
 }
 
 /// Returns the Deployment of that name. The cache selects by label. If a Deployment was rolled out and the cache does not

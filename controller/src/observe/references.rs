@@ -33,18 +33,17 @@ pub(super) struct Mounted<'a> {
     pub config_maps: &'a [&'a str],
 }
 
-/// Observes the pods of a Job, and why they do not start. The pods of settled work decide nothing any more.
+/// Observes the pods of a Job, as new as they are `needed`, and why they do not start.
 pub(super) async fn work(
     context: &Context,
     namespace: &str,
     job: Option<Job>,
     mounted: Mounted<'_>,
     role: Role,
-    settled: bool,
+    needed: workers::Needed,
 ) -> Result<Work, ObserveError> {
     let pods = match &job {
-        Some(job) if settled => workers::of_job(context, job, role),
-        Some(job) => workers::up_to_date(context, job, role).await?,
+        Some(job) => workers::up_to_date(context, job, role, needed).await?,
         None => workers::Pods::default(),
     };
     let late = unexplained(job.as_ref(), &pods.genuine, context.now());

@@ -6,7 +6,7 @@ use codex_crds::{TrainingRun, TrainingRunSpec, TrainingRunStatus, child};
 use codex_plan::{
     CONFIG_FILE, Obstruction, Plan, Received, StatusSeal,
     trace::{self, Span},
-    training_run::{self, ObservedTrainingRun, base_cycle},
+    training_run::{self, ObservedTrainingRun, base_cycle, has_other_pod},
 };
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
@@ -16,11 +16,12 @@ use super::{
     bundles,
     cache::{Cache, Name},
     error::ObserveError,
+    formers,
     kind::{Kind, Observe},
     references::{Mounted, Work, of_data, text, work},
     stores::{Stores, get},
     triggers::Triggers,
-    workers,
+    workers::{self, Needed},
 };
 use crate::{context::Context, drift::Role, ownership::is_controlled_by};
 
@@ -95,8 +96,14 @@ impl Observe for TrainingRun {
             .collect();
         let mounted = Mounted { data: &self.spec.data, claims: &claims, config_maps: &keys };
         let completed = self.status.as_ref().is_some_and(|status| status.completed_at.is_some());
-        let settled = completed && seal == StatusSeal::Valid;
-        let work = work(context, &namespace, job, mounted, Role::Trainer, settled).await?;
+        let needed = match &job {
+            _ if completed && seal == StatusSeal::Valid => Needed::Cached,
+            Some(job) if has_other_pod(&self, job) => Needed::Starts,
+            _ => Needed::Ends,
+        };
+        let begins = job.is_none() && !completed && self.spec.reproduces.is_none();
+        let records = if begins { formers::records(context, &self, template.as_deref()) } else { Vec::new() };
+        let work = work(context, &namespace, job, mounted, Role::Trainer, needed).await?;
         let Work { job, pods, references, warnings, refused } = work;
         Ok(ObservedTrainingRun {
             settings: context.settings.clone(),
@@ -107,6 +114,7 @@ impl Observe for TrainingRun {
             reproduced,
             signer,
             verdict,
+            records,
             references,
             warnings,
             refused: workers::with_endpoint(context, &namespace, &uid, refused),

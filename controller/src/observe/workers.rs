@@ -54,9 +54,15 @@ pub struct Pods {
     pub refused: Vec<RefusedPod>,
 }
 
-/// Returns the pods of a Job in the cache.
-pub fn of_job(context: &Context, job: &Job, role: Role) -> Pods {
-    sorted(context, job, role, cached(context, job))
+/// How new the observation of the pods of a Job must be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Needed {
+    /// As the cache has them: the work is settled, and its pods decide nothing any more.
+    Cached,
+    /// How each pod ended, once the Job has ended: work must not count as failed because the last words of its pod are not known yet.
+    Ends,
+    /// Also whether a pod has started: otherwise the Job is deleted, and the pod would lose its work.
+    Starts,
 }
 
 fn cached(context: &Context, job: &Job) -> Vec<Arc<Pod>> {
@@ -64,14 +70,19 @@ fn cached(context: &Context, job: &Job) -> Vec<Arc<Pod>> {
     context.stores.pods.naming(&namespace, &Name::Owner(uid))
 }
 
-/// Returns the pods of a Job, of one that has ended as the API server has them unless the cache shows how each of them ended: the
-/// watch of pods may be late, and work must not count as failed because the last words of its pod are not known yet.
+/// Returns the pods of a Job as the API server has them, unless the cache shows what is needed: the watch of pods may be late.
 ///
 /// # Errors
 /// When the pods cannot be listed.
-pub async fn up_to_date(context: &Context, job: &Job, role: Role) -> Result<Pods, ObserveError> {
+pub async fn up_to_date(context: &Context, job: &Job, role: Role, needed: Needed) -> Result<Pods, ObserveError> {
     let cached = cached(context, job);
-    if !has_ended(job) || (!cached.is_empty() && cached.iter().all(|pod| has_terminated(pod))) {
+    let ends = !has_ended(job) || (!cached.is_empty() && cached.iter().all(|pod| has_terminated(pod)));
+    let known = match needed {
+        Needed::Cached => true,
+        Needed::Ends => ends,
+        Needed::Starts => ends && cached.iter().any(|pod| has_started(pod)),
+    };
+    if known {
         return Ok(sorted(context, job, role, cached));
     }
     let (name, uid) = (job.name_any(), job.uid().unwrap_or_default());
@@ -97,6 +108,12 @@ fn has_ended(job: &Job) -> bool {
 fn has_terminated(pod: &Pod) -> bool {
     let phase = pod.status.as_ref().and_then(|status| status.phase.as_deref());
     matches!(phase, Some("Succeeded" | "Failed"))
+}
+
+fn has_started(pod: &Pod) -> bool {
+    let statuses = pod.status.iter().flat_map(|status| status.container_statuses.iter().flatten());
+    let mut states = statuses.flat_map(|status| [&status.state, &status.last_state]).flatten();
+    states.any(|state| state.running.is_some() || state.terminated.is_some())
 }
 
 /// Tells the genuine pods of a Job from the others.

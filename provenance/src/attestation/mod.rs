@@ -23,7 +23,10 @@ use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use crate::{digest::Sha256, manifest::File, promotion::Promotion, statement, text::Printable};
+pub use self::provenance::{RecordedBuild, image_digest};
+use crate::{
+    digest::Sha256, manifest::File, promotion::Promotion, reproduction::Computation, statement, text::Printable,
+};
 
 /// The build type of provenance: what `externalParameters` mean. docs/attestations.md describes it.
 pub const BUILD_TYPE: &str = "https://codex-ml.dev/build/training-run/v1";
@@ -125,6 +128,9 @@ pub struct Build {
     /// Time at which the first pod started (RFC 3339), if it was recorded.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub started_at: Option<String>,
+    /// What computed the model, if it was recorded and all attempts computed with it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub computation: Option<Computation>,
     /// Files of the model, whose manifest has the model digest.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub files: Vec<File>,
@@ -187,6 +193,13 @@ impl Attestation {
         Ok(Self { kind, digest: Sha256::of(payload), predicate })
     }
 
+    /// Returns what SLSA provenance records of a training beside the promotion. `None` for other kinds, and for provenance that does not
+    /// say what computed the model.
+    pub fn recorded_build(&self) -> Option<RecordedBuild> {
+        let is_provenance = self.kind == AttestationKind::SlsaProvenance;
+        is_provenance.then(|| provenance::recorded(&self.predicate)).flatten()
+    }
+
     /// Checks that a summary names these attestations of the same promotion. Other kinds name none.
     ///
     /// # Errors
@@ -208,8 +221,13 @@ impl Attestation {
             AttestationKind::SlsaProvenance => {
                 let count = self.predicate.pointer("/buildDefinition/resolvedDependencies").and_then(Value::as_array);
                 let count = count.map_or(0, Vec::len);
-                let run = Printable(&promotion.reasons.training.run.uid);
-                format!("{OPERATOR} trained it in the run {run} from {count} dependencies")
+                let training = &promotion.reasons.training;
+                let run = Printable(&training.computed_by().uid);
+                let adopted = match &training.adopted {
+                    Some(_) => format!(", and the run {} adopted it", Printable(&training.run.uid)),
+                    None => String::new(),
+                };
+                format!("{OPERATOR} trained it in the run {run} from {count} dependencies{adopted}")
             }
             AttestationKind::TestResult => {
                 let count = self.predicate["passedTests"].as_array().map_or(0, Vec::len);

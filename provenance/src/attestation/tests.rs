@@ -7,7 +7,7 @@ use crate::{
     canonical::canonical,
     digest::{ConfigDigest, DataDigest, GatesDigest, ModelDigest, OmsPayloadDigest, ReportDigest},
     manifest::{File, Manifest},
-    promotion::{Attested, Base, Evaluation, Gate, HeldPolicy, Object, Reasons, Reported, Training},
+    promotion::{Adopted, Attested, Base, Evaluation, Gate, HeldPolicy, Object, Reasons, Reported, Training},
 };
 
 fn digest(text: &str) -> Sha256 {
@@ -73,6 +73,7 @@ fn promotion() -> Promotion {
         }),
         device: None,
         adapter: Some(ModelDigest(digest("adapter"))),
+        adopted: None,
     };
     let reasons = Reasons {
         ring: "0D_base_".to_owned(),
@@ -92,8 +93,25 @@ fn build() -> Build {
     Build {
         parameters: json!({ "template": "cot-starter", "seed": 1, "configuration": configuration() }),
         started_at: Some("2026-11-28T07:00:00Z".to_owned()),
+        computation: Some(computation()),
         files: files(),
     }
+}
+
+fn computation() -> Computation {
+    Computation { program: digest("program"), engine: "cpu-f32".to_owned(), kernels: "x86_64 avx512".to_owned() }
+}
+
+/// The promotion of a run that adopted the model of the former run `44bb`.
+fn adopting() -> Promotion {
+    let mut promotion = promotion();
+    promotion.reasons.training.adopted = Some(Adopted {
+        run: Object { name: "cot-before".to_owned(), uid: "44bb".to_owned() },
+        image_id: format!("registry.example.com/codex@sha256:{}", digest("its image")),
+        completed_at: Some("2026-10-01T08:00:00Z".to_owned()),
+        provenance: digest("its provenance"),
+    });
+    promotion
 }
 
 fn held(name: &str) -> HeldPolicy {
@@ -178,7 +196,7 @@ fn each_statement_fits_its_specification() {
     several.reasons.policies = vec![held("b"), held("a")];
     let mut one = promotion();
     one.reasons.policies = vec![held("a")];
-    for promotion in [promotion(), one, several] {
+    for promotion in [promotion(), one, several, adopting()] {
         for unsigned in attestations(&promotion, &build()) {
             let (schema, found) = (schema(unsigned.kind), value(&unsigned));
             assert_eq!(fault(&schema, &schema, &found, "statement"), None, "{found:#}");
@@ -212,6 +230,53 @@ fn provenance_says_what_the_run_was_given() {
     let summary = value(&summary);
     assert_eq!(summary["predicate"]["policy"]["uri"], "https://codex-ml.dev/policies/none");
     assert_eq!(summary["predicate"]["verifiedLevels"], json!(["SLSA_BUILD_LEVEL_1", "CODEX_RING_0D_base_"]));
+}
+
+/// Nothing claims that a run trained what it adopted.
+#[test]
+fn provenance_of_an_adopted_model_names_the_run_and_the_image_that_computed_it() {
+    let promotion = adopting();
+    let build = Build { started_at: None, ..build() };
+    let [provenance, ..] = attestations(&promotion, &build);
+    let read = Attestation::read(&provenance.payload, &promotion).unwrap();
+    let told = read.told(&promotion);
+    assert!(told.contains("in the run 44bb from 4 dependencies, and the run 77aa adopted it"), "{told}");
+    let provenance = value(&provenance);
+    assert_eq!(
+        provenance["predicate"]["runDetails"]["metadata"],
+        json!({ "invocationId": "44bb", "finishedOn": "2026-10-01T08:00:00Z" })
+    );
+    let definition = &provenance["predicate"]["buildDefinition"];
+    assert_eq!(
+        definition["internalParameters"],
+        json!({
+            "namespace": "team", "trainingRun": "cot-before", "dataIsAttested": false,
+            "adoptedBy": { "name": "cot", "uid": "77aa" },
+        })
+    );
+    assert_eq!(definition["resolvedDependencies"][1]["digest"]["sha256"], json!(digest("its image")));
+    // Neither statement stands in for the other.
+    let mut own = promotion.clone();
+    own.reasons.training.adopted = None;
+    let [foreign, ..] = attestations(&own, &build);
+    let told = Attestation::read(&foreign.payload, &promotion).unwrap_err();
+    assert!(told.contains("invocationId is \"77aa\""), "{told}");
+    let read = Promotion::read(&promotion.payload()).unwrap();
+    assert_eq!(read, promotion);
+}
+
+#[test]
+fn provenance_records_what_another_run_is_compared_with() {
+    let promotion = promotion();
+    let recorded = |build: &Build| {
+        let [provenance, tests, ..] = attestations(&promotion, build);
+        assert_eq!(Attestation::read(&tests.payload, &promotion).unwrap().recorded_build(), None);
+        Attestation::read(&provenance.payload, &promotion).unwrap().recorded_build()
+    };
+    let expected =
+        RecordedBuild { parameters: json!({ "template": "cot-starter", "seed": 1 }), computation: computation() };
+    assert_eq!(recorded(&build()), Some(expected));
+    assert_eq!(recorded(&Build { computation: None, ..build() }), None, "an earlier controller said nothing");
 }
 
 #[test]

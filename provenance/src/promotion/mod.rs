@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 pub use self::{
     evaluation::{Comparison, Divided, Evaluation, Gate, Measured, Read, Reference},
     key::{PolicyKey, PromotionKey},
-    training::{Attested, Base, Reported, Training},
+    training::{Adopted, Attested, Base, Reported, Training},
 };
 use crate::{
     digest::{ModelDigest, OmsPayloadDigest, PromotionDigest, Sha256},

@@ -32,9 +32,29 @@ pub struct Training {
     /// an adapter.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub adapter: Option<ModelDigest>,
+    /// The training that computed the model, if the TrainingRun adopted the model of a former one and trained nothing itself.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub adopted: Option<Adopted>,
 }
 
 impl Training {
+    /// Returns the TrainingRun that computed the model.
+    pub fn computed_by(&self) -> &Object {
+        self.adopted.as_ref().map_or(&self.run, |adopted| &adopted.run)
+    }
+
+    /// Returns the image that computed the model, as the node reported it.
+    pub fn computing_image(&self) -> &str {
+        let adopted = self.adopted.as_ref().map(|adopted| adopted.image_id.as_str());
+        adopted.unwrap_or(&self.attested.image_id)
+    }
+
+    /// Returns the time at which the controller first recorded the model (RFC 3339), if that is known.
+    pub fn computed_at(&self) -> Option<&str> {
+        let own = self.attested.completed_at.as_ref();
+        self.adopted.as_ref().map_or(own, |adopted| adopted.completed_at.as_ref()).map(String::as_str)
+    }
+
     /// Returns the digests of the data files that the trainer read, by name.
     pub fn data(&self) -> Option<&BTreeMap<String, DataDigest>> {
         self.reported.as_ref().map(|reported| &reported.data).or(self.attested.data.as_ref())
@@ -84,4 +104,19 @@ pub struct Base {
     /// Fingerprint of the key whose signature of the base the TrainingRun required, if it did.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub signer: Option<Sha256>,
+}
+
+/// The training of a former TrainingRun whose model another one adopted.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Adopted {
+    /// The TrainingRun that computed the model.
+    pub run: Object,
+    /// Image that computed it, as the node reported it.
+    pub image_id: String,
+    /// Time at which the controller recorded the model of that run (RFC 3339), if it was recorded.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub completed_at: Option<String>,
+    /// SHA-256 of the SLSA provenance that proved it.
+    pub provenance: Sha256,
 }

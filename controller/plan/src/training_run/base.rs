@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 
 use codex_crds::{BaseStatus, ConfigMapKey, HuggingFace, Reason, TrainingRun, TrainingRunSpec};
 use codex_provenance::ModelDigest;
+use codex_reports::is_commit;
 use k8s_openapi::api::{
     batch::v1::Job,
     core::v1::{EnvVar, EnvVarSource, SecretKeySelector},
@@ -263,11 +264,6 @@ impl<'a> Base<'a> {
 pub(crate) fn key(spec: &TrainingRunSpec) -> Option<(String, &ConfigMapKey)> {
     let signer = spec.base.as_ref()?.signed_by.as_ref()?;
     Some((KEY_FIELD.to_owned(), &signer.config_map))
-}
-
-/// Whether a text is the full name of a commit.
-fn is_commit(text: &str) -> bool {
-    text.len() == 40 && text.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
 }
 
 fn run_model(run: Option<&TrainingRun>) -> Result<RunModel<'_>, WaitingForModel> {

@@ -2,7 +2,7 @@
 
 use codex_crds::child;
 
-use super::{stage::Stage, view::View};
+use super::{adoption, stage::Stage, view::View};
 use crate::{
     data::mount_data,
     plan::Desired,
@@ -49,6 +49,9 @@ fn template<'a>(view: &'a View<'_>, config_map: String) -> Template<'a> {
         args.extend(reproduction.arguments());
         env.extend(reproduction.variable());
         worker = &reproduction.worker;
+    }
+    if let Some(former) = &view.former {
+        adoption::tell(former, spec, &mut mounts, &mut env);
     }
     Template {
         owner,

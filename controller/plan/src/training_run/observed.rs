@@ -8,6 +8,7 @@ use jiff::Timestamp;
 use k8s_openapi::api::{batch::v1::Job, core::v1::Pod};
 use serde::{Deserialize, Serialize};
 
+use super::adoption::RecordedTraining;
 use crate::{
     obstruction::Obstruction,
     pods::{ClusterWarning, Received, References, RefusedPod},
@@ -47,6 +48,9 @@ pub struct ObservedTrainingRun {
     /// fingerprint of who signed it.
     #[serde(default)]
     pub verdict: Bundle<Sha256>,
+    /// The signed records of trainings with the configuration of the object, in its namespace. Empty once there is a Job.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub records: Vec<RecordedTraining>,
     /// The claims of its output and its base, and the claims and `ConfigMap`s of its data, as far as they exist.
     #[serde(default)]
     pub references: Option<References>,

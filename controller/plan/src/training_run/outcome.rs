@@ -1,9 +1,9 @@
 //! What the trainers of a run reported as their result, checked before it is used. Pure.
 
 use codex_crds::{FileStatus, MAX_MODEL_FILES, ModelStatus, Reason};
-use codex_reports::{Model, Stage as PodStage};
+use codex_reports::{Model, Stage as PodStage, TrainingState};
 
-use super::view::View;
+use super::{adoption, view::View};
 use crate::{numbers::count, pod_template::join, work::WorkFailure};
 
 /// What the trainers reported, checked.
@@ -31,7 +31,8 @@ impl Outcome {
 
 /// Returns the finished model: from the newest report that holds all of it, else from the status.
 fn model(view: &View<'_>) -> Option<Result<ModelStatus, WorkFailure>> {
-    let reported = view.states().find_map(|(_, state)| {
+    let mut counted = view.states().filter(|(report, state)| !adoption::is_outdated(view, report, state));
+    let reported = counted.find_map(|(_, state)| {
         let model = state.model.as_ref().filter(|_| state.stage == PodStage::Finished)?;
         // A termination message that had to be shortened has no files.
         (!model.manifest.files.is_empty()).then_some((model, state))
@@ -40,10 +41,10 @@ fn model(view: &View<'_>) -> Option<Result<ModelStatus, WorkFailure>> {
         return view.status.model.clone().map(Ok);
     };
     let unread = view.work.unread(&view.work.digests(&state.data)).or_else(|| view.unread_base(state));
-    Some(unread.map_or_else(|| checked(view, model), Err))
+    Some(unread.map_or_else(|| checked(view, model, state), Err))
 }
 
-fn checked(view: &View<'_>, model: &Model) -> Result<ModelStatus, WorkFailure> {
+fn checked(view: &View<'_>, model: &Model, state: &TrainingState) -> Result<ModelStatus, WorkFailure> {
     let refuse = |why: String| {
         Err(WorkFailure::new(Reason::ModelMismatch, format!("the trainer's report is inconsistent: {why}")))
     };
@@ -61,6 +62,9 @@ fn checked(view: &View<'_>, model: &Model) -> Result<ModelStatus, WorkFailure> {
     let files = model.manifest.files.len();
     if files > MAX_MODEL_FILES {
         return refuse(format!("its model has {files} files, but at most {MAX_MODEL_FILES} can be recorded"));
+    }
+    if let Some(refuted) = adoption::refuted(view, state, digest) {
+        return Err(refuted);
     }
     let output = &view.spec().output.persistent_volume_claim;
     Ok(ModelStatus {

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use codex_crds::{
-    CheckpointStatus, ConditionType, CurriculumPhaseState, CurriculumPhaseStatus, CurriculumStatus,
+    AdoptionStatus, CheckpointStatus, ConditionType, CurriculumPhaseState, CurriculumPhaseStatus, CurriculumStatus,
     MAX_CURRICULUM_PHASES, ModelStatus, ProgressStatus, Reason, ReproductionStatus, TrainingRunPhase,
     TrainingRunStatus,
 };
@@ -12,7 +12,7 @@ use codex_reports::{Curriculum, PhaseStatus, Progress as Numbers};
 use codex_verdict::Decimal;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 
-use super::{outcome::Outcome, stage::Stage, verdict, view::View};
+use super::{adoption, outcome::Outcome, stage::Stage, verdict, view::View};
 use crate::{
     conditions::Conditions,
     numbers::{count, decimal},
@@ -35,6 +35,7 @@ pub(crate) fn status(view: &View<'_>, outcome: &Outcome, stage: &Stage) -> (Trai
         computation: view.computation(),
         device: view.device(),
         reproduction: reproduction(view, stage),
+        adoption: adoption::status(view),
         completed_at: completed_at(view, stage),
         conditions: conditions(view, stage),
         seal: view.status.seal.clone(),
@@ -63,6 +64,7 @@ fn with_numbers_of(next: &TrainingRunStatus, present: &TrainingRunStatus) -> Tra
         computation: next.computation.clone(),
         device: next.device.clone(),
         reproduction: next.reproduction.clone(),
+        adoption: next.adoption.clone(),
         completed_at: next.completed_at.clone(),
         lost_checkpoint: next.lost_checkpoint.clone(),
         curriculum: curriculum_with_numbers_of(next.curriculum.as_ref(), present.curriculum.as_ref()),
@@ -239,11 +241,12 @@ fn reproduction(view: &View<'_>, stage: &Stage) -> Option<ReproductionStatus> {
 }
 
 /// Returns whether the word of the trainer that reported the model is attested: as it was when the model was recorded, or as it
-/// is now. `None` if it is not.
+/// is now. `None` if it is not, or if the word of the trainer that computed an adopted model is not.
 fn attested(view: &View<'_>, outcome: &Outcome, stage: &Stage) -> Option<bool> {
     model(outcome, stage)?;
     let recorded = view.status.attested.filter(|_| view.status.model.is_some());
-    recorded.or_else(|| (!matches!(stage, Stage::Done(_)) && view.is_attested()).then_some(true))
+    let computed = || !view.has_adopted() || view.former.as_ref().is_some_and(|former| former.attested);
+    recorded.or_else(|| (!matches!(stage, Stage::Done(_)) && view.is_attested() && computed()).then_some(true))
 }
 
 /// Returns the digest of the configuration. A finished run keeps the one that it records.
@@ -324,7 +327,17 @@ fn lost(view: &View<'_>, stage: &Stage) -> Option<String> {
 fn message(view: &View<'_>, stage: &Stage) -> (Reason, String) {
     match stage {
         Stage::Done(model) | Stage::Succeeded(model) => {
-            (Reason::Succeeded, format!("the model {} is stored in {}", model.short, model.location))
+            let stored = format!("the model {} is stored in {}", model.short, model.location);
+            match adoption::status(view).filter(AdoptionStatus::is_done) {
+                Some(AdoptionStatus { run, uid, .. }) => {
+                    let why = "whose signed provenance states the inputs of this run";
+                    (
+                        Reason::Adopted,
+                        format!("{stored}; it was adopted from the former TrainingRun {run} (uid {uid}), {why}"),
+                    )
+                }
+                None => (Reason::Succeeded, stored),
+            }
         }
         Stage::Failed(failure) | Stage::Discarded(failure) => (failure.reason, failure.message.clone()),
         Stage::Unreproducible(why) => (Reason::Unreproducible, why.clone()),

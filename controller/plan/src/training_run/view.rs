@@ -7,12 +7,13 @@ use codex_crds::{
     BaseStatus, ComputationStatus, DeviceStatus, LostCheckpointStatus, Reason, TrainingRunSpec, TrainingRunStatus,
 };
 use codex_provenance::ConfigDigest;
-use codex_reports::{Report, Stage as PodStage, State, TrainingState};
+use codex_reports::{Former, Report, Stage as PodStage, State, TrainingState};
 use jiff::Timestamp;
 use k8s_openapi::{api::core::v1::PodSpec, apimachinery::pkg::apis::meta::v1::Time};
 use serde_json::Value;
 
 use super::{
+    adoption::{self, Inputs},
     base::{self, Base},
     observed::ObservedTrainingRun,
     own_template,
@@ -45,6 +46,8 @@ pub(crate) struct View<'a> {
     pub(crate) reproduction: Option<Reproduction<'a>>,
     /// The image of the trainer, or the message for a pod with a GPU if no image with CUDA is configured.
     pub(crate) image: Result<String, String>,
+    /// The former run that the trainers of the Job are told of, or would be.
+    pub(crate) former: Option<Former>,
 }
 
 impl<'a> View<'a> {
@@ -58,7 +61,8 @@ impl<'a> View<'a> {
         let reproduction = Reproduction::of(observed, &status);
         let composed = compose(spec, observed.template.as_deref());
         let digest = composed.as_ref().ok().map(|composed| composed.resolved.digest());
-        let settings = composed.as_ref().ok().map(|composed| &composed.resolved.spec().settings.training);
+        let known = composed.as_ref().ok().cloned();
+        let settings = known.as_ref().map(|composed| &composed.resolved.spec().settings.training);
         let needs = settings.and_then(NeedsGpu::of_training);
         let former = reproduction.as_ref().filter(|_| job.is_none()).and_then(|it| it.former_file(digest, observed));
         let config = match former {
@@ -93,7 +97,15 @@ impl<'a> View<'a> {
             Some(image) => Ok(image),
             None => observed.settings.image(Component::Trainer, &spec.pod.worker, needs).map(str::to_owned),
         };
-        let mut view = Self { observed, obstruction, status, discarded, work, base: Ok(None), reproduction, image };
+        let former = match (job, digest.zip(settings), image.as_deref()) {
+            (Some(job), ..) => adoption::told(job),
+            (None, Some((config, training)), Ok(image)) if !work.worker.has_started() => {
+                adoption::proven(observed, &Inputs { config, training, image }, now)
+            }
+            (None, ..) => None,
+        };
+        let mut view =
+            Self { observed, obstruction, status, discarded, work, base: Ok(None), reproduction, image, former };
         view.base = Base::of(observed, view.first_base().map(|base| base.digest));
         view.work.moved = view.moved();
         view
@@ -211,8 +223,17 @@ impl<'a> View<'a> {
             node: self.work.worker.pod(&report.pod_uid).and_then(Facts::node).map(str::to_owned),
             mixed: it.mixed.then_some(true),
         };
+        if self.has_adopted() {
+            // The node of the pod that copied the model did not compute it.
+            return Some(ComputationStatus { node: None, ..now });
+        }
         let node = held.and_then(|held| held.node.clone()).filter(|_| now.node.is_none());
         Some(ComputationStatus { node: node.or(now.node), ..now })
+    }
+
+    /// Whether the trainer adopted the model of a former run.
+    pub(crate) fn has_adopted(&self) -> bool {
+        adoption::status(self).is_some_and(|adoption| adoption.is_done())
     }
 
     /// Returns the device that computes or has computed the model: as the newest report that names one has it, else as it is recorded.
@@ -266,6 +287,12 @@ pub(crate) fn configuration(spec: &TrainingRunSpec, digest: ConfigDigest) -> Opt
         return None;
     }
     composed.resolved.digested()
+}
+
+/// Returns the digest of the configuration that this controller composes for a run; `None` if the spec is invalid. `text` is the template
+/// that `spec.templateFrom` names.
+pub fn config_digest(spec: &TrainingRunSpec, text: Option<&str>) -> Option<ConfigDigest> {
+    compose(spec, text).ok().map(|composed| composed.resolved.digest())
 }
 
 /// Returns the configuration of a run. `text` is the template that `spec.templateFrom` names.

@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, path::Path};
 
 use codex_configs::Method;
-use codex_provenance::manifest::Manifest;
+use codex_provenance::DataDigest;
 use codex_reports::{Model, Stage};
 
 use super::{
@@ -20,7 +20,7 @@ use crate::{
     artifacts::{errors::causes, reasoning::Reasoning},
     atomic_fs,
     error::chain,
-    model::{ModelFiles, describe},
+    model::{ModelFiles, describe, write_hashed},
     text::Tokenizer,
     tracking::{Ended, MLFLOW_SERVER, Trackers, register},
     training::{
@@ -119,6 +119,9 @@ impl Session<'_> {
         self.check_stop()?;
         let identity = self.identity(data_digests(&dataset, validation.as_ref()))?;
         let found = self.newest_checkpoint()?;
+        if let Some(adopted) = self.adopt((&origin, found.is_some()), model.config.parameters(), lock)? {
+            return Ok(self.finish(adopted));
+        }
         self.accept_diff(&compare(found.as_ref(), &identity, &origin), found.as_ref())?;
         let origin = match &found {
             Some(found) => origin.after(found.origin.as_ref()),
@@ -286,15 +289,26 @@ impl Session<'_> {
     fn copy_base(&self, lock: &mut RunLock) -> Result<Outcome, TrainError> {
         let Some(base) = self.base else { return Err(BaseError::None("none").into()) };
         let artifacts = Artifacts::open(self.output)?;
-        artifacts.describe(self.resolved, &BTreeMap::new(), lock.epoch(), self.base)?;
-        atomic_fs::write(&self.output.join("artifacts").join(CONFIG), self.resolved.to_yaml()?.as_bytes())?;
-        let training = &self.resolved.spec().settings.training;
-        artifacts.environment(self.resolved.spec().seed, engine_settings(training).path(), training.device, true)?;
-        artifacts.reasoning(&Reasoning::of(&self.resolved.spec().settings, None))?;
+        self.describe_untrained(&artifacts, &BTreeMap::new(), lock.epoch())?;
         lock.check()?;
         lock.enter(Phase::Exporting);
         let written = self.write_model(&base.copy()?, base.config().parameters())?;
         Ok(self.finish(written))
+    }
+
+    /// Writes the artifacts of a run that takes no steps.
+    pub(super) fn describe_untrained(
+        &self,
+        artifacts: &Artifacts,
+        data: &BTreeMap<String, DataDigest>,
+        attempt: u32,
+    ) -> Result<(), TrainError> {
+        artifacts.describe(self.resolved, data, attempt, self.base)?;
+        atomic_fs::write(&self.output.join("artifacts").join(CONFIG), self.resolved.to_yaml()?.as_bytes())?;
+        let training = &self.resolved.spec().settings.training;
+        artifacts.environment(self.resolved.spec().seed, engine_settings(training).path(), training.device, true)?;
+        artifacts.reasoning(&Reasoning::of(&self.resolved.spec().settings, None))?;
+        Ok(())
     }
 
     /// Reports the written model.
@@ -307,12 +321,8 @@ impl Session<'_> {
     }
 
     /// Writes the model directory, unless it already has exactly these bytes.
-    fn write_model(&self, files: &ModelFiles, parameters: usize) -> Result<Model, TrainError> {
-        let manifest = Manifest::of_files(files)?;
-        let place = self.output.join("model");
-        if Manifest::of_dir(&place).ok().as_ref() != Some(&manifest) {
-            atomic_fs::write_directory(&place, files)?;
-        }
+    pub(super) fn write_model(&self, files: &ModelFiles, parameters: usize) -> Result<Model, TrainError> {
+        let manifest = write_hashed::<TrainError>(&self.output.join("model"), files)?;
         Ok(Model {
             digest: manifest.digest(),
             oms_root: manifest.oms_root(),

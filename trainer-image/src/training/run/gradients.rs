@@ -3,12 +3,15 @@
 use codex_configs::DpoSettings;
 use codex_engine::{ClippedSum, Engine, EngineError, Packed};
 
-use crate::training::{
-    TrainError,
-    data::{Address, Dataset, Stop},
-    objective::{Measured, Tally, accumulate_pairs, measure_pairs},
-    privacy::Privacy,
-    state::LossScale,
+use crate::{
+    signals::Stop,
+    training::{
+        TrainError,
+        data::{Address, Dataset},
+        objective::{Measured, Tally, accumulate_pairs, measure_pairs},
+        privacy::Privacy,
+        state::LossScale,
+    },
 };
 
 /// The batches of a step, and what they are made of.

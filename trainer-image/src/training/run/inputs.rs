@@ -7,7 +7,7 @@ use std::{
 
 use codex_configs::{Optimization, Training, VALIDATION};
 use codex_engine::{ModelConfig, Shape};
-use codex_provenance::DataDigest;
+use codex_provenance::{DataDigest, text::counted};
 use codex_reports::DataFile;
 
 use super::Session;
@@ -20,7 +20,6 @@ use crate::{
         base::{TrainedModel, needs_base},
         checkpoint::RunIdentity,
         data::{Dataset, Encoder, Places, ValidationSet},
-        listing::counted,
         resources::{RecordRows, check_estimate, estimate, memory_limit},
         schedule::{Curriculum, scheduled_steps},
     },

@@ -1,6 +1,7 @@
 //! One attempt at a run: claim the directory, read the data, restore the newest checkpoint, take steps until done or interrupted,
 //! write the model, and report progress on the way. Does I/O.
 
+mod adopt;
 mod attempt;
 mod error;
 mod gradients;
@@ -17,6 +18,7 @@ mod steps;
 mod system_metrics;
 mod trainer_metrics;
 
+pub(crate) use adopt::told_former;
 pub use error::{BlockedError, NumericsError};
 pub(crate) use gradients::{StepBatches, accumulate, record_loss, scaled};
 pub(crate) use inputs::{check_names, data_digests, model_config};

@@ -14,11 +14,12 @@ use super::{Session, steps::seed_of};
 use crate::{
     model::ModelError,
     plugins::Plugin,
+    signals::Stop,
     text::Tokenizer,
     training::{
         BaseError, DataError, TrainError,
         base::TrainedModel,
-        data::{Address, Dataset, Stop},
+        data::{Address, Dataset},
         objective::{Answer, Group, Measured, Rewards, Sampled, learned_tokens, weighted},
         state::engine_settings,
     },

@@ -6,7 +6,7 @@ use std::{
 };
 
 use codex_configs::{Resolved, Training};
-use codex_reports::{Model, TrainingState};
+use codex_reports::{Former, Model, TrainingState};
 
 use super::TrainerMetrics;
 use crate::{
@@ -36,6 +36,8 @@ pub struct Session<'a> {
     pub accept_other_bits: bool,
     /// What must compute the run.
     pub required: Option<&'a Required>,
+    /// Former run with the same inputs, whose model the attempt may take instead of training.
+    pub former: Option<&'a Former>,
     /// Time from SIGTERM to SIGKILL, if known.
     pub grace: Option<Duration>,
     /// The most bytes of a file of the ledgers and of the states; then it gets a number, and a new one begins.
@@ -76,6 +78,7 @@ impl<'a> Session<'a> {
             stop,
             accept_other_bits: false,
             required: None,
+            former: None,
             grace: None,
             ledger_size: segments::SIZE,
         }

@@ -5,6 +5,7 @@ use std::time::Instant;
 
 use codex_configs::OptimizerName;
 use codex_engine::{AdamW, EngineError, Muon, Packed};
+use codex_provenance::text::counted;
 use codex_reports::Stage;
 use sha2::Digest as _;
 
@@ -21,7 +22,6 @@ use crate::{
         base::TrainedModel,
         checkpoint::CheckpointPolicy,
         data::{Address, DataError, Dataset, Evaluated, SampleMetrics, ValidationSet},
-        listing::counted,
         objective::Measured,
         privacy::Privacy,
         records::LedgerRow,
@@ -269,9 +269,13 @@ impl Session<'_> {
         let samples = samples.ok_or(TrainError::Interrupted)?;
         state.measured.insert(VAL_LOSS.to_owned(), measured.loss);
         if let (Some(phase), Some(progress)) = (phase, &mut state.curriculum) {
-            let SampleMetrics { exact_match, trace_coverage } = SampleMetrics::of(&samples);
-            let values = [(VAL_LOSS, phases[phase]), ("exact_match", exact_match), ("trace_coverage", trace_coverage)];
-            progress.record(known, values);
+            let SampleMetrics { exact_match, trace_coverage, explanation_depth } = SampleMetrics::of(&samples);
+            let sampled = [
+                ("exact_match", exact_match),
+                ("trace_coverage", trace_coverage),
+                ("explanation_depth", explanation_depth),
+            ];
+            progress.record(known, [(VAL_LOSS, phases[phase])].into_iter().chain(sampled));
         }
         let best = state.measured.get(&settings.best_metric).copied().unwrap_or(f64::NAN);
         state.early_stopping.record(state.step, best, settings.metric_mode);

@@ -18,7 +18,7 @@ use crate::{
         records::{LedgerRow, read_rows},
         schedule::Curriculum,
         test_support::{
-            Attempt, attempt, dataset, finished, killed_at, metered, remains, resolved, scratch, synthetic,
+            Attempt, SPECK, attempt, dataset, finished, killed_at, metered, remains, resolved, scratch, synthetic,
         },
     },
 };
@@ -36,11 +36,6 @@ fn two_sources() -> Vec<Data> {
 /// A run so small that it takes milliseconds, in these phases.
 fn phased(phases: &str, more: &[&str], data: Vec<Data>) -> Resolved<Training> {
     let small = [
-        "model.hidden_size=16",
-        "model.intermediate_size=8",
-        "model.num_attention_heads=1",
-        "model.num_hidden_layers=1",
-        "training.batch_size=3",
         "training.gradient_accumulation=2",
         "training.max_steps=12",
         "training.warmup_steps=3",
@@ -53,7 +48,7 @@ fn phased(phases: &str, more: &[&str], data: Vec<Data>) -> Resolved<Training> {
         "curriculum.phase_schedule=custom",
         phases,
     ];
-    resolved(&[&small[..], more].concat(), data)
+    resolved(&[&SPECK[..], &small, more].concat(), data)
 }
 
 fn statuses(attempt: &Attempt) -> Vec<PhaseStatus> {
@@ -355,4 +350,7 @@ fn the_knobs_have_the_presets_that_a_run_is_meant_for() {
     let (surface, knobs) = of(&[]);
     assert_eq!((knobs.evaluation_preset, knobs.deployment_preset), (None, None));
     assert!(surface.evaluation.is_none() && surface.deployment.is_none());
+    let (_, knobs) = of(&["+reasoning=baseline"]);
+    let recorded = [knobs.trace_mode, Some(knobs.curriculum_preset), knobs.evaluation_preset, knobs.deployment_preset];
+    assert_eq!(recorded.map(Option::unwrap), ["weights", "starter", "base", "reasoning_pod"]);
 }

@@ -7,7 +7,11 @@ use std::{
 };
 
 use clap::Parser;
-use codex_provenance::{ModelDigest, manifest::Manifest, oms};
+use codex_provenance::{
+    ModelDigest,
+    manifest::Manifest,
+    oms::{self, SIGNATURE},
+};
 use codex_reports::exit;
 use codex_signing::key::{PrivateKey, Signer as _};
 
@@ -15,10 +19,7 @@ use super::base::{model, run, train, write_base, write_data};
 use crate::{
     artifacts::metadata::RunMetadata,
     error::chain,
-    hub::{
-        SIGNATURE,
-        server::{Behaviour, COMMIT, NAME, Server},
-    },
+    hub::server::{Behaviour, COMMIT, NAME, Server},
     model::read_directory,
     training::{Base, TrainError, command::Train},
 };

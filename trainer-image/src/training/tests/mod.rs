@@ -1,5 +1,6 @@
 //! Tests of whole runs.
 
+mod adoption;
 mod base;
 mod combinations;
 mod curricula;

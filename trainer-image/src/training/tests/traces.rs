@@ -12,7 +12,7 @@ use crate::{
     },
     training::{
         records::{LEDGER, LedgerRow, read_rows},
-        test_support::{attempt, finished, resolved, speck, with_files},
+        test_support::{SPECK, attempt, finished, resolved, speck, with_files},
     },
 };
 
@@ -121,11 +121,6 @@ fn calls(directory: &Path, with: bool) -> (Vec<Data>, Vec<(String, std::path::Pa
 #[test]
 fn tokens_of_tool_calls_have_their_weight() {
     let small = [
-        "model.hidden_size=16",
-        "model.intermediate_size=8",
-        "model.num_attention_heads=1",
-        "model.num_hidden_layers=1",
-        "training.batch_size=3",
         "training.gradient_accumulation=2",
         "training.max_steps=12",
         "training.warmup_steps=3",
@@ -134,7 +129,7 @@ fn tokens_of_tool_calls_have_their_weight() {
     let train = |with: bool, more: &[&str]| {
         let directory = tempfile::tempdir().unwrap();
         let (data, files) = calls(directory.path(), with);
-        let run = resolved(&[&small[..], more].concat(), data);
+        let run = resolved(&[&SPECK[..], &small, more].concat(), data);
         let attempt = with_files(&run, &files, &directory.path().join("run"), &|| false);
         let ledger = read_rows::<LedgerRow>(&directory.path().join("run/artifacts").join(LEDGER)).unwrap();
         (finished(&attempt).digest, ledger[0].loss)
@@ -157,17 +152,9 @@ fn tokens_of_tool_calls_have_their_weight() {
 fn the_tool_adapter_decides_on_the_tool_of_the_record() {
     let directory = tempfile::tempdir().unwrap();
     let (data, files) = calls(directory.path(), true);
-    let small = [
-        "model.hidden_size=16",
-        "model.intermediate_size=8",
-        "model.num_attention_heads=1",
-        "model.num_hidden_layers=1",
-        "training.batch_size=3",
-        "training.max_steps=60",
-        "training.warmup_steps=3",
-    ];
+    let small = ["training.max_steps=60", "training.warmup_steps=3"];
     let more = captured(ACTIVATIONS, &[ADAPTER, "training.reasoning.objective.trace_store=tool_traces.ndjson"]);
-    let run = resolved(&[&small[..], &more].concat(), data);
+    let run = resolved(&[&SPECK[..], &small, &more].concat(), data);
     finished(&with_files(&run, &files, &directory.path().join("run"), &|| false));
     let traces = rows(&directory.path().join("run"), "tool_traces.ndjson");
     let decision = traces.last().unwrap().tool_decision.as_ref().unwrap();
