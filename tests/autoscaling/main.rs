@@ -18,17 +18,18 @@ use std::{
 };
 
 use codex_crds::{ConditionType, ReasoningPod, child};
+use codex_metrics::{label::target::NAMESPACE, server::LATENCY};
 use codex_tests::{
     Error, Result, Team, install, objects,
     process::{Beside, free_port, output, output_with},
-    prometheus::Prometheus,
+    prometheus::{Prometheus, Window, now},
     team::{SOON, condition},
     wait::{until, until_found},
 };
-use k8s_openapi::api::{apps::v1::Deployment, core::v1::Event};
+use k8s_openapi::api::{apps::v1::Deployment, autoscaling::v2::HorizontalPodAutoscaler, core::v1::Event};
 use kube::api::ListParams;
 use serde_json::{Value, json};
-use tokio::task::JoinHandle;
+use tokio::{task::JoinHandle, time::sleep};
 
 /// The time in which metrics arrive: two scrapes, two rounds of the adapter and of the autoscaler, and the reconciliation. A latency
 /// falls once the two minutes have passed over which the adapter computes it.
@@ -37,6 +38,14 @@ const MEASURED: Duration = Duration::from_secs(240);
 const CLIENTS: usize = 64;
 /// The clients whose requests run at once on one server.
 const FEW_CLIENTS: usize = 6;
+/// How long the latency without load is measured, and the same in the notation of Prometheus.
+const UNLOADED: (Duration, &str) = (Duration::from_secs(30), "30s");
+/// The share of requests without load that may take longer than the target.
+const SLOW: f64 = 0.01;
+/// The time between two decisions of the HorizontalPodAutoscaler.
+const DECIDES: Duration = Duration::from_secs(15);
+/// The share of a target by which a metric may exceed it before servers are added.
+const TOLERANCE: f64 = 0.1;
 /// The namespace of the Services through which the API server reaches the servers of metrics.
 const SYSTEM: &str = "kube-system";
 const QUEUE_DEPTH: &str = "codex_ml_inference_requests_waiting";
@@ -202,7 +211,7 @@ async fn decided(team: &Team, why: &str) -> Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn servers_follow_the_load_by_cpu_by_waiting_prompts_and_by_latency() -> Result<()> {
+async fn servers_follow_the_load_by_latency_by_cpu_and_by_waiting_prompts() -> Result<()> {
     let team = Team::alone("scaled").await?;
     let host = team.installation.cluster.host_address()?;
     let kubeconfig = team.installation.cluster.kubeconfig().display().to_string();
@@ -246,22 +255,20 @@ async fn servers_follow_the_load_by_cpu_by_waiting_prompts_and_by_latency() -> R
 
     team.create(&objects::run("learns", &[])).await?;
     team.create(&objects::evaluation("judged", "learns", &team.problems)).await?;
-    let mut pod = objects::reasoning_pod("served", "learns", "judged");
-    pod.spec.autoscaling = Some(serde_json::from_value(by_cpu()).unwrap());
-    team.create(&pod).await?;
+    team.create(&objects::reasoning_pod("served", "learns", "judged")).await?;
     team.trained("learns").await?;
     team.serving("served").await?;
     metrics_server.runs()?;
     adapter.runs()?;
 
-    // One metric decides at a time: the others have no target, or one that is out of reach.
+    // One metric decides at a time: the others have no target, or one that is out of reach. Latency is first, because the adapter computes
+    // it over two minutes, in which nothing else may have loaded the server.
+    follows_the_latency(&team, &prometheus, &mut adapter).await?;
+    team.change::<ReasoningPod>("served", json!({ "spec": { "autoscaling": by_cpu() } })).await?;
     follows_the_load(&team, FEW_CLIENTS, "cpu resource utilization (percentage of request) above target").await?;
     metrics_server.runs()?;
-    adapter_serves(&team, &mut adapter).await?;
     team.change::<ReasoningPod>("served", json!({ "spec": { "autoscaling": by_queue() } })).await?;
     follows_the_load(&team, CLIENTS, &format!("pods metric {QUEUE_DEPTH} above target")).await?;
-    team.change::<ReasoningPod>("served", json!({ "spec": { "autoscaling": by_latency() } })).await?;
-    follows_the_load(&team, FEW_CLIENTS, &format!("pods metric {P95} above target")).await?;
     adapter.runs()?;
 
     let pod = until(&team.api::<ReasoningPod>(), "served", "it says that it scales", SOON, |pod| {
@@ -292,15 +299,68 @@ async fn adapter_serves(team: &Team, adapter: &mut Beside) -> Result<()> {
     Ok(())
 }
 
-/// Returns the autoscaling by CPU. Servers request 50 millicores, of which an idle one uses few.
+/// Measures the latency without load, sets a target above it, and waits until the HorizontalPodAutoscaler leaves the server alone
+/// while one client asks, and follows the load of many.
+async fn follows_the_latency(team: &Team, prometheus: &Prometheus, adapter: &mut Beside) -> Result<()> {
+    let client = Clients::start(team, 1);
+    adapter_serves(team, adapter).await?;
+    sleep(UNLOADED.0).await;
+    let target = above_the_unloaded(team, prometheus).await?;
+    team.change::<ReasoningPod>("served", json!({ "spec": { "autoscaling": by_latency(target) } })).await?;
+    leaves_one_server(team, target).await?;
+    follows_the_load(team, CLIENTS, &format!("pods metric {P95} above target")).await?;
+    client.end().await;
+    Ok(())
+}
+
+/// Returns the smallest edge of the histogram within which nearly all requests without load were completed.
+async fn above_the_unloaded(team: &Team, prometheus: &Prometheus) -> Result<f64> {
+    let (of_team, range) = ([NAMESPACE.is(&team.namespace)], UNLOADED.1);
+    let value = async |query: String| -> Result<f64> {
+        let at = now();
+        let found = prometheus.query_range(&query, Window { start: at, end: at, step: 1.0 }).await?;
+        let value = found.first().and_then(|series| series.samples.last()).map(|(_, value)| *value);
+        Ok(value.unwrap_or_else(|| panic!("Prometheus has no result for {query}")))
+    };
+    let p95 = value(LATENCY.quantile(0.95, &of_team, &[], range).to_string()).await?;
+    for edge in LATENCY.buckets {
+        if value(LATENCY.share_above(*edge, &of_team, &[], range).to_string()).await? <= SLOW {
+            println!("without load, the p95 of the latency is {p95:.4} s; the target is {edge} s");
+            assert!(p95 <= *edge, "{p95} is above {edge}");
+            return Ok(*edge);
+        }
+    }
+    panic!("without load, the p95 of the latency is {p95} s, and more than {SLOW} of the requests exceed every edge");
+}
+
+/// Waits until the HorizontalPodAutoscaler has read a latency below the target, and has added no server after two more decisions.
+async fn leaves_one_server(team: &Team, target: f64) -> Result<()> {
+    let (scalers, server) = (team.api::<HorizontalPodAutoscaler>(), child::server("served"));
+    let read = |found: &HorizontalPodAutoscaler| read_latency(found).is_some_and(|latency| latency > 0.0);
+    until(&scalers, &server, "it has read the latency", MEASURED, read).await?;
+    sleep(2 * DECIDES).await;
+    let found = scalers.get(&server).await?;
+    let latency = read_latency(&found).unwrap();
+    assert!(latency > 0.0 && latency <= target * (1.0 + TOLERANCE), "{latency} s without load, above {target} s");
+    let deployment = team.api::<Deployment>().get(&server).await?;
+    assert_eq!(replicas(&deployment), 1, "a server was added at {latency} s, below the target of {target} s");
+    Ok(())
+}
+
+/// Returns the latency in seconds by which a HorizontalPodAutoscaler decided last.
+fn read_latency(found: &HorizontalPodAutoscaler) -> Option<f64> {
+    let metrics = found.status.as_ref()?.current_metrics.as_ref()?;
+    let latency = metrics.iter().filter_map(|metric| metric.pods.as_ref()).find(|pods| pods.metric.name == P95)?;
+    let text = &latency.current.average_value.as_ref()?.0;
+    match text.strip_suffix('m') {
+        Some(thousandths) => Some(thousandths.parse::<f64>().ok()? / 1_000.0),
+        None => text.parse().ok(),
+    }
+}
+
+/// Returns the change to autoscaling by CPU. Servers request 50 millicores, of which an idle one uses few.
 fn by_cpu() -> Value {
-    json!({
-        "minReplicas": 1,
-        "maxReplicas": 2,
-        "targetCPUUtilizationPercentage": 60,
-        // Otherwise it waits for five minutes before servers go.
-        "behavior": { "scaleDown": { "stabilizationWindowSeconds": 0 } },
-    })
+    json!({ "targetCPUUtilizationPercentage": 60, "metrics": null })
 }
 
 /// Returns the change to autoscaling by waiting prompts. No request takes as long as the target of the latency.
@@ -308,7 +368,13 @@ fn by_queue() -> Value {
     json!({ "targetCPUUtilizationPercentage": null, "metrics": { "queueDepth": 4, "p95Seconds": "1000" } })
 }
 
-/// Returns the change to autoscaling by latency. Its target is below the first edge of the histogram, so that any traffic exceeds it.
-fn by_latency() -> Value {
-    json!({ "metrics": { "queueDepth": null, "p95Seconds": "0.001" } })
+/// Returns the autoscaling by latency.
+fn by_latency(target: f64) -> Value {
+    json!({
+        "minReplicas": 1,
+        "maxReplicas": 2,
+        "metrics": { "p95Seconds": target.to_string() },
+        // Otherwise it waits for five minutes before servers go.
+        "behavior": { "scaleDown": { "stabilizationWindowSeconds": 0 } },
+    })
 }

@@ -12,6 +12,7 @@ mod conditions;
 mod dashboards;
 mod deletion;
 mod documents;
+mod drain;
 mod elsewhere;
 mod evidence;
 mod failover;

@@ -45,6 +45,12 @@ fn shadow(of: &str, most: &str) -> Value {
     json!({ "of": of, "samplePercent": 10, "maxDivergence": most })
 }
 
+/// Returns `spec.rollout` of a ReasoningPod whose canary is compared in these steps.
+fn compared(steps: &[i32]) -> Value {
+    let agreement = json!({ "samplePercent": 10, "maxDivergence": "0.01" });
+    json!({ "steps": steps, "analysis": { "agreement": agreement } })
+}
+
 /// Returns `spec.redeploy` of a ReasoningPod.
 fn redeploy(schedule: &Value, ring: &str) -> Value {
     let mut run = serde_json::to_value(objects::run("any", &[]).spec).unwrap();
@@ -182,6 +188,11 @@ fn cases() -> Vec<Case> {
         evaluation("/spec/gates/0/confidence", json!("1.5"), &["confidence", "above 0.5 and below 1"]),
         evaluation("/spec/data/0/name", json!("questions"), &["problems, baseline or plugin-metric"]),
         evaluation("/spec/pod/image", json!("mine"), &["unknown field", "spec.pod.image"]),
+        evaluation(
+            "/spec/schedule",
+            json!({ "cron": "0 3 * * 1", "concurrencyPolicy": "Allow" }),
+            &["spec.schedule.concurrencyPolicy", "use Forbid or Replace; Allow is not supported"],
+        ),
         pod("/spec/evaluations", json!([]), &["spec.evaluations", "at least 1"]),
         pod("/spec/evaluations", json!(["a", "a"]), &["name each Evaluation once"]),
         pod("/spec/replicas", json!(-1), &["spec.replicas", "-1"]),
@@ -211,6 +222,11 @@ fn cases() -> Vec<Case> {
             "/spec/redeploy",
             redeploy(&json!({ "cron": "soon" }), "0A_base_"),
             &["spec.redeploy.schedule.cron", "such as 0 3 * * 1"],
+        ),
+        pod(
+            "/spec/redeploy",
+            redeploy(&json!({ "cron": "0 3 * * 1", "concurrencyPolicy": "Replace" }), "0A_base_"),
+            &["spec.redeploy.schedule.concurrencyPolicy must be Forbid"],
         ),
         pod(
             "/spec/redeploy",
@@ -244,6 +260,10 @@ fn cases() -> Vec<Case> {
         Case {
             object: with(&encrypted, "/spec/rollout", json!({ "gateway": { "parentRefs": [{ "name": "public" }] } })),
             told: &["spec.serving.tls excludes spec.rollout.gateway"],
+        },
+        Case {
+            object: with(&encrypted, "/spec/rollout", compared(&[5, 100])),
+            told: &["spec.serving.tls excludes spec.rollout.analysis.agreement"],
         },
         Case {
             object: with(&encrypted, "/spec/autoscaling", json!({ "minReplicas": 0, "metrics": { "queueDepth": 4 } })),
@@ -287,6 +307,7 @@ fn cases() -> Vec<Case> {
         pod("/spec/rollout", json!({ "steps": [5, 50] }), &["spec.rollout.steps", "end with 100"]),
         pod("/spec/rollout", json!({ "steps": [50, 50, 100] }), &["spec.rollout.steps", "different"]),
         pod("/spec/rollout", json!({ "analysis": { "maxErrorRate": "1.5" } }), &["maxErrorRate", "1.5", "from 0 to 1"]),
+        pod("/spec/rollout", compared(&[100]), &["spec.rollout.analysis.agreement needs a step below 100"]),
         pod(
             "/spec/rollout",
             json!({ "analysis": { "maxInterTokenSeconds": "3" } }),

@@ -33,7 +33,11 @@ const ENOUGH: usize = 10;
 const RESTARTED: &str = "kubectl.kubernetes.io/restartedAt";
 
 /// Sends a load while `work` runs. No request may be lost.
-async fn under_load(address: Option<SocketAddr>, what: &str, work: impl Future<Output = Result<()>>) -> Result<()> {
+pub(crate) async fn under_load(
+    address: Option<SocketAddr>,
+    what: &str,
+    work: impl Future<Output = Result<()>>,
+) -> Result<()> {
     let load = address.map(Load::start);
     work.await?;
     let Some(load) = load else { return Ok(()) };
@@ -46,17 +50,18 @@ async fn under_load(address: Option<SocketAddr>, what: &str, work: impl Future<O
     Ok(())
 }
 
-/// Returns the uids of the servers.
-async fn servers(team: &Team) -> Result<Vec<String>> {
-    Ok(team.pods(label::REASONING_POD, "served").await?.iter().filter_map(kube::ResourceExt::uid).collect())
+/// Returns the uids of the servers of a ReasoningPod.
+async fn servers(team: &Team, name: &str) -> Result<Vec<String>> {
+    Ok(team.pods(label::REASONING_POD, name).await?.iter().filter_map(kube::ResourceExt::uid).collect())
 }
 
-/// Does `work`, which replaces both servers, and waits until two others are ready and the former ones are gone.
-async fn replaced(team: &Team, work: impl Future<Output = Result<()>>) -> Result<()> {
-    let before = servers(team).await?;
+/// Does `work`, which replaces both servers of a ReasoningPod, and waits until two others are ready and the former ones are gone.
+pub(crate) async fn replaced(team: &Team, name: &str, work: impl Future<Output = Result<()>>) -> Result<()> {
+    let before = servers(team, name).await?;
+    assert_eq!(before.len(), 2);
     work.await?;
     until_found("two other servers are ready", MOUNTED, async || {
-        let now = team.pods(label::REASONING_POD, "served").await?;
+        let now = team.pods(label::REASONING_POD, name).await?;
         let other = |pod: &Pod| is_ready(pod) && pod.uid().is_some_and(|uid| !before.contains(&uid));
         Ok((now.len() == 2 && now.iter().all(other)).then_some(()))
     })
@@ -80,7 +85,7 @@ async fn the_mark_of_a_restart_stays(team: &Team) -> Result<()> {
     let mark = |found: &Deployment| {
         found.spec.as_ref()?.template.metadata.as_ref()?.annotations.as_ref()?.get(RESTARTED).cloned()
     };
-    let (before, running) = (mark(&api.get(&name).await?), servers(team).await?);
+    let (before, running) = (mark(&api.get(&name).await?), servers(team, "served").await?);
     assert!(before.is_some(), "kubectl sets {RESTARTED}");
     team.change::<Deployment>(&name, json!({ "metadata": { "labels": { label: "another" } } })).await?;
     let restored = until(&api, &name, "its label is back", SOON, |found| {
@@ -88,11 +93,11 @@ async fn the_mark_of_a_restart_stays(team: &Team) -> Result<()> {
     })
     .await?;
     assert_eq!(mark(&restored), before);
-    assert_eq!(servers(team).await?, running);
+    assert_eq!(servers(team, "served").await?, running);
     Ok(())
 }
 
-/// Evicts the servers as `kubectl drain` does: each as soon as the PodDisruptionBudget allows it.
+/// Evicts the servers one after another: each as soon as the PodDisruptionBudget allows it.
 async fn evict(team: &Team) -> Result<()> {
     // The refusals of the budget are counted.
     let client = team.installation.client_without_retries().await?;
@@ -124,20 +129,24 @@ async fn no_request_is_lost_while_servers_are_replaced_restarted_evicted_and_sto
     pod.spec.replicas = 2;
     team.create(&pod).await?;
     team.serving("served").await?;
-    assert_eq!(servers(&team).await?.len(), 2);
     let address = load::address(&team, "served").await?;
 
-    let another = Box::pin(replaced(&team, async {
+    let another = Box::pin(replaced(&team, "served", async {
         let settings = json!({ "spec": { "serving": { "requestTimeoutSeconds": 60 } } });
         team.change::<ReasoningPod>("served", settings).await.map(drop)
     }));
     under_load(address, "another template", another).await?;
-    under_load(address, "kubectl rollout restart", Box::pin(replaced(&team, restart(&team)))).await?;
+    let restarted = Box::pin(replaced(&team, "served", restart(&team)));
+    under_load(address, "kubectl rollout restart", restarted).await?;
     the_mark_of_a_restart_stays(&team).await?;
-    under_load(address, "eviction of both servers", Box::pin(replaced(&team, evict(&team)))).await?;
+    let evicted = Box::pin(replaced(&team, "served", evict(&team)));
+    under_load(address, "eviction of both servers", evicted).await?;
     let fewer = Box::pin(async {
         team.change::<ReasoningPod>("served", json!({ "spec": { "replicas": 1 } })).await?;
-        until_found("one server is left", MOUNTED, async || Ok((servers(&team).await?.len() == 1).then_some(()))).await
+        until_found("one server is left", MOUNTED, async || {
+            Ok((servers(&team, "served").await?.len() == 1).then_some(()))
+        })
+        .await
     });
     under_load(address, "scale-down from 2 to 1", fewer).await?;
     team.serving("served").await?;

@@ -23,6 +23,7 @@ use crate::{
     drift::Role,
     endpoint::{Endpoint, LIMITS, router, serve_on},
     fence::Fence,
+    observe::workers::{self, Needed},
 };
 
 const JOB: &str = "/apis/batch/v1/namespaces/team/jobs/codex-t-a";
@@ -227,8 +228,8 @@ async fn a_pod_that_differs_from_its_template_is_rejected_with_the_field() {
         scene.world.api.put(POD, forged);
         scene.refused(|_| {}, StatusCode::FORBIDDEN, field).await;
         // The controller does not observe the pod either.
-        let job = crate::observe::workers::job(&scene.world.context, "team", "codex-t-a", "a-uid").unwrap();
-        let pods = crate::observe::workers::of_job(&scene.world.context, &job, Role::Trainer);
+        let job = workers::job(&scene.world.context, "team", "codex-t-a", "a-uid").unwrap();
+        let pods = workers::up_to_date(&scene.world.context, &job, Role::Trainer, Needed::Cached).await.unwrap();
         assert!(pods.genuine.is_empty() && pods.refused[0].why.contains(field), "{:?}", pods.refused);
     }
 }

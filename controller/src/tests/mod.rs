@@ -1,6 +1,8 @@
 //! The controller against a mocked API: which requests it makes, in which order, under which field manager.
 
+mod adopted;
 mod apply;
+mod drift;
 mod endpoint;
 mod evaluation;
 mod lease;

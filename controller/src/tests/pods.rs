@@ -13,7 +13,10 @@ use super::{
 use crate::{
     apply::delete_shared,
     drift::Role,
-    observe::{get, workers},
+    observe::{
+        get,
+        workers::{self, Needed},
+    },
 };
 
 const POLICY: &str = "/apis/networking.k8s.io/v1/namespaces/team/networkpolicies/codex-workers";
@@ -118,7 +121,7 @@ async fn the_pods_of_a_job_that_ended_are_listed_until_the_cache_shows_how_each_
     world.api.hide(place);
     let found = async || {
         let job = get(&world.context.stores.jobs, "team", "codex-t-a").unwrap();
-        let pods = workers::up_to_date(&world.context, &job, Role::Trainer).await.unwrap();
+        let pods = workers::up_to_date(&world.context, &job, Role::Trainer, Needed::Ends).await.unwrap();
         (pods.genuine.len(), world.api.requests())
     };
     world.api.requests();
@@ -129,6 +132,45 @@ async fn the_pods_of_a_job_that_ended_are_listed_until_the_cache_shows_how_each_
     assert_eq!(found().await, (1, listed), "the cache lacks the pod");
     world.api.put(place, pod);
     assert_eq!(found().await, (1, Vec::new()), "the cache shows how it ended");
+}
+
+/// Changes the settings of a pod that the cache lacks and that has this status, and returns the requests of the reconciliation and the
+/// conditions of its run.
+async fn changed_beside(status: Value) -> (Vec<String>, String) {
+    let world = World::new().await;
+    world.api.put(&path("trainingruns", "a"), run("a"));
+    world.reconcile::<TrainingRun>("a").await.1.unwrap();
+    let job = world.api.object(JOB).unwrap();
+    let owner = json!({"apiVersion": "batch/v1", "kind": "Job", "name": "codex-t-a", "uid": job["metadata"]["uid"], "controller": true});
+    let place = "/api/v1/namespaces/team/pods/codex-t-a-x";
+    world.api.put(
+        place,
+        json!({
+            "apiVersion": "v1", "kind": "Pod", "spec": job["spec"]["template"]["spec"], "status": status,
+            "metadata": {"name": "codex-t-a-x", "labels": job["spec"]["template"]["metadata"]["labels"], "ownerReferences": [owner]},
+        }),
+    );
+    world.api.hide(place);
+    let mut changed = world.api.object(&path("trainingruns", "a")).unwrap();
+    changed["spec"]["pod"] = json!({"nodeSelector": {"size": "large"}});
+    world.api.put(&path("trainingruns", "a"), changed);
+    let (requests, result) = world.reconcile::<TrainingRun>("a").await;
+    result.unwrap();
+    (requests, world.api.object(&path("trainingruns", "a")).unwrap()["status"]["conditions"].to_string())
+}
+
+#[tokio::test]
+async fn a_job_is_replaced_only_if_the_api_server_has_no_pod_of_it_that_has_started() {
+    let deletion = format!("DELETE {JOB}");
+    let (requests, _) = changed_beside(json!({"phase": "Pending"})).await;
+    assert!(requests.contains(&deletion), "{requests:?}");
+    let container = json!({
+        "name": "trainer", "image": "codex:1", "imageID": "", "ready": true, "restartCount": 0,
+        "state": {"running": {"startedAt": "2027-01-15T08:00:00Z"}},
+    });
+    let (requests, conditions) = changed_beside(json!({"phase": "Running", "containerStatuses": [container]})).await;
+    assert!(!requests.contains(&deletion), "{requests:?}");
+    assert!(conditions.contains("spec.pod was changed when a pod had started already"), "{conditions}");
 }
 
 /// Returns the field in which a pod, as `restricted-v2` of `OpenShift` admits it, differs from the template of its Job under this setting.
@@ -158,7 +200,7 @@ async fn differs_under_restricted_v2(run_as: &str, change: impl FnOnce(&mut Valu
     let pod = json!({"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec});
     world.api.put("/api/v1/namespaces/team/pods/codex-t-a-x", pod);
     let job = get(&world.context.stores.jobs, "team", "codex-t-a").unwrap();
-    let pods = workers::of_job(&world.context, &job, Role::Strict);
+    let pods = workers::up_to_date(&world.context, &job, Role::Strict, Needed::Cached).await.unwrap();
     assert_eq!(pods.genuine.len() + pods.refused.len(), 1);
     pods.refused.first().map(|refused| refused.why.split(' ').next().unwrap().to_owned())
 }

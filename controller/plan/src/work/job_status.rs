@@ -80,11 +80,6 @@ pub(crate) fn config_digest(job: &Job) -> Option<ConfigDigest> {
     job.annotations().get(annotation::CONFIG_DIGEST)?.parse().ok()
 }
 
-/// Returns the digest of the settings of its pods that a Job was created with. A Job of a former release has none.
-pub(crate) fn pod_digest(job: &Job) -> Option<&str> {
-    job.annotations().get(annotation::POD_DIGEST).map(String::as_str)
-}
-
 /// Returns the `LocalQueue` of Kueue that a Job was created for.
 pub(crate) fn queue(job: &Job) -> Option<&str> {
     job.annotations().get(annotation::QUEUE).map(String::as_str)

@@ -1,8 +1,10 @@
 //! The settings of a pod that may change until one has started, as a digest by which a Job is compared with its spec. Pure.
 
 use codex_checklist::Quantity;
-use codex_crds::WorkerPod;
+use codex_crds::{WorkerPod, annotation};
 use codex_provenance::Sha256;
+use k8s_openapi::api::batch::v1::Job;
+use kube::ResourceExt as _;
 use serde_json::Value;
 
 /// Returns the digest of the settings of a pod. Equal settings that are written otherwise have the same one: `100m` and `0.1`, `affinity: {}`
@@ -18,6 +20,11 @@ pub(crate) fn digest(pod: &WorkerPod) -> Option<Sha256> {
         settings.retain(|_, value| value.as_object().is_none_or(|fields| !fields.is_empty()));
     }
     serde_json::to_vec(&settings).ok().map(Sha256::of)
+}
+
+/// Whether a Job was created with other settings of its pods than those with this digest. A Job of a former release has no digest.
+pub(crate) fn differ(job: &Job, wanted: Sha256) -> bool {
+    job.annotations().get(annotation::POD_DIGEST).is_some_and(|created| *created != wanted.to_string())
 }
 
 /// Writes a quantity in the one form that all equal ones have.

@@ -19,6 +19,7 @@ use super::{
     failure::WorkFailure,
     job::{DesiredJob, JobChildren},
     job_status::{self, Limits},
+    pod_settings,
     worker::{JobPhase, Worker},
 };
 use crate::{
@@ -164,8 +165,8 @@ impl WorkView<'_> {
 
     /// Returns the Job if its pods have other settings than the spec has now.
     fn differing_job(&self) -> Option<&Job> {
-        let wanted = self.pod?.to_string();
-        self.job.filter(|job| job_status::pod_digest(job).is_some_and(|created| created != wanted))
+        let wanted = self.pod?;
+        self.job.filter(|job| pod_settings::differ(job, wanted))
     }
 
     /// Whether the Job has to be created anew: the settings of its pods have changed, and no pod has started.
