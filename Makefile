@@ -64,7 +64,7 @@ endef
 
 .PHONY: help root prerequisites programs image reproducible image-cuda check-cuda gpu-check gpu-check-program cluster cluster-down kubeconfig test test-isa test-statistics \
 	test-clients test-lm-eval test-transformers test-page test-stores test-helm test-cosign test-policies test-keyless test-gateway test-autoscaling test-compose simulate chaos fuzz deny release offline demo demo-real dashboards bench bench-scale \
-	bench-verify bench-memory bench-data bench-real bench-serve bench-train sanitize
+	bench-verify bench-memory bench-data bench-load bench-real bench-serve bench-train sanitize
 
 help: ## lists all targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -393,12 +393,20 @@ $(call install-go,$(COSIGN),github.com/sigstore/cosign/v3/cmd/cosign@$(COSIGN_VE
 export FULCIO="$(FULCIO)" REKOR_SERVER="$(REKOR_SERVER)" TIMESTAMP_SERVER="$(TIMESTAMP_SERVER)" COSIGN="$(COSIGN)"
 endef
 
+# The reference signer in Rust, a program of its own.
+SIGSTORE_SIGN = $(CACHE)/sigstore-sign
+define install-sigstore-sign
+cargo build --release --locked --manifest-path tests/keyless/peer/Cargo.toml --target-dir "$(SIGSTORE_SIGN)"
+export SIGSTORE_SIGN="$(SIGSTORE_SIGN)/$(HOST)/release/sigstore-peer"
+endef
+
 test-cosign: prerequisites ## verifies every kind of bundle with cosign, offline, signed with a key and without one; needs no cluster
 	@$(install-sigstore)
 	cargo test --release --locked --workspace --test sigstore -- --test-threads=1 cosign::
 
 test-keyless: root prerequisites ## signs without a key through Fulcio, Rekor and a timestamp authority, which it builds, and runs the chain on the local cluster
 	@$(install-sigstore)
+	$(install-sigstore-sign)
 	export CODEX_TESTS_BASE=overlays/keyless
 	$(MAKE) image REGISTRY=
 	if $(CLUSTER_COMMAND) kubeconfig >/dev/null 2>&1; then started=before; else started=here; fi
@@ -754,6 +762,12 @@ bench-memory: programs ## compares the trainer's memory estimate with its peak, 
 GIGABYTES ?= 10
 bench-data: programs ## trains on a file of GIGABYTES= (10) and says how much memory that takes; needs 1.7 times as much disk in TMPDIR
 	@benches/data.sh $(PROGRAMS)/codex $(GIGABYTES)
+
+bench-load: GIGABYTES = 8
+bench-load: programs ## loads models of GIGABYTES= (8) in bf16 and in eight bits and says how much memory that takes; needs 1.1 times as much disk in TMPDIR
+	@$(call install-venv,pip)
+	model=$$($(PROGRAMS)/codex-demo model)
+	python3 benches/load.py $(PROGRAMS)/codex "$$model" "$(GIGABYTES)"
 
 MODEL_SIGNING = $(CACHE)/venvs/bench-model-signing/bin/model_signing
 bench-verify: programs ## measures what verification adds to loading a model of 1 GB, beside model_signing, and what signing costs

@@ -242,7 +242,7 @@ fn resources(facts: &Facts<'_>) -> Findings {
             |list, name| chain.resource(list, name).map_or_else(String::new, |it| it.to_string().replace('"', ""));
         findings.found.push(format!(
             "{} with {} cores and {} of memory, at most {}{}",
-            counted(usize::try_from(chain.replicas()).unwrap_or_default(), "server"),
+            counted(chain.replicas().max(0), "server"),
             shown("requests", "cpu"),
             shown("requests", "memory"),
             shown("limits", "memory"),

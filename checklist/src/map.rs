@@ -9,8 +9,8 @@ use serde_json::{Map, Value, json};
 
 use crate::Chain;
 
-/// The sections of the map, in its order.
-pub const SECTIONS: [&str; 5] = ["trace_mode", "curriculum", "evaluation", "metadata", "deployment"];
+/// The sections of the map, in its order, and then the ring of the run and the ring of the servers together.
+pub const SECTIONS: [&str; 6] = ["trace_mode", "curriculum", "evaluation", "metadata", "deployment", "rollout_ring"];
 /// The curriculum of a run without one, and its phase.
 const NONE: &str = "none";
 /// The value of a setting that nothing decides.
@@ -34,8 +34,8 @@ pub fn settings(chain: Option<&Chain>, set: &[String], include: &[String]) -> Re
     for text in set {
         replace(&mut settings, text).map_err(|why| format!("--set {}: {why}", Printable(text)))?;
     }
-    let section = |path: &str| path.split('.').next().unwrap_or_default().to_owned();
-    settings.retain(|setting| include.is_empty() || include.contains(&section(setting.path)));
+    let included = |setting: &Setting| setting.path.split('.').any(|part| include.iter().any(|named| named == part));
+    settings.retain(|setting| include.is_empty() || included(setting));
     Ok(settings)
 }
 

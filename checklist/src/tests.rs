@@ -2,6 +2,8 @@
 
 #![allow(clippy::unwrap_used, reason = "an unexpected result ends the test")]
 
+use std::path::Path;
+
 use serde_json::{Value, json};
 
 use super::*;
@@ -218,4 +220,16 @@ fn one_reasoning_pod_is_chosen() {
     assert!(Chain::of("f", both(), None).unwrap_err().contains("choose by --pod one of rc, main"));
     assert!(Chain::of("f", both(), Some("x")).unwrap_err().contains("no ReasoningPod x: use one of rc, main"));
     assert!(Chain::of("f", Vec::new(), None).unwrap_err().contains("it holds no ReasoningPod"));
+}
+
+#[test]
+fn surveys_on_the_command_line_have_a_date_and_a_file() {
+    assert_eq!(surveys::date("2026-11-28").unwrap().to_string(), "2026-11-28");
+    for wrong in ["", "today", "2026-13-01", "28.11.2026"] {
+        assert_eq!(surveys::date(wrong).unwrap_err(), "write a date, such as 2026-11-28", "{wrong}");
+    }
+    let folder = Path::new("no-folder");
+    let why = surveys::at_hand(Some(&folder.join("survey.json")), folder).unwrap_err();
+    assert!(why.starts_with("no-folder/survey.json cannot be used: "), "{why}");
+    assert!(surveys::at_hand(None, folder).unwrap().is_empty());
 }

@@ -22,7 +22,8 @@ pub enum ConditionType {
     CheckpointLost,
     /// The running pod has reported no progress for `spec.progressDeadlineSeconds`. Present only while true.
     ProgressStale,
-    /// Times of `spec.schedule` have passed without a run. Present only while true: until a run starts in time.
+    /// Times of `spec.schedule` have passed without a run, or the latest run was replaced before it finished. Present only while true:
+    /// until a run starts in time, or finishes.
     RunsMissed,
     /// Cycles of `spec.redeploy` start in time, and the latest one was promoted. Present only with `spec.redeploy`; Unknown until a
     /// cycle has ended, and while it is suspended.
@@ -167,6 +168,8 @@ reasons! {
     WaitingForReference,
     /// The TrainingRun has no model yet.
     WaitingForTraining,
+    /// The model of a former run with the same inputs was adopted, and nothing was trained.
+    Adopted,
     /// The model was trained again and has the same digest.
     Reproduced,
     /// The model was trained again under the recorded conditions and has another digest.
@@ -278,6 +281,8 @@ reasons! {
     WaitingForSchedule,
     /// Times of `spec.schedule` have passed without a run.
     RunsMissed,
+    /// The next run of `spec.schedule` replaced one that had not finished.
+    RunReplaced,
     /// Times of `spec.redeploy.schedule` have passed without a cycle.
     CyclesMissed,
     /// A cycle has started.

@@ -352,7 +352,7 @@ pub struct MetricStatus {
     /// Name of the metric, followed by @ and the name of the Evaluation if it is a comparison.
     #[schemars(length(max = MAX_METRIC_NAME))]
     pub name: String,
-    /// Number of scored items, or of their clusters.
+    /// Number of scored items, or of their clusters; for lowest_trace_coverage in the category with the fewest.
     pub n: i64,
     /// Number of items in all clusters. Set if the problems name clusters.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -393,7 +393,7 @@ pub struct MetricStatus {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 40))]
     pub confidence: Option<String>,
-    /// Method that computed the bounds: bootstrap. Set for an estimate.
+    /// Method that computed the bounds: bootstrap or bernstein. Set for an estimate.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 16))]
     pub method: Option<String>,

@@ -6,6 +6,7 @@
 #![allow(clippy::doc_markdown, reason = "kubectl explain shows the sentences as they are")]
 #![allow(unreachable_pub, reason = "the KubeSchema derive writes public structs into function bodies")]
 
+mod adoption;
 mod autoscaling;
 mod base;
 mod conditions;
@@ -27,6 +28,7 @@ mod sign_off;
 mod training_run;
 mod work;
 
+pub use adoption::AdoptionStatus;
 pub use autoscaling::{Autoscaling, AutoscalingMetrics};
 pub use base::{Base, BaseRun, BaseSigner, BaseStatus, HuggingFace, SecretKey};
 pub use conditions::{ConditionType, Reason};
@@ -49,8 +51,8 @@ pub use redeploy::{
 };
 pub use reproduction::{ComputationStatus, Reproduces, ReproductionStatus};
 pub use rollout::{
-    Analysis, MAX_HISTORY, ParentRef, RejectedStatus, Rollout, RolloutGateway, RolloutPhase, RolloutRecord,
-    RolloutResult, RolloutStatus, TimesStatus, TrafficStatus,
+    Agreement, AgreementStatus, Analysis, MAX_HISTORY, ParentRef, RejectedStatus, Rollout, RolloutGateway,
+    RolloutPhase, RolloutRecord, RolloutResult, RolloutStatus, TimesStatus, TrafficStatus,
 };
 pub use schedule::{ActiveRun, ConcurrencyPolicy, FinishedRun, MAX_FINISHED, MissedRuns, Schedule, ScheduleStatus};
 pub use shadow::{DifferenceStatus, MAX_SHADOW_SOURCES, Parity, Shadow, ShadowSource, ShadowStatus};

@@ -68,7 +68,13 @@ pub mod child {
     /// Returns the name of the Job and of the ConfigMap of one run of a repeated Evaluation. No other Evaluation has this name, because
     /// names of Evaluations begin with a letter.
     pub fn evaluator_run(evaluation: &str, number: i64) -> String {
-        format!("codex-e-{number}-{evaluation}")
+        format!("{}{evaluation}", evaluator_run_prefix(number))
+    }
+
+    /// Returns how the names of the Job and the pods of this run of a repeated Evaluation begin. The API server may shorten the end of
+    /// the name of a pod.
+    pub fn evaluator_run_prefix(number: i64) -> String {
+        format!("codex-e-{number}-")
     }
 
     /// Returns the name of the Deployment, HorizontalPodAutoscaler, PodDisruptionBudget and NetworkPolicy of a ReasoningPod. Its Service has the name

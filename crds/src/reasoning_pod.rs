@@ -52,6 +52,7 @@ pub(crate) const MAX_SIGN_OFFS: usize = 64;
     validation = crate::rules::no_redeployed_shadow(),
     validation = crate::rules::no_encrypted_gateway(),
     validation = crate::rules::no_encrypted_shadow(),
+    validation = crate::rules::no_encrypted_agreement(),
     validation = crate::rules::stops_while_idle(),
 )]
 pub struct ReasoningPodSpec {

@@ -21,6 +21,7 @@ pub const MAX_CYCLE_EVALUATIONS: usize = 4;
 #[serde(rename_all = "camelCase")]
 pub struct Redeploy {
     /// Times at which a cycle starts. A time at which the former cycle is still at work starts none.
+    #[x_kube(validation = crate::rules::no_replaced_cycles())]
     pub schedule: Schedule,
     /// What each cycle creates. A change holds from the next cycle on.
     pub template: RedeployTemplate,

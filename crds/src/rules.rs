@@ -90,6 +90,24 @@ pub(crate) fn time_zone() -> Rule {
     )
 }
 
+/// Returns the rule on the `concurrencyPolicy` of a schedule. It is a rule, because the answer to a value outside of an enumeration
+/// cannot say why Allow, the default of `CronJob`s, is missing.
+pub(crate) fn concurrency_policy() -> Rule {
+    text(
+        "schedule.concurrencyPolicy",
+        "self in ['Forbid', 'Replace']",
+        "Forbid or Replace; Allow is not supported, because runs that overlap would share one status and one verdict",
+    )
+}
+
+/// Returns the rule that a schedule of cycles never replaces one that is at work.
+pub(crate) fn no_replaced_cycles() -> Rule {
+    Rule::new("!has(self.concurrencyPolicy) || self.concurrencyPolicy != 'Replace'").message(
+        "spec.redeploy.schedule.concurrencyPolicy must be Forbid, because a cycle that trains or rolls out is not ended by the next one: \
+         remove it; spec.redeploy.template.trainingRun.activeDeadlineSeconds bounds the time that training takes",
+    )
+}
+
 /// Returns the rule on the name of a repeated Evaluation, whose Jobs have the number of the run in their names. The name of an object is
 /// known only at its root.
 pub(crate) fn scheduled_name() -> Rule {
@@ -180,6 +198,25 @@ pub(crate) fn no_encrypted_shadow() -> Rule {
     Rule::new(format!("!{TLS} || !has(self.redeploy) || !has(self.redeploy.shadow)")).message(
         "spec.serving.tls excludes spec.redeploy.shadow, because copies of requests are not encrypted: end TLS at a gateway or a service \
          mesh and remove spec.serving.tls, or remove spec.redeploy.shadow",
+    )
+}
+
+/// Returns the rule that requests which are encrypted are not copied to a canary.
+pub(crate) fn no_encrypted_agreement() -> Rule {
+    Rule::new(format!(
+        "!{TLS} || !has(self.rollout) || !has(self.rollout.analysis) || !has(self.rollout.analysis.agreement)"
+    ))
+    .message(
+        "spec.serving.tls excludes spec.rollout.analysis.agreement, because copies of requests are not encrypted: end TLS at a gateway or \
+         a service mesh and remove spec.serving.tls, or remove spec.rollout.analysis.agreement",
+    )
+}
+
+/// Returns the rule that a rollout which compares answers has a step in which the present servers answer.
+pub(crate) fn compared_step() -> Rule {
+    Rule::new("!has(self.analysis) || !has(self.analysis.agreement) || self.steps.exists(step, step < 100)").message(
+        "spec.rollout.analysis.agreement needs a step below 100, because at 100 the present servers answer no requests that could be \
+         copied: write spec.rollout.steps [5, 25, 50, 100], or remove spec.rollout.analysis.agreement",
     )
 }
 

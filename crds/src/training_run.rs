@@ -8,8 +8,8 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    Base, BaseStatus, ComputationStatus, ConfigMapKey, DataItem, DeviceStatus, Reproduces, ReproductionStatus,
-    TrainerPod, WorkStatus,
+    AdoptionStatus, Base, BaseStatus, ComputationStatus, ConfigMapKey, DataItem, DeviceStatus, Reproduces,
+    ReproductionStatus, TrainerPod, WorkStatus,
 };
 
 /// Desired state of a TrainingRun: configuration, seed, data, output and pod.
@@ -237,6 +237,10 @@ pub struct TrainingRunStatus {
     /// The run that this one reproduces, as it was recorded when this run began. Absent without spec.reproduces.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reproduction: Option<ReproductionStatus>,
+    /// The former run whose signed provenance states the same inputs, and whether its model was adopted. Absent if there is none, and
+    /// until the trainer has looked at its files.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub adoption: Option<AdoptionStatus>,
     /// Work of the pods.
     #[serde(flatten)]
     pub work: WorkStatus,

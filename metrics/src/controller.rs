@@ -39,14 +39,16 @@ metrics! {
     OBJECTS = Gauge("codex_controller_objects", Count, [KIND, PHASE, RING],
         "Existing objects by kind, phase and ring.")
         .more("TrainingRuns: Pending, Running, Suspended, Stalled, Succeeded, Failed, Unreproducible. Evaluations: the verdict (Passed, Failed, \
-            Inconclusive), before it Pending, Running or Suspended; an Evaluation that stalls without a verdict is Failed. \
+            Inconclusive), before it Pending, Running, Suspended or Stalled; one that ended without a verdict is Failed, too. \
             ReasoningPods: Pending, DryRun, Blocked, RollingOut, Serving, Idle. Policies and SignOffs: Present.");
     CONDITIONS = Gauge("codex_controller_conditions", Count, [KIND, CONDITION, STATUS, REASON],
         "Existing objects by condition, its status and its reason.")
         .more("The conditions of a ReasoningPod with the status False say what blocks it.");
     CONDITION_OLDEST = Gauge("codex_controller_condition_oldest_timestamp_seconds", UnixTime,
         [KIND, CONDITION, STATUS, REASON],
-        "When the object that has had this condition, status and reason for the longest time got them.");
+        "When the first of the objects with this condition, status and reason got the status.")
+        .more("Its age is the longest time in a state. A change of the reason alone does not move it: of a run that waits for a pod and then \
+            trains, it is when it began to wait.");
     GATES = Gauge("codex_controller_gates", Count, [METRIC, VERDICT],
         "Judged gates of existing Evaluations by metric and verdict.");
     GATE_MARGIN = Gauge("codex_controller_gate_lowest_margin", Number, [METRIC],

@@ -82,15 +82,15 @@ metrics! {
         .more("Equal: the same tokens and log-probabilities. Near: log-probabilities within the promoted tolerance, on another code \
             path or instruction set. Different: the server reports GoldenTokensDiffer and exits.");
     COPIES = Counter("codex_ml_inference_copies_total", Count, [RESULT],
-        "Copies of answered requests for shadows by result (sent, dropped, busy, refused, failed).")
-        .more("Dropped: too many waited to be sent. Busy: the shadow had no room. Refused: it did not accept the copy. Failed: it \
+        "Copies of answered requests for shadows and canaries by result (sent, dropped, busy, refused, failed).")
+        .more("Dropped: too many waited to be sent. Busy: the receiver had no room. Refused: it did not accept the copy. Failed: it \
             did not answer.");
     TRACES = Counter("codex_ml_inference_traces_total", Count, [RESULT],
         "Sampled requests by what became of their traces (written, unlikely, capped, dropped, failed).")
         .more("Unlikely: below `--trace-threshold`. Capped: the minute had its traces. Dropped: too many waited to be written. \
             Failed: the file could not be written. All are zero without `--trace-store`.");
     COMPARED = Counter("codex_ml_shadow_requests_total", Count, [RESULT],
-        "Copied requests by how a shadow compared them (identical, agreed, diverged, skipped).")
+        "Copied requests by how a shadow or a canary compared them (identical, agreed, diverged, skipped).")
         .more("Identical: the same tokens. Agreed: other tokens and the same final answer. Skipped: not compared.");
     MODEL_INFO = Gauge("codex_ml_model_info", Number, [RING, MODEL],
         "The model that this server verified and serves, and its ring; 1 while it serves.")

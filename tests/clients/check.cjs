@@ -65,6 +65,20 @@ async function answers(client, model) {
   assert.equal(completion.choices[0].logprobs.tokens.length, completion.usage.completion_tokens);
   console.log("completion:", JSON.stringify(completion.choices[0].text));
 
+  const prompt = "The capital of France is";
+  const repeated = await client.completions.create({ model, prompt, max_tokens: 0, echo: true, logprobs: 1 });
+  const { tokens, token_logprobs: scores, top_logprobs: likely, text_offset: offsets } = repeated.choices[0].logprobs;
+  assert.deepEqual([repeated.choices[0].text, repeated.usage.completion_tokens], [prompt, 0]);
+  assert.equal(tokens.length, repeated.usage.prompt_tokens);
+  // The first token follows nothing.
+  assert.ok(scores[0] === null && scores.length === tokens.length && scores.slice(1).every((score) => score <= 0), scores);
+  assert.ok(likely.length === tokens.length && offsets[0] === 0 && offsets.length === tokens.length, offsets);
+  // With a response, its scores follow those of the prompt.
+  const longer = (await client.completions.create({ model, prompt, max_tokens: 6, echo: true, logprobs: 1 })).choices[0];
+  assert.ok(longer.text.startsWith(prompt) && longer.logprobs.tokens.length > tokens.length, longer);
+  assert.deepEqual(longer.logprobs.token_logprobs.slice(0, tokens.length), scores);
+  console.log("prompt:", tokens.length, "tokens with their log-probabilities");
+
   const body = { model, instructions: "Be brief.", input: "What is the capital of France?", max_output_tokens: 12 };
   const response = await client.responses.create(body);
   assert.equal(response.output_text, text);

@@ -1,9 +1,10 @@
-//! What verification costs when a model is loaded, and what signing costs: prints one line of JSON. `make bench-verify` runs it.
+//! What verification costs when a model is loaded, what hashing costs when it is written, and what signing costs: prints one line of
+//! JSON. `make bench-verify` runs it.
 //!
 //! Each round hashes the model and verifies its signature, loads it as it is, and loads it as a server does: while it is hashed, from
 //! the bytes that are hashed. They take turns, so that other work on the machine meets all of them.
 //!
-//! `verify_speed MODEL_DIR OMS_BUNDLE KEY ROUNDS`
+//! `verify_speed MODEL_DIR OMS_BUNDLE KEY ROUNDS`. The model is written beside the bundle, and removed again.
 
 use std::{
     collections::BTreeSet,
@@ -14,7 +15,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use codex::model::Generator;
+use codex::{
+    atomic_fs,
+    model::{Generator, read_directory, write_hashed},
+};
 use codex_configs::Device;
 use codex_provenance::{files, manifest::Manifest, oms};
 use codex_signing::{
@@ -31,6 +35,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let [model, bundle, key, rounds] = arguments.as_slice() else {
         return Err("usage: verify_speed MODEL_DIR OMS_BUNDLE KEY ROUNDS".into());
     };
+    let written = writing(Path::new(model), &Path::new(bundle).with_file_name("written"), rounds.parse()?)?;
     let (model, bundle) = (Path::new(model), fs::read(bundle)?);
     let key = PublicKey::from_pem(&fs::read_to_string(key)?)?;
     let (mut plain, mut verified, mut hashing) = (Vec::new(), Vec::new(), Vec::new());
@@ -69,10 +74,27 @@ fn main() -> Result<(), Box<dyn Error>> {
         "{}",
         json!({
             "plain": plain, "plainWork": plain_work, "verified": verified, "verifiedWork": verified_work, "hashing": hashing,
-            "signing": seconds(&of_one),
+            "signing": seconds(&of_one), "written": of_all(&written[0]), "writtenHashed": of_all(&written[1]),
         })
     );
     Ok(())
+}
+
+/// Returns how long it takes in each round to write the files of a model to `place`, and to do so while they are hashed.
+fn writing(model: &Path, place: &Path, rounds: usize) -> Result<[Vec<Duration>; 2], Box<dyn Error>> {
+    let files = read_directory(model)?;
+    let (mut plain, mut hashed) = (Vec::new(), Vec::new());
+    for _ in 0..rounds {
+        let begun = Instant::now();
+        atomic_fs::write_directory(place, &files)?;
+        plain.push(begun.elapsed());
+        atomic_fs::remove_directory(place)?;
+        let begun = Instant::now();
+        write_hashed::<Box<dyn Error>>(place, &files)?;
+        hashed.push(begun.elapsed());
+        atomic_fs::remove_directory(place)?;
+    }
+    Ok([plain, hashed])
 }
 
 /// Returns the seconds that all threads of this process have run.

@@ -1,6 +1,6 @@
 //! Arguments that several commands share, and their parsers, whose errors name the allowed values. Pure.
 
-use std::{fmt, net::SocketAddr, ops::RangeInclusive};
+use std::{fmt, net::SocketAddr, ops::RangeInclusive, path::PathBuf};
 
 use codex_configs::MAX_SEED;
 use jiff::{SignedDuration, Timestamp};
@@ -44,6 +44,24 @@ pub fn number(right: &'static str) -> impl Fn(&str) -> Result<f64, String> + Clo
 /// The expected form.
 pub fn socket_address(text: &str) -> Result<SocketAddr, String> {
     text.parse().map_err(|_| "write an IP address and a port, such as 127.0.0.1:9464".to_owned())
+}
+
+/// Parses `NAME=FILE`.
+///
+/// # Errors
+/// The expected form.
+pub fn named_file(text: &str) -> Result<(String, PathBuf), String> {
+    name_and_file(text).ok_or_else(|| "write NAME=FILE".to_owned())
+}
+
+/// Returns a parser of the name and the file of results that gates compare with, as `{name}=FILE`.
+pub fn reference(name: &'static str) -> impl Fn(&str) -> Result<(String, PathBuf), String> + Clone {
+    move |text| name_and_file(text).ok_or_else(|| format!("write {name}=FILE, such as before=out/before/outcomes.json"))
+}
+
+fn name_and_file(text: &str) -> Option<(String, PathBuf)> {
+    let (name, path) = text.split_once('=').filter(|(name, path)| !name.is_empty() && !path.is_empty())?;
+    Some((name.to_owned(), path.into()))
 }
 
 /// A duration, shown as it was written.
@@ -97,6 +115,17 @@ mod tests {
             assert!(duration(text).unwrap_err().contains("such as 30d"), "{text}");
         }
         assert!(timestamp("2026-11-28T09:00:00Z").is_ok() && timestamp("yesterday").is_err());
+    }
+
+    #[test]
+    fn a_named_file_has_both_parts() {
+        assert_eq!(named_file("mine=a=b").unwrap(), ("mine".to_owned(), "a=b".into()));
+        for text in ["mine", "=a", "mine="] {
+            assert_eq!(named_file(text).unwrap_err(), "write NAME=FILE", "{text}");
+            let told = reference("EVALUATION")(text).unwrap_err();
+            assert_eq!(told, "write EVALUATION=FILE, such as before=out/before/outcomes.json", "{text}");
+        }
+        assert!(reference("EVALUATION")("a=b").is_ok());
     }
 
     #[test]

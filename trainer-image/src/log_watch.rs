@@ -2,7 +2,9 @@
 //! and files; writes its state.
 //!
 //! The log is read as C2SP tlog-tiles serves it (Rekor v2), or entry by entry from Rekor v1. Every entry is read once, and the state keeps
-//! what is needed to continue: the number of entries, the hashes over them, and the entries that are still unexplained.
+//! what is needed to continue: the number of entries, the hashes over them, and the entries that are still unexplained. It is also written
+//! while a tree is read, so that a run that is stopped loses little. What such a run read counts only once the hashes over it and
+//! everything after it are those that the log signed.
 
 use std::{
     collections::BTreeSet,
@@ -36,11 +38,13 @@ const SCHEMA_VERSION: u32 = 1;
 const MAX_FILE: usize = 256 << 20;
 /// After how many entries progress is logged.
 const PROGRESS: u64 = 100_000;
+/// After how many answers of the log the state is written.
+const WRITTEN_AFTER: u64 = 64;
 
 /// Report signatures of an identity in a transparency log that no bundle explains.
 ///
 /// Reads the log from where the state file ends, verifies that it is complete and only grew, and compares each entry whose certificate
-/// names the identity with the given bundles. Exit codes: 0 all are explained, 1 some are not, 2 bad input, 3 the log does not
+/// names the identity with the given bundles. A run that is stopped continues where it was. Exit codes: 0 all are explained, 1 some are not, 2 bad input, 3 the log does not
 /// answer or is not believed.
 #[derive(Clone, Debug, clap::Args)]
 pub struct LogWatch {
@@ -98,9 +102,28 @@ struct State {
     size: u64,
     /// The roots of the complete trees over them.
     peaks: Vec<Sha256>,
+    /// What a run that was stopped had read of the tree after that.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    reading: Option<Reading>,
     /// Entries of the identity that no bundle has explained yet.
     unexplained: Vec<Found>,
 }
+
+/// A part of a tree that was read, and not yet compared with what the log signed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct Reading {
+    origin: String,
+    /// Number of entries from the start of the tree.
+    size: u64,
+    /// The roots of the complete trees over them.
+    peaks: Vec<Sha256>,
+    /// Entries of the identity among those that this part adds.
+    found: Vec<Found>,
+}
+
+/// Writes the state while the log is read.
+type Keep<'a> = dyn Fn(&State) -> Result<(), CommandError> + 'a;
 
 /// A tree of a log that no longer grows, with all of its entries.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -146,6 +169,12 @@ enum WatchError {
     Origin { state: String, found: String },
 }
 
+impl From<WatchError> for CommandError {
+    fn from(why: WatchError) -> Self {
+        Self { exit: UNREAD, source: Box::new(why) }
+    }
+}
+
 impl LogWatch {
     pub(crate) fn run(self) -> Result<i32, CommandError> {
         let outcome = self.watch()?;
@@ -156,7 +185,7 @@ impl LogWatch {
         Ok(if outcome.unexplained.is_empty() { exit::FINISHED } else { exit::FAILED })
     }
 
-    /// Reads what is new in the log, and writes the state.
+    /// Reads what is new in the log, and writes the state, several times if there is much.
     fn watch(&self) -> Result<Outcome, CommandError> {
         let pattern = IdentityPattern::new(&self.certificate_oidc_issuer, &self.certificate_identity);
         let pattern = pattern.map_err(CommandError::bad_input)?;
@@ -170,14 +199,11 @@ impl LogWatch {
         let mut state = self.state()?;
         let source = Source::of(&self.log)?;
         let before = state.total();
-        let told = state.advance(&source, &keys, &pattern);
-        told.map_err(|why| CommandError { exit: UNREAD, source: Box::new(why) })?;
+        let keep = |state: &State| self.keep(state);
+        state.advance(&source, &keys, &pattern, &keep)?;
         let entries = state.unexplained.len();
         state.unexplained.retain(|found| !explained.contains(&found.entry));
-        if let Some(path) = &self.state {
-            atomic_fs::make_parents(path)?;
-            atomic_fs::write_json(path, &state)?;
-        }
+        keep(&state)?;
         Ok(Outcome {
             size: state.total(),
             read: state.total() - before,
@@ -185,6 +211,14 @@ impl LogWatch {
             entries,
             unexplained: state.unexplained,
         })
+    }
+
+    /// Writes the state, if there is a file for it.
+    fn keep(&self, state: &State) -> Result<(), CommandError> {
+        let Some(path) = &self.state else { return Ok(()) };
+        atomic_fs::make_parents(path)?;
+        atomic_fs::write_json(path, state)?;
+        Ok(())
     }
 
     /// Reads the state, or returns a new one.
@@ -209,7 +243,10 @@ impl LogWatch {
                 Printable(&state.issuer)
             )));
         }
-        Frontier::of(state.size, state.peaks.clone()).map_err(|why| wrong(why.to_string()))?;
+        let reading = state.reading.iter().map(|reading| (reading.size, &reading.peaks));
+        for (size, peaks) in reading.chain([(state.size, &state.peaks)]) {
+            Frontier::of(size, peaks.clone()).map_err(|why| wrong(why.to_string()))?;
+        }
         Ok(state)
     }
 }
@@ -217,31 +254,66 @@ impl LogWatch {
 impl State {
     /// Returns the number of entries that were read, of all trees.
     fn total(&self) -> u64 {
-        self.ended.iter().map(|ended| ended.size).fold(self.size, u64::saturating_add)
+        self.ended_entries().saturating_add(self.reading.as_ref().map_or(self.size, |reading| reading.size))
     }
 
-    /// Reads every entry that the log has beyond this state. The state changes only if the log is believed.
-    fn advance(&mut self, source: &Source, keys: &LogKeys, pattern: &IdentityPattern) -> Result<(), WatchError> {
-        let mut next = self.clone();
+    /// Returns the number of entries of the trees that ended.
+    fn ended_entries(&self) -> u64 {
+        self.ended.iter().map(|ended| ended.size).fold(0, u64::saturating_add)
+    }
+
+    /// Reads every entry that the log has beyond this state. What was read becomes a part of the state only if the log is believed.
+    fn advance(
+        &mut self,
+        source: &Source,
+        keys: &LogKeys,
+        pattern: &IdentityPattern,
+        keep: &Keep<'_>,
+    ) -> Result<(), CommandError> {
         if source.is_rekor_v1() {
-            next.read_trees(source, keys, pattern)?;
-        } else {
-            let checkpoint = source.get("checkpoint", MAX_CHECKPOINT)?;
-            let head = keys.open(std::str::from_utf8(&checkpoint).map_err(|_| WatchError::Text)?)?;
-            next.read_tree(head, pattern, &mut |index, size| {
-                let first = index / WIDTH * WIDTH;
-                let width = WIDTH.min(size - first);
-                let bundle = source.bundle(first / WIDTH, width)?;
-                let entries = log::entries(&bundle, first, width)?.into_iter().skip(skipped(index, first));
-                Ok(entries.map(<[u8]>::to_vec).collect())
-            })?;
+            return self.read_trees(source, keys, pattern, keep);
         }
-        *self = next;
-        Ok(())
+        let checkpoint = source.get("checkpoint", MAX_CHECKPOINT)?;
+        let checkpoint = std::str::from_utf8(&checkpoint).map_err(|_| WatchError::Text)?;
+        let head = keys.open(checkpoint).map_err(WatchError::from)?;
+        self.read_tree(head, pattern, keep, &mut |index, size| {
+            let first = index / WIDTH * WIDTH;
+            let width = WIDTH.min(size - first);
+            let bundle = source.bundle(first / WIDTH, width)?;
+            let entries = log::entries(&bundle, first, width)?.into_iter().skip(skipped(index, first));
+            Ok(entries.map(<[u8]>::to_vec).collect())
+        })
     }
 
     /// Reads the trees of a log of Rekor v1. Each but the last has ended.
-    fn read_trees(&mut self, source: &Source, keys: &LogKeys, pattern: &IdentityPattern) -> Result<(), WatchError> {
+    fn read_trees(
+        &mut self,
+        source: &Source,
+        keys: &LogKeys,
+        pattern: &IdentityPattern,
+        keep: &Keep<'_>,
+    ) -> Result<(), CommandError> {
+        let heads = self.heads(source, keys)?;
+        let last = heads.len() - 1;
+        for (index, head) in heads.into_iter().enumerate().skip(self.ended.len()) {
+            let before = self.ended_entries();
+            let Head { origin, size, root } = head.clone();
+            self.read_tree(head, pattern, keep, &mut |index, _| {
+                let index = before.saturating_add(index);
+                let answer = source.get(&log::v1::entry_path(index), log::v1::MAX_ANSWER)?;
+                Ok(vec![log::v1::entry(&answer, index)?])
+            })?;
+            if index < last {
+                self.ended.push(Ended { origin, size, root });
+                (self.origin, self.size, self.peaks) = (String::new(), 0, Vec::new());
+                keep(self)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Returns what a log of Rekor v1 signed of each of its trees. Those that had ended must be the same.
+    fn heads(&self, source: &Source, keys: &LogKeys) -> Result<Vec<Head>, WatchError> {
         let checkpoints = log::v1::checkpoints(&source.get(log::v1::INFO, log::v1::MAX_ANSWER)?)?;
         let heads: Vec<Head> = checkpoints.iter().map(|text| keys.open(text)).collect::<Result<_, _>>()?;
         for (index, Ended { origin, size, root }) in self.ended.iter().enumerate() {
@@ -250,53 +322,82 @@ impl State {
                 return Err(LogError::Ended(head).into());
             }
         }
-        let last = heads.len() - 1;
-        for (index, head) in heads.into_iter().enumerate().skip(self.ended.len()) {
-            let before = self.total() - self.size;
-            let Head { origin, size, root } = head.clone();
-            self.read_tree(head, pattern, &mut |index, _| {
-                let index = before.saturating_add(index);
-                let answer = source.get(&log::v1::entry_path(index), log::v1::MAX_ANSWER)?;
-                Ok(vec![log::v1::entry(&answer, index)?])
-            })?;
-            if index < last {
-                self.ended.push(Ended { origin, size, root });
-                (self.origin, self.size, self.peaks) = (String::new(), 0, Vec::new());
-            }
-        }
-        Ok(())
+        Ok(heads)
     }
 
-    /// Reads a tree to its end. `read` returns entries from an index on, at least one, of a tree of this size.
+    /// Reads a tree to its end. `read` returns entries from an index on, at least one, of a tree of this size. If it fails, the state
+    /// that is kept has the entries before.
     fn read_tree(
         &mut self,
         head: Head,
         pattern: &IdentityPattern,
+        keep: &Keep<'_>,
         read: &mut dyn FnMut(u64, u64) -> Result<Vec<Vec<u8>>, WatchError>,
-    ) -> Result<(), WatchError> {
-        if !self.origin.is_empty() && self.origin != head.origin {
-            return Err(WatchError::Origin { state: self.origin.clone(), found: head.origin });
+    ) -> Result<(), CommandError> {
+        let known = self.reading.as_ref().map_or(&self.origin, |reading| &reading.origin);
+        if !known.is_empty() && *known != head.origin {
+            return Err(WatchError::Origin { state: known.clone(), found: head.origin }.into());
         }
-        let before = self.total() - self.size;
-        let mut frontier = Frontier::of(self.size, self.peaks.clone())?;
-        frontier.check_size(&head)?;
+        let before = self.ended_entries();
+        let mut kept = self.reading.is_some();
+        let Reading { size, peaks, mut found, .. } = self.reading.take().unwrap_or_else(|| Reading {
+            origin: head.origin.clone(),
+            size: self.size,
+            peaks: self.peaks.clone(),
+            found: Vec::new(),
+        });
+        let mut frontier = Frontier::of(size, peaks).map_err(WatchError::from)?;
+        frontier.check_size(&head).map_err(WatchError::from)?;
+        let mut pause = |state: &mut Self, frontier: &Frontier, found: &[Found]| {
+            kept = true;
+            let (origin, size, peaks) = (head.origin.clone(), frontier.size(), frontier.peaks().to_vec());
+            state.reading = Some(Reading { origin, size, peaks, found: found.to_vec() });
+            keep(state)
+        };
+        let mut answers = 0_u64;
         while frontier.size() < head.size {
-            for entry in read(frontier.size(), head.size)? {
-                if let Some(identity) = log::identities(&entry).into_iter().find(|identity| pattern.admits(identity)) {
-                    let index = before.saturating_add(frontier.size());
-                    self.unexplained.push(Found { index, entry: Sha256::of(&entry), subject: identity.subject });
-                }
-                frontier.push(&entry);
-                if frontier.size().is_multiple_of(PROGRESS) {
-                    tracing::info!(entries = frontier.size(), of = head.size, "reading the log");
+            match read(frontier.size(), head.size) {
+                Ok(entries) => found.extend(push(&entries, &mut frontier, before, pattern)),
+                Err(why) if frontier.size() == size => return Err(why.into()),
+                Err(why) => {
+                    pause(self, &frontier, &found)?;
+                    return Err(why.into());
                 }
             }
+            answers += 1;
+            if answers.is_multiple_of(WRITTEN_AFTER) {
+                pause(self, &frontier, &found)?;
+            }
         }
-        frontier.check(&head)?;
+        self.reading = None;
+        if let Err(why) = frontier.check(&head) {
+            // What was read is not what the log signed, so the next run reads it again.
+            if kept {
+                keep(self)?;
+            }
+            return Err(WatchError::from(why).into());
+        }
         let Head { origin, size, .. } = head;
         (self.origin, self.size, self.peaks) = (origin, size, frontier.peaks().to_vec());
+        self.unexplained.append(&mut found);
         Ok(())
     }
+}
+
+/// Adds entries to a tree, and returns those that name an identity that matches. Before the tree, the log has `before` entries.
+fn push(entries: &[Vec<u8>], frontier: &mut Frontier, before: u64, pattern: &IdentityPattern) -> Vec<Found> {
+    let mut found = Vec::new();
+    for entry in entries {
+        if let Some(identity) = log::identities(entry).into_iter().find(|identity| pattern.admits(identity)) {
+            let index = before.saturating_add(frontier.size());
+            found.push(Found { index, entry: Sha256::of(entry), subject: identity.subject });
+        }
+        frontier.push(entry);
+        if frontier.size().is_multiple_of(PROGRESS) {
+            tracing::info!(entries = frontier.size(), "reading the log");
+        }
+    }
+    found
 }
 
 /// Returns the number of entries of a bundle that were read before.

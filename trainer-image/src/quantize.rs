@@ -9,6 +9,7 @@ use std::{
 };
 
 use codex_engine::{Layout, Precision, round_to_eight_bits};
+use codex_provenance::oms::SIGNATURE;
 
 use crate::{
     atomic_fs,
@@ -67,9 +68,6 @@ impl Quantize {
         Ok(codex_reports::exit::FINISHED)
     }
 }
-
-/// The signature that `model_signing` writes into a model.
-const SIGNATURE: &str = "model.sig";
 
 /// What was quantized.
 #[derive(Clone, Copy, Debug, Default)]

@@ -24,6 +24,7 @@ use crate::{
     atomic_fs::{self, FileError},
     error::CommandError,
     overlap::{self, Named, Overlap},
+    verify::inside,
 };
 
 /// The version of the shape of a record.
@@ -34,6 +35,10 @@ const MAX_EXPECTED: usize = 16 << 20;
 const READ_ONLY: u32 = 0o444;
 /// Number of differences that a message lists.
 const LISTED: usize = 5;
+/// The folder of names in the directory of records.
+const TAGS: &str = "tags";
+/// The most characters of a name.
+const MAX_TAG: usize = 128;
 
 /// Record a model directory immutably, under the name of its digest.
 ///
@@ -42,14 +47,33 @@ const LISTED: usize = 5;
 #[derive(Debug, clap::Args)]
 pub struct Register {
     /// The model directory.
-    #[arg(value_name = "DIR")]
-    model: PathBuf,
+    #[arg(value_name = "DIR", required_unless_present = "bundle")]
+    model: Option<PathBuf>,
+    /// The same as DIR.
+    #[arg(long, value_name = "DIR", conflicts_with = "model")]
+    bundle: Option<PathBuf>,
     /// What the files must be: the model digest alone, or a line for each file as sha256sum writes it, with paths relative to DIR.
     #[arg(long, value_name = "FILE")]
     expect: PathBuf,
     /// The directory of records.
     #[arg(long, value_name = "DIR", default_value = "registry")]
     registry: PathBuf,
+    /// A name for the model, such as reasoning/m0/bespoke: a file with the digest in the folder tags of the registry. A name that
+    /// stands for another model is refused.
+    #[arg(long, value_name = "NAME", value_parser = tag)]
+    tag: Option<String>,
+}
+
+/// Reads a name: words that are separated by slashes.
+fn tag(text: &str) -> Result<String, String> {
+    let is_part = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);
+    let is_word = |word: &str| word.starts_with(|c: char| c.is_ascii_alphanumeric()) && word.chars().all(is_part);
+    if text.len() <= MAX_TAG && text.split('/').all(is_word) {
+        return Ok(text.to_owned());
+    }
+    Err(format!(
+        "write at most {MAX_TAG} letters, digits, '.', '_' and '-', in words between slashes, such as reasoning/m0/bespoke"
+    ))
 }
 
 /// A record of a model: `<registry>/<model digest>.json`.
@@ -128,6 +152,9 @@ pub enum RegisterError {
     /// The record of this digest has other contents.
     #[error("{} exists with other contents: it was changed, or is of another version; restore it or use another --registry", .0.display())]
     Taken(PathBuf),
+    /// The name stands for another model.
+    #[error("--tag: {} is the name of another model: use another --tag, or another --registry", .0.display())]
+    Tagged(PathBuf),
     /// The record cannot be written.
     #[error(transparent)]
     File(#[from] FileError),
@@ -137,7 +164,7 @@ impl From<RegisterError> for CommandError {
     fn from(error: RegisterError) -> Self {
         match error {
             RegisterError::File(error) => error.into(),
-            RegisterError::Different(_) | RegisterError::Taken(_) => Self::failed(error),
+            RegisterError::Different(_) | RegisterError::Taken(_) | RegisterError::Tagged(_) => Self::failed(error),
             error => Self::bad_input(error),
         }
     }
@@ -165,20 +192,24 @@ pub struct Registered {
 
 impl Register {
     pub(crate) fn run(self) -> Result<i32, CommandError> {
-        let Registered { model, path, is_new } = register(&self.model, &self.expect, &self.registry)?;
+        let Self { model, bundle, expect, registry, tag } = self;
+        // One of the two is there.
+        let model = bundle.or(model).unwrap_or_default();
+        let Registered { model, path, is_new } = register(&model, &expect, &registry, tag.as_deref())?;
         let what = if is_new { "recorded" } else { "was recorded already" };
         let path = path.display().to_string();
-        atomic_fs::say(&format!("{model} {what} in {}", Printable(&path)))?;
+        let named = tag.map(|tag| format!(", named {tag}")).unwrap_or_default();
+        atomic_fs::say(&format!("{model} {what} in {}{named}", Printable(&path)))?;
         Ok(exit::FINISHED)
     }
 }
 
-/// Records the model in a directory, if its files are the expected ones.
+/// Records the model in a directory, if its files are the expected ones, and gives it a name.
 ///
 /// # Errors
 /// The expectation or the model cannot be read, the files differ, the registry is inside the model, another record has this name, or
-/// the record cannot be written. Nothing is recorded then.
-pub fn register(model: &Path, expect: &Path, registry: &Path) -> Result<Registered, RegisterError> {
+/// the record cannot be written. Nothing is recorded then. Or the name stands for another model.
+pub fn register(model: &Path, expect: &Path, registry: &Path, tag: Option<&str>) -> Result<Registered, RegisterError> {
     overlap::check(&[Named::new("--registry", registry)], &[Named::new("DIR", model)])?;
     let bytes = files::read_start(expect, MAX_EXPECTED)
         .map_err(|source| RegisterError::Unreadable(expect.to_owned(), source))?;
@@ -193,13 +224,19 @@ pub fn register(model: &Path, expect: &Path, registry: &Path) -> Result<Register
     }
     let digest = manifest.digest();
     let path = registry.join(format!("{digest}.json"));
-    let is_new = create(&path, &Record::from(&manifest))?;
+    let mut bytes = serde_json::to_vec_pretty(&Record::from(&manifest))
+        .map_err(io::Error::other)
+        .map_err(FileError::of("encoding", &path))?;
+    bytes.push(b'\n');
+    let is_new = create(&path, &bytes)?;
+    if let Some(tag) = tag {
+        let name = registry.join(TAGS).join(format!("{tag}.sha256"));
+        create(&name, format!("{digest}\n").as_bytes()).map_err(|error| match error {
+            RegisterError::Taken(path) => RegisterError::Tagged(path),
+            error => error,
+        })?;
+    }
     Ok(Registered { model: digest, path, is_new })
-}
-
-fn inside(file: &Path, directory: &Path) -> Option<String> {
-    let (file, directory) = (file.canonicalize().ok()?, directory.canonicalize().ok()?);
-    Some(file.strip_prefix(directory).ok()?.to_str()?.to_owned())
 }
 
 /// Reads an expectation. Its values are not quoted, because the file may be another than was meant.
@@ -267,14 +304,11 @@ fn differences(expected: &Expected, manifest: &Manifest) -> Vec<String> {
     all
 }
 
-/// Creates a record. Returns whether it is new; false if it exists with the same bytes.
+/// Creates a record or a name. Returns whether it is new; false if it exists with the same bytes.
 ///
 /// # Errors
 /// It exists with other bytes, or the file system returns an error.
-fn create(path: &Path, record: &Record) -> Result<bool, RegisterError> {
-    let mut bytes =
-        serde_json::to_vec_pretty(record).map_err(io::Error::other).map_err(FileError::of("encoding", path))?;
-    bytes.push(b'\n');
+fn create(path: &Path, bytes: &[u8]) -> Result<bool, RegisterError> {
     let same = |path: &Path| match files::read_start(path, bytes.len()) {
         Ok(there) if there == bytes => Ok(false),
         Ok(_) => Err(RegisterError::Taken(path.to_owned())),
@@ -289,7 +323,7 @@ fn create(path: &Path, record: &Record) -> Result<bool, RegisterError> {
     // The process is part of the name, so that two of them do not write into one file.
     let temporary = path.with_added_extension(format!("{}.partial", std::process::id()));
     let written = File::create(&temporary).and_then(|mut file| {
-        file.write_all(&bytes)?;
+        file.write_all(bytes)?;
         file.set_permissions(Permissions::from_mode(READ_ONLY))?;
         file.sync_all()
     });
@@ -343,7 +377,7 @@ mod tests {
         let (root, model, manifest) = model();
         let registry = root.path().join("records/of/models");
         let expect = expecting(root.path(), &format!("{}\n", manifest.digest()));
-        let first = register(&model, &expect, &registry).unwrap();
+        let first = register(&model, &expect, &registry, None).unwrap();
         assert!(first.is_new && first.model == manifest.digest());
         assert_eq!(first.path, registry.join(format!("{}.json", manifest.digest())));
         let bytes = fs::read(&first.path).unwrap();
@@ -351,7 +385,7 @@ mod tests {
         assert_eq!(record["model"], manifest.digest().to_string());
         assert_eq!((&record["files"][1]["path"], &record["sizeBytes"]), (&"model.safetensors".into(), &9.into()));
         assert_eq!(fs::metadata(&first.path).unwrap().permissions().mode() & 0o777, READ_ONLY);
-        let again = register(&model, &expecting(root.path(), &sums(&manifest)), &registry).unwrap();
+        let again = register(&model, &expecting(root.path(), &sums(&manifest)), &registry, None).unwrap();
         assert_eq!(again, Registered { is_new: false, ..first });
         assert_eq!(fs::read(&again.path).unwrap(), bytes);
         assert_eq!(fs::read_dir(&registry).unwrap().count(), 1, "nothing else is left");
@@ -362,7 +396,8 @@ mod tests {
         let (root, model, manifest) = model();
         let registry = root.path().join("registry");
         let refused = |text: &str| {
-            let error = CommandError::from(register(&model, &expecting(root.path(), text), &registry).unwrap_err());
+            let expect = expecting(root.path(), text);
+            let error = CommandError::from(register(&model, &expect, &registry, Some("a")).unwrap_err());
             assert_eq!(error.exit, exit::FAILED, "{}", error.sentence());
             error.sentence()
         };
@@ -385,7 +420,7 @@ mod tests {
         fs::create_dir(&registry).unwrap();
         let path = registry.join(format!("{}.json", manifest.digest()));
         fs::write(&path, "another record").unwrap();
-        let error = CommandError::from(register(&model, &expect, &registry).unwrap_err());
+        let error = CommandError::from(register(&model, &expect, &registry, Some("a")).unwrap_err());
         assert!(error.exit == exit::FAILED && error.sentence().contains("exists with other contents"));
         assert_eq!(fs::read_to_string(&path).unwrap(), "another record");
         assert_eq!(fs::read_dir(&registry).unwrap().count(), 1);
@@ -396,7 +431,7 @@ mod tests {
         let (root, model, manifest) = model();
         let registry = root.path().join("registry");
         let refused = |model: &Path, expect: &Path, registry: &Path| {
-            let error = CommandError::from(register(model, expect, registry).unwrap_err());
+            let error = CommandError::from(register(model, expect, registry, None).unwrap_err());
             assert_eq!(error.exit, exit::BAD_INPUT, "{}", error.sentence());
             error.sentence()
         };
@@ -421,11 +456,37 @@ mod tests {
     }
 
     #[test]
+    fn a_name_stands_for_one_model() {
+        let (root, model, manifest) = model();
+        let registry = root.path().join("registry");
+        let record = |tag: &str| {
+            let digest = Manifest::of_dir(&model).unwrap().digest().to_string();
+            register(&model, &expecting(root.path(), &digest), &registry, Some(tag)).map_err(CommandError::from)
+        };
+        let name = registry.join("tags/reasoning/m0/bespoke.sha256");
+        for is_new in [true, false] {
+            assert_eq!(record("reasoning/m0/bespoke").unwrap().is_new, is_new);
+            assert_eq!(fs::read_to_string(&name).unwrap(), format!("{}\n", manifest.digest()));
+        }
+        fs::write(model.join("config.json"), "{ }").unwrap();
+        let refused = record("reasoning/m0/bespoke").unwrap_err();
+        assert_eq!(refused.exit, exit::FAILED);
+        assert!(refused.sentence().contains("bespoke.sha256 is the name of another model"), "{}", refused.sentence());
+        assert_eq!(fs::read_to_string(&name).unwrap(), format!("{}\n", manifest.digest()));
+        // A record without its name does no harm.
+        assert!(!record("reasoning/m0/other").unwrap().is_new);
+        for wrong in ["", "/a", "a/", "a//b", "../a", "a b", ".a", &"a".repeat(MAX_TAG + 1)] {
+            assert!(tag(wrong).unwrap_err().contains("such as reasoning/m0/bespoke"), "{wrong}");
+        }
+        assert_eq!(tag("reasoning/m0/v1.2_b-3").unwrap(), "reasoning/m0/v1.2_b-3");
+    }
+
+    #[test]
     fn an_expectation_inside_the_model_is_no_file_of_it() {
         let (root, model, manifest) = model();
         let expect = model.join("manifest.sha256");
         fs::write(&expect, manifest.digest().to_string()).unwrap();
-        let registered = register(&model, &expect, &root.path().join("registry")).unwrap();
+        let registered = register(&model, &expect, &root.path().join("registry"), None).unwrap();
         assert_eq!(
             registered.model,
             Manifest::of_dir_except(&model, &BTreeSet::from(["manifest.sha256".to_owned()])).unwrap().digest()

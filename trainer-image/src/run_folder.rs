@@ -235,6 +235,7 @@ pub(crate) mod tests {
             adapter: None,
             privacy: None,
             safety: None,
+            adopted: None,
         };
         let write = |name: &str, text: String| fs::write(artifacts.join(name), text).unwrap();
         write(metadata::CHECKSUMS_FILE, serde_json::to_string(&checksums).unwrap());

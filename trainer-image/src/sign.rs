@@ -8,8 +8,8 @@ use std::{
 use codex_provenance::{
     ModelDigest, Sha256, files,
     manifest::{Manifest, ManifestError},
-    oms,
-    text::Printable,
+    oms::{self, SIGNATURE},
+    text::{Printable, counted},
 };
 use codex_reports::exit;
 use codex_signing::key::{KeyError, PrivateKey, Signer as _};
@@ -18,13 +18,10 @@ use zeroize::Zeroizing;
 use crate::{
     atomic_fs::{self, FileError},
     error::CommandError,
-    wording::counted,
 };
 
 /// The environment variable with the password of an encrypted key, as cosign reads it.
 const PASSWORD: &str = "COSIGN_PASSWORD";
-/// The name of a bundle inside the model, as OpenSSF's tool writes it.
-const BUNDLE: &str = "model.sig";
 /// Maximum size of a key file in bytes.
 const MAX_KEY: usize = 64 << 10;
 
@@ -124,7 +121,7 @@ impl Sign {
     }
 
     fn sign(&self, password: &[u8]) -> Result<Signed, SignError> {
-        let bundle = self.bundle.clone().unwrap_or_else(|| self.model.join(BUNDLE));
+        let bundle = self.bundle.clone().unwrap_or_else(|| self.model.join(SIGNATURE));
         absent("--bundle", &bundle)?;
         if let Some(path) = &self.public_key {
             absent("--public-key", path)?;

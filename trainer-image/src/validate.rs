@@ -7,12 +7,12 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use codex_provenance::text::Printable;
+use codex_provenance::text::{Printable, counted};
 use codex_reports::exit;
 use codex_validate::{Finding, Validator};
 use serde_json::json;
 
-use crate::{error::CommandError, wording::counted};
+use crate::error::CommandError;
 
 /// The largest file that is read: the API server refuses larger objects, and a file of many is well below it.
 const MAX_FILE: u64 = 64 << 20;

@@ -24,7 +24,7 @@ use codex_provenance::{
     manifest::{Manifest, ManifestError},
     promotion::{Comparison, Earlier, Evaluation, Gate, HeldPolicy, Promotion, Reference},
     reproduction,
-    text::Printable,
+    text::{Printable, counted},
 };
 use codex_reports::exit;
 use codex_signing::{
@@ -45,7 +45,6 @@ use crate::{
     arguments::{Duration, Format, duration, timestamp},
     error::CommandError,
     evaluation::again::measured_again,
-    wording::counted,
 };
 pub use json::{Checked, SignedBy, Verification, VerifiedAttestation, VerifiedModel, VerifiedPromotion};
 use trusted::IdentityArguments;
@@ -314,7 +313,7 @@ fn read(argument: &'static str, path: &Path, limit: usize) -> Result<Vec<u8>, Co
 }
 
 /// Returns the path of `file` relative to `directory`, if the file is inside it.
-fn inside(file: &Path, directory: &Path) -> Option<String> {
+pub(crate) fn inside(file: &Path, directory: &Path) -> Option<String> {
     let (file, directory) = (file.canonicalize().ok()?, directory.canonicalize().ok()?);
     Some(file.strip_prefix(directory).ok()?.to_str()?.to_owned())
 }
@@ -356,6 +355,15 @@ impl fmt::Display for Outcome {
             }
             if let Some(adapter) = training.adapter {
                 writeln!(f, "adapter    {adapter}, in artifacts/adapter of the run")?;
+            }
+            if let Some(adopted) = &training.adopted {
+                let (run, image) = (&adopted.run, Printable(&adopted.image_id));
+                writeln!(
+                    f,
+                    "adopted    from {} (uid {}), computed by {image}",
+                    Printable(&run.name),
+                    Printable(&run.uid)
+                )?;
             }
         }
         for evaluation in self.promoted.iter().flat_map(|promoted| &promoted.promotion.reasons.evaluations) {

@@ -111,6 +111,7 @@ fn a_run_is_shown_surveyed_checked_and_recorded() {
     assert_eq!(fs::read_to_string(written).unwrap().trim_end(), told.trim_end());
     let told = ends(0, &deploy);
     assert!(told.starts_with("ReasoningPod cot-dev may roll out into 0B_base_\n") && told.contains(&digest), "{told}");
+    assert_eq!(ends(0, &[&deploy[..], &["--dry-run"]].concat()), told);
     let told = ends(0, &[&deploy[..], &["--format", "json"]].concat());
     let json: serde_json::Value = serde_json::from_str(&told).unwrap();
     assert_eq!((&json["model"], &json["blocked"]), (&digest.clone().into(), &false.into()));

@@ -381,6 +381,11 @@ fn a_proposal_for_less_memory_fits() {
     let said = text(&refused.stderr);
     assert_eq!(code(refused.status), 2, "{said}");
     assert!(said.contains("the control group's memory.") && said.contains("200 MiB"), "{said}");
+    let mut line = scene.train(&scene.at("planned"), &shape);
+    line.push("--plan".to_owned());
+    let planned = group.run(&line);
+    let told = text(&planned.stderr);
+    assert!(code(planned.status) == 2 && told.contains("200 MiB"), "--plan refuses what a training refuses: {told}");
     let proposal: Vec<&str> = said
         .split(|c: char| c.is_whitespace() || c == '"')
         .filter(|word| word.starts_with("training.batch_size=") || word.starts_with("training.gradient_accumulation="))

@@ -82,6 +82,7 @@ impl Sealable for TrainingRunStatus {
         "computation",
         "device",
         "reproduction",
+        "adoption",
         "imageId",
         "startedAt",
         "completedAt",

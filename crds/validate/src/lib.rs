@@ -26,7 +26,8 @@ const CRDS: [&str; 6] = [
     include_str!("../../../manifests/crd/promotionpolicies.yaml"),
     include_str!("../../../manifests/crd/signoffs.yaml"),
 ];
-const GROUP: &str = "codex-ml.dev";
+/// The group of the kinds.
+pub const GROUP: &str = "codex-ml.dev";
 
 /// The kinds that can be checked, with their schemas and rules.
 #[derive(Debug)]

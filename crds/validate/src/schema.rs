@@ -1,8 +1,9 @@
 //! The structural schema of a CRD, as the API server applies it: nulls and defaults first, then types and bounds, and unknown
 //! fields as in strict validation.
 
-use std::{collections::BTreeSet, fmt::Display};
+use std::collections::BTreeSet;
 
+use codex_provenance::text::counted;
 use regex::Regex;
 use serde_json::{Map, Value};
 
@@ -273,8 +274,4 @@ fn list(values: &[Value]) -> String {
         .map(|value| value.as_str().map_or_else(|| value.to_string(), str::to_owned))
         .collect::<Vec<_>>()
         .join(", ")
-}
-
-fn counted(count: u64, noun: impl Display) -> String {
-    format!("{count} {noun}{}", if count == 1 { "" } else { "s" })
 }

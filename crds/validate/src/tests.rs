@@ -245,6 +245,8 @@ fn settings_of_servers_are_checked() {
         "shadow: { of: live, samplePercent: 10, maxDivergence: \"0.01\" }\n  serving: { device: cpu, maxNumSeqs: 2 }",
         "rollout: { analysis: { maxFirstTokenSeconds: \"30\", maxInterTokenSeconds: \"2.5\", maxRefusalRate: \"0.05\" } }",
         "rollout: { analysis: { maxFirstTokenSeconds: \"0.001\", maxInterTokenSeconds: \"0.05\" } }",
+        "rollout: { analysis: { agreement: { samplePercent: 10, maxDivergence: \"0\" } } }",
+        "rollout: { steps: [99, 100], analysis: { agreement: { samplePercent: 100, maxDivergence: \"0.01\" } } }",
     ] {
         assert_eq!(findings(&pod(right)), [""; 0], "{right}");
     }
@@ -262,6 +264,19 @@ fn settings_of_servers_are_checked() {
         ("rollout: { analysis: { maxFirstTokenSeconds: \"0.0\" } }", "seconds above 0 and at most 30"),
         ("rollout: { analysis: { maxInterTokenSeconds: \"2.51\" } }", "seconds above 0 and at most 2.5"),
         ("rollout: { analysis: { maxRefusalRate: \"5\" } }", "a decimal from 0 to 1"),
+        (
+            "rollout: { analysis: { agreement: { samplePercent: 10, maxDivergence: \"1.01\" } } }",
+            "spec.rollout.analysis.agreement.maxDivergence",
+        ),
+        ("rollout: { analysis: { agreement: { samplePercent: 0, maxDivergence: \"0.01\" } } }", "samplePercent"),
+        (
+            "rollout: { steps: [100], analysis: { agreement: { samplePercent: 10, maxDivergence: \"0.01\" } } }",
+            "spec.rollout.analysis.agreement needs a step below 100",
+        ),
+        (
+            "rollout: { analysis: { agreement: { samplePercent: 10, maxDivergence: \"0.01\" } } }\n  serving: { tls: { secret: a } }",
+            "spec.serving.tls excludes spec.rollout.analysis.agreement",
+        ),
     ] {
         let found = findings(&pod(wrong));
         assert!(found.len() == 1 && found[0].contains(told), "{wrong}: {found:?}");
@@ -269,6 +284,28 @@ fn settings_of_servers_are_checked() {
     assert!(one(EVALUATION, "  preset:", "  device: gpu\n  preset:").contains("use one of auto, cpu, cuda"));
     let given = EVALUATION.replacen("  preset:", "  device: cpu\n  preset:", 1);
     assert_eq!(findings(&given), [""; 0]);
+}
+
+#[test]
+fn concurrency_policies_are_checked() {
+    let with = |policy: &str| {
+        findings(&format!("{EVALUATION}  schedule: {{ cron: '0 3 * * 1', concurrencyPolicy: {policy} }}\n"))
+    };
+    for right in ["Forbid", "Replace"] {
+        assert_eq!(with(right), [""; 0], "{right}");
+    }
+    for wrong in ["Allow", "replace"] {
+        let told = with(wrong).concat();
+        let sentence =
+            format!("schedule.concurrencyPolicy \"{wrong}\" is invalid: use Forbid or Replace; Allow is not supported");
+        assert!(told.contains("spec.schedule.concurrencyPolicy: ") && told.contains(&sentence), "{told}");
+    }
+    // A cycle is not replaced.
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../manifests/samples/flywheel/weekly.yaml");
+    let weekly = fs::read_to_string(path).unwrap();
+    let schedule = "    schedule:\n";
+    let told = one(&weekly, schedule, &format!("{schedule}      concurrencyPolicy: Replace\n"));
+    assert!(told.contains("spec.redeploy.schedule.concurrencyPolicy must be Forbid, because a cycle "), "{told}");
 }
 
 #[test]

@@ -49,6 +49,9 @@ pub trait Decoder: Send {
     /// A tensor operation fails.
     fn logits_within(&mut self, budget: usize) -> Result<Logits, EngineError>;
 
+    /// Returns hidden states beside the logits from now on, as [`Logits::states`]. No logit changes.
+    fn return_states(&mut self);
+
     /// Appends the chosen token to a slot. Returns why the sequence ends with it, in which case the slot is free again.
     fn push(&mut self, slot: usize, token: u32) -> Option<End>;
 
@@ -103,13 +106,13 @@ pub trait Decoder: Send {
         budget: usize,
         choose: &mut dyn FnMut(usize, &[f32]) -> u32,
     ) -> Result<Step, EngineError> {
-        let Logits { slots, rows, vocabulary, scored } = self.logits_within(budget)?;
+        let Logits { slots, rows, vocabulary, scored, states } = self.logits_within(budget)?;
         let chosen = slots.into_iter().zip(rows.chunks_exact(vocabulary.max(1)));
         let emitted = chosen.map(|(slot, logits)| {
             let token = choose(slot, logits);
             Emitted { slot, token, end: self.push(slot, token) }
         });
-        Ok(Step { emitted: emitted.collect(), scored })
+        Ok(Step { emitted: emitted.collect(), scored, states })
     }
 }
 
@@ -136,6 +139,9 @@ pub struct Logits {
     /// The log-probabilities of the next tokens of prompts that are scored, with their slots. Those of a slot are in the order of its
     /// prompt, over as many steps as process it.
     pub scored: Vec<(usize, LogProbabilities)>,
+    /// The hidden states after the final norm that the logits are computed from [slots, hidden size], in single precision; empty unless
+    /// [`Decoder::return_states`] asked for them.
+    pub states: Vec<f32>,
 }
 
 /// What a step yielded.
@@ -145,6 +151,8 @@ pub struct Step {
     pub emitted: Vec<Emitted>,
     /// As [`Logits::scored`]. Those of a prompt are complete with the first token that its slot yields.
     pub scored: Vec<(usize, LogProbabilities)>,
+    /// As [`Logits::states`]: a row for each of the tokens.
+    pub states: Vec<f32>,
 }
 
 /// A token that a slot yielded.

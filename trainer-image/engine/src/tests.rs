@@ -151,6 +151,11 @@ fn heads_of_every_width_agree_with_candle() {
     }
 }
 
+/// A step of these tests.
+fn adamw(step: u64, scale: f64, rates: &[Rates]) -> AdamW<'_> {
+    AdamW { step, rate: 1e-2, beta1: 0.9, beta2: 0.99, epsilon: 1e-8, scale, rates, muon: None }
+}
+
 /// Takes three steps. Returns the bits of every loss and norm, and the final state.
 fn three_steps(config: &ModelConfig, settings: Settings) -> (Vec<u64>, EngineState) {
     let mut engine = start(config, 3, settings);
@@ -165,18 +170,7 @@ fn three_steps(config: &ModelConfig, settings: Settings) -> (Vec<u64>, EngineSta
         let norm = engine.gradient_norm().unwrap();
         bits.push(norm.to_bits());
         let scale = (1.0 / norm).min(1.0);
-        engine
-            .update(&AdamW {
-                step,
-                rate: 1e-2,
-                beta1: 0.9,
-                beta2: 0.99,
-                epsilon: 1e-8,
-                scale,
-                rates: &rates,
-                muon: None,
-            })
-            .unwrap();
+        engine.update(&adamw(step, scale, &rates)).unwrap();
     }
     (bits, engine.export().unwrap())
 }
@@ -299,9 +293,7 @@ fn shapes_without_kernels_are_computed_by_candle() {
         engine.clear_gradients().unwrap();
         losses.push(engine.accumulate(&batch, batch.targets.len()).unwrap());
         let scale = (1.0 / engine.gradient_norm().unwrap()).min(1.0);
-        let update =
-            AdamW { step, rate: 1e-2, beta1: 0.9, beta2: 0.99, epsilon: 1e-8, scale, rates: &rates, muon: None };
-        engine.update(&update).unwrap();
+        engine.update(&adamw(step, scale, &rates)).unwrap();
     }
     assert!(losses[7] < 0.8 * losses[0], "{losses:?}");
     // A copy of the state goes on to the same bits.
@@ -455,18 +447,7 @@ fn losses_gradients_and_steps_agree_with_pytorch() {
                 let found = engine.gradient_norm().unwrap();
                 close(found, *norm, 10.0 * norm);
                 let (step, scale) = (step as u64, (1.0 / found).min(1.0));
-                engine
-                    .update(&AdamW {
-                        step,
-                        rate: 1e-2,
-                        beta1: 0.9,
-                        beta2: 0.99,
-                        epsilon: 1e-8,
-                        scale,
-                        rates: &rates,
-                        muon: None,
-                    })
-                    .unwrap();
+                engine.update(&adamw(step, scale, &rates)).unwrap();
             }
             if settings.precision == Precision::F32 {
                 let end = engine.export().unwrap().parameters;

@@ -45,6 +45,21 @@ pub struct RunMetadata {
     /// What safety rules did with the training data, if there are any.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub safety: Option<SafetyReport>,
+    /// The former run whose model the run adopted, so that it took no steps; absent if it trained.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub adopted: Option<AdoptedModel>,
+}
+
+/// The former run that computed an adopted model.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct AdoptedModel {
+    /// Name of the run.
+    pub run: String,
+    /// Uid of the run.
+    pub uid: String,
+    /// SHA-256 of the signed SLSA provenance that records it.
+    pub provenance: Sha256,
 }
 
 /// Safety rules over the training data, and what they did.

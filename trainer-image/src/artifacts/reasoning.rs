@@ -16,8 +16,10 @@ pub const FILE: &str = "reasoning.json";
 pub const SCHEMA_VERSION: u32 = 1;
 /// The value of `type` in each line of the file of traces.
 pub const TYPE: &str = "reasoning_trace";
-/// The value of `trace_mode` in traces of a server.
+/// The value of `trace_mode` in traces of a server that name the weights alone.
 pub const WEIGHTS: &str = "weights";
+/// The value of `trace_mode` in traces of a server that also measure hidden states.
+pub const ACTIVATIONS: &str = "activations";
 
 /// The content of `reasoning.json`: the harness as it is configured, and what of it took effect.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -172,7 +174,7 @@ pub struct ServedTrace {
     /// The number of the request among those of the server, from 1.
     pub request: u64,
     /// The source of the trace.
-    #[schemars(extend("const" = WEIGHTS))]
+    #[schemars(extend("enum" = [WEIGHTS, ACTIVATIONS]))]
     pub trace_mode: String,
     /// The fingerprint of the weights that answered: the model digest that the server verified.
     pub weights: String,
@@ -186,6 +188,10 @@ pub struct ServedTrace {
     pub top_tokens: Vec<u32>,
     /// The probability of the first of them, before temperature and other settings.
     pub top_probability: f64,
+    /// With `activations`, the Euclidean norm of the mean of the hidden states, after the final norm, that the tokens of the response
+    /// were chosen by; absent otherwise.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub embedding_norm: Option<f64>,
 }
 
 /// A decision of the tool adapter.

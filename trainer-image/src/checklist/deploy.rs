@@ -8,9 +8,15 @@ use codex_reports::exit;
 
 use super::{
     gather::{self, Inputs},
-    named, objects, reports_of,
+    objects, reports_of,
 };
-use crate::{arguments::Format, atomic_fs, error::CommandError, run_folder::RunFolder, verify::given::Given};
+use crate::{
+    arguments::{Format, reference},
+    atomic_fs,
+    error::CommandError,
+    run_folder::RunFolder,
+    verify::given::Given,
+};
 
 /// Check from files that a ReasoningPod may roll out; nothing is created.
 ///
@@ -35,7 +41,7 @@ pub struct Deploy {
     #[arg(long, value_name = "[EVALUATION=]FILE")]
     evaluation: Vec<String>,
     /// The outcomes.json of an Evaluation that gates compare with; repeatable.
-    #[arg(long, value_name = "EVALUATION=FILE", value_parser = named)]
+    #[arg(long, value_name = "EVALUATION=FILE", value_parser = reference("EVALUATION"))]
     reference: Vec<(String, PathBuf)>,
     #[command(flatten)]
     signatures: Given,
@@ -82,13 +88,8 @@ impl Deploy {
         let chain = objects::read(&self.config, &self.limits, self.pod.as_deref())?;
         let folder =
             RunFolder::locate("--run-metadata-dir", &self.run_metadata_dir).map_err(CommandError::bad_input)?;
-        let surveys = match &self.status_report {
-            Some(path) => {
-                let refused = |why: String| CommandError::bad_input(format!("--status-report: {}", Printable(&why)));
-                vec![(surveys::file_name(path), surveys::read(path).map_err(refused)?)]
-            }
-            None => surveys::in_folder(&folder.root),
-        };
+        let refused = |why: String| CommandError::bad_input(format!("--status-report: {}", Printable(&why)));
+        let surveys = surveys::at_hand(self.status_report.as_deref(), &folder.root).map_err(refused)?;
         let place = folder.root.display().to_string();
         let facts = gather::facts(&Inputs {
             chain: Some(&chain),

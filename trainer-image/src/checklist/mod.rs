@@ -44,11 +44,3 @@ fn maybe_named(text: &str) -> Result<(Option<String>, PathBuf), String> {
         _ => Err("write EVALUATION=FILE or FILE, such as cot-lite=out/evaluation.json".to_owned()),
     }
 }
-
-/// Parses `NAME=FILE`.
-fn named(text: &str) -> Result<(String, PathBuf), String> {
-    match text.split_once('=') {
-        Some((name, path)) if !name.is_empty() && !path.is_empty() => Ok((name.to_owned(), path.into())),
-        _ => Err("write EVALUATION=FILE, such as before=out/before/outcomes.json".to_owned()),
-    }
-}

@@ -4,15 +4,13 @@ use std::path::{Path, PathBuf};
 
 use codex_checklist::Chain;
 use codex_provenance::{files, text::Printable};
-use codex_validate::{Validator, documents};
+use codex_validate::{GROUP, Validator, documents};
 use serde_json::Value;
 
 use crate::error::CommandError;
 
 /// The largest file of objects, in bytes.
 const MAX_OBJECTS: usize = 64 << 20;
-/// The group of the objects.
-const GROUP: &str = "codex-ml.dev";
 /// Kinds of Kubernetes that say what a namespace allows.
 const ALLOWANCES: [&str; 2] = ["ResourceQuota", "LimitRange"];
 /// The kinds that are read besides those of codex: what a namespace allows, and templates of runs.

@@ -3,17 +3,17 @@
 use std::path::{Path, PathBuf};
 
 use clap::builder::PossibleValuesParser;
-use codex_checklist::{Chain, Survey, Surveyed, Weights};
+use codex_checklist::{Chain, Survey, Surveyed, Weights, surveys};
 use codex_reports::exit;
 use codex_verdict::Ring;
 use jiff::{Timestamp, civil::Date, tz::TimeZone};
 
 use super::{
     gather::{self, Inputs},
-    named, objects, reports_of,
+    objects, reports_of,
 };
 use crate::{
-    arguments::whole,
+    arguments::{reference, whole},
     atomic_fs,
     error::CommandError,
     overlap::{self, Named},
@@ -47,7 +47,7 @@ pub struct StatusReport {
     #[arg(long, value_name = "[EVALUATION=]FILE")]
     evaluation: Vec<String>,
     /// The outcomes.json of an Evaluation that gates compare with; repeatable.
-    #[arg(long, value_name = "EVALUATION=FILE", value_parser = named)]
+    #[arg(long, value_name = "EVALUATION=FILE", value_parser = reference("EVALUATION"))]
     reference: Vec<(String, PathBuf)>,
     #[command(flatten)]
     signatures: Given,
@@ -61,7 +61,7 @@ pub struct StatusReport {
     #[arg(long, value_name = "NUMBER", value_parser = whole::<u64>(1..=u64::MAX))]
     pr: Option<u64>,
     /// The date of the survey [default: today, UTC].
-    #[arg(long, value_name = "DATE", value_parser = date)]
+    #[arg(long, value_name = "DATE", value_parser = surveys::date)]
     date: Option<Date>,
     /// The directory to write survey-RING-PR-DATE.md and .json into.
     #[arg(long, value_name = "DIR")]
@@ -77,10 +77,6 @@ enum Format {
     Markdown,
     /// JSON for programs.
     Json,
-}
-
-fn date(text: &str) -> Result<Date, String> {
-    text.parse().map_err(|_| "write a date, such as 2026-11-28".to_owned())
 }
 
 impl StatusReport {

@@ -20,10 +20,11 @@ use self::{
     report::{Report, Source},
 };
 use crate::{
+    arguments::named_file,
     atomic_fs,
     composing::{self, Template},
     error::CommandError,
-    training::{Example, Input, TrainError, default_data, each_record, named_file},
+    training::{Example, Input, TrainError, default_data, each_record},
 };
 
 /// Records that are compared at once.

@@ -2,11 +2,11 @@
 
 use std::fmt;
 
-use codex_provenance::DataDigest;
+use codex_provenance::{DataDigest, text::counted};
 use serde::Serialize;
 
 use super::problems::{Found, Place, Problems};
-use crate::{training::Input, wording::counted};
+use crate::training::Input;
 
 /// Number of overlapping problems that a report lists.
 const LISTED: usize = 20;
@@ -134,7 +134,7 @@ impl fmt::Display for Report {
             writeln!(
                 f,
                 "data {name}: of {}, {exact} ask a problem, {ngram} share words with one",
-                counted(*records as usize, "record")
+                counted(*records, "record")
             )?;
         }
         for Overlap { line, exact, ngram } in &self.overlaps {

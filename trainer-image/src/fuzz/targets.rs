@@ -14,6 +14,7 @@ use codex_provenance::{
 use codex_signing::{
     bundle,
     key::{PrivateKey, PublicKey, Signer as _},
+    keyless::Root,
     log, trust,
 };
 use codex_validate::Validator;
@@ -24,9 +25,12 @@ use crate::{
     evaluation::Baseline,
     import,
     model::{Generator, ModelFiles, read_directory},
-    register, serving,
+    plugins::{Kind, Plugin, testing},
+    register,
+    safety::{Direction, Rules},
+    serving,
     tasks::parse_free_records,
-    text::Tokenizer,
+    text::{Message, Role, Tokenizer},
     training,
     verify::tests::promotion,
 };
@@ -161,6 +165,45 @@ pub(super) fn tokenizers() -> Target {
     })
 }
 
+pub(super) fn templates() -> Target {
+    let json = file("src/text/fixtures/smollm2/tokenizer.json");
+    let message = |role, content: &str| Message { role, content: content.to_owned() };
+    let messages = [message(Role::System, "Be brief."), message(Role::User, "Hello")];
+    let seeds = vec![
+        file("src/text/fixtures/smollm2/tokenizer_config.json"),
+        br#"{"chat_template": "{% for it in messages %}{{ it.role | upper }}: {{ it.content.strip() }}\n{% endfor %}"}"#.to_vec(),
+    ];
+    Target::new("templates", seeds, TEXT, move |bytes| {
+        let config = ("tokenizer_config.json".to_owned(), bytes.to_vec());
+        let files = ModelFiles::from([("tokenizer.json".to_owned(), json.clone()), config]);
+        Tokenizer::from_files(&files).and_then(|tokenizer| tokenizer.render_chat(&messages)).is_ok()
+    })
+}
+
+pub(super) fn plugins() -> Target {
+    Target::new("plugins", vec![testing::even(4)], TEXT, |bytes| {
+        let loaded = [Kind::Metric, Kind::Filter].map(|kind| Plugin::load(bytes, kind));
+        let [Ok(metric), Ok(filter)] = loaded else { return false };
+        metric.metric("1+1:", "2", "#2$").is_ok() && filter.keeps("1+1:", "2").is_ok()
+    })
+}
+
+pub(super) fn rules() -> Target {
+    let rules = br#"
+outputCap: 100
+known: { secrets: redact, sql: block }
+rules:
+- { id: word, action: block, literal: "a.b", ignoreCase: true }
+- { id: name, action: redact, regex: "Mr [A-Z]\\w+", on: [answer] }
+"#;
+    Target::new("rules", vec![rules.to_vec()], TEXT, |bytes| {
+        Rules::parse(bytes).is_ok_and(|rules| {
+            drop(rules.check("of Mr Smith", Direction::Answer));
+            rules.check("a.b", Direction::Prompt).text.is_none()
+        })
+    })
+}
+
 /// Returns whether a file of this name has records, or preferences.
 fn has_records(file: &str, bytes: &[u8], settings: &DataSettings) -> bool {
     [false, true].into_iter().any(|preferences| training::read_records(file, bytes, settings, preferences).is_ok())
@@ -237,11 +280,29 @@ pub(super) fn attestations() -> Target {
     })
 }
 
+/// A trusted root, and a bundle that an identity signed.
+fn keyless() -> [Vec<u8>; 2] {
+    let folder = "../provenance/signing/tests/fixtures/keyless";
+    ["trusted_root.json", "dsse.sigstore.json"].map(|name| file(&format!("{folder}/{name}")))
+}
+
+pub(super) fn roots() -> Target {
+    let [root, _] = keyless();
+    Target::new("roots", vec![root], TEXT, |bytes| {
+        std::str::from_utf8(bytes).is_ok_and(|text| Root::from_json(text).is_ok())
+    })
+}
+
+pub(super) fn identities() -> Target {
+    let [root, bundle] = keyless();
+    let root = Root::from_json(&String::from_utf8(root).unwrap()).unwrap();
+    Target::new("identities", vec![bundle], TEXT, move |bytes| root.identify(bytes).is_ok())
+}
+
 pub(super) fn logs() -> Target {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../provenance/signing/tests/fixtures/keyless");
-    let read = |name: &str| fs::read(folder.join(name)).unwrap();
-    let keys = log::LogKeys::of_root(&String::from_utf8(read("trusted_root.json")).unwrap()).unwrap();
-    let bundle: Value = serde_json::from_slice(&read("dsse.sigstore.json")).unwrap();
+    let [root, bundle] = keyless();
+    let keys = log::LogKeys::of_root(&String::from_utf8(root).unwrap()).unwrap();
+    let bundle: Value = serde_json::from_slice(&bundle).unwrap();
     let proof = &bundle["verificationMaterial"]["tlogEntries"][0]["inclusionProof"];
     let checkpoint = proof["checkpoint"]["envelope"].as_str().unwrap().as_bytes().to_vec();
     let [entry] = &log::logged(&bundle).unwrap()[..] else { panic!("one entry") };

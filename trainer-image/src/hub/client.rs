@@ -6,6 +6,7 @@
 use std::{fs, path::PathBuf, sync::Arc, time::Duration};
 
 use backon::{BackoffBuilder as _, ExponentialBuilder};
+use codex_reports::is_commit;
 use serde::Deserialize;
 use ureq::{
     Agent, Body,
@@ -16,8 +17,8 @@ use ureq::{
     tls::{Certificate, PemItem, RootCerts, TlsConfig, parse_pem},
 };
 
-use super::{Repository, Stop, error::HubError};
-use crate::artifacts::environment::variable;
+use super::{Repository, error::HubError};
+use crate::{artifacts::environment::variable, signals::Stop};
 
 /// The hub of Hugging Face.
 pub(super) const ENDPOINT: &str = "https://huggingface.co";
@@ -147,7 +148,7 @@ impl Hub {
         // The parser's sentence could quote the answer.
         let listing: Listing = codex_json::from_slice(&bytes)
             .map_err(|_| wrong("its list of files is not JSON with sha and siblings".to_owned()))?;
-        if !super::is_commit(&listing.sha) {
+        if !is_commit(&listing.sha) {
             return Err(wrong("its commit is not 40 hexadecimal digits".to_owned()));
         }
         Ok(listing)

@@ -1,23 +1,16 @@
 //! `codex fetch`: downloads a model from a hub into a directory. Does I/O.
 
-use std::{
-    collections::BTreeSet,
-    path::PathBuf,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
-};
+use std::{collections::BTreeSet, path::PathBuf, sync::atomic::Ordering};
 
-use codex_provenance::{ModelDigest, manifest::Manifest};
+use codex_provenance::{ModelDigest, manifest::Manifest, oms::SIGNATURE};
 use codex_reports::exit;
-use signal_hook::{
-    consts::{SIGINT, SIGTERM},
-    flag,
-};
 
-use super::{Hub, HubError, Repository, SIGNATURE, Stop, download};
-use crate::{atomic_fs, error::CommandError};
+use super::{Hub, HubError, Repository, download};
+use crate::{
+    atomic_fs,
+    error::CommandError,
+    signals::{Stop, stop_flag_or_exit},
+};
 
 /// Download a model from Hugging Face, or a mirror of it.
 ///
@@ -42,11 +35,7 @@ pub struct Fetch {
 
 impl Fetch {
     pub(crate) fn run(self) -> Result<i32, CommandError> {
-        let stop = Arc::new(AtomicBool::new(false));
-        flag::register_conditional_shutdown(SIGINT, exit::FAILED, Arc::clone(&stop)).map_err(CommandError::failed)?;
-        for signal in [SIGTERM, SIGINT] {
-            flag::register(signal, Arc::clone(&stop)).map_err(CommandError::failed)?;
-        }
+        let stop = stop_flag_or_exit().map_err(CommandError::failed)?;
         let hub = Hub::of_environment(self.endpoint.as_deref())?;
         match self.fetch(&hub, &|| stop.load(Ordering::Relaxed)) {
             Ok(line) => {

@@ -8,16 +8,19 @@ use std::{
 };
 
 use aws_lc_rs::digest::{Context, SHA1_FOR_LEGACY_USE_ONLY, SHA256};
+use codex_provenance::oms::SIGNATURE;
+use codex_reports::is_commit;
 
 use super::{
-    Repository, SIGNATURE, Stop,
+    Repository,
     client::{Answer, Hub, Listing, Sibling},
     error::HubError,
-    is_commit, is_weights,
+    is_weights,
 };
 use crate::{
     atomic_fs::{self, FileError},
-    model::shards,
+    model::{INDEX, WEIGHTS, shards},
+    signals::Stop,
 };
 
 /// Files that describe a model: configuration, tokenizer and chat template.
@@ -36,10 +39,6 @@ pub(super) const DESCRIPTION: [&str; 11] = [
 ];
 /// Files that a base needs, whatever else it has.
 const REQUIRED: [&str; 2] = ["config.json", "tokenizer.json"];
-/// All weights in one file.
-const WEIGHTS: &str = "model.safetensors";
-/// The list of the files of sharded weights.
-pub(super) const INDEX: &str = "model.safetensors.index.json";
 /// Weights in forms that could run code.
 const PICKLED: [&str; 5] = [".bin", ".pt", ".pth", ".ckpt", ".pkl"];
 /// Bytes that are read at once.

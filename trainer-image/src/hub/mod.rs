@@ -24,13 +24,11 @@ pub use client::{Hub, agent, is_loopback};
 pub use command::Fetch;
 pub use error::HubError;
 
-use crate::atomic_fs;
+use codex_provenance::oms::SIGNATURE;
+use codex_reports::is_commit;
 
-/// Whether the process is asked to end.
-pub(crate) type Stop<'a> = &'a (dyn Fn() -> bool + Sync);
+use crate::{atomic_fs, model::INDEX, signals::Stop};
 
-/// The signature of OpenSSF Model Signing beside a model. It is not a file of the model.
-pub(crate) const SIGNATURE: &str = "model.sig";
 /// The revision of a repository without one.
 const DEFAULT_REVISION: &str = "main";
 /// Longest name of an owner or a repository, as Hugging Face allows it.
@@ -75,11 +73,6 @@ impl FromStr for Repository {
         }
         Ok(Self { name: name.to_owned(), revision: revision.to_owned() })
     }
-}
-
-/// Whether a text is the full name of a commit.
-pub(crate) fn is_commit(text: &str) -> bool {
-    text.len() == 40 && text.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
 }
 
 /// A downloaded model.
@@ -127,7 +120,7 @@ pub(crate) fn cached(hub: &Hub, repository: &Repository, cache: &Path, stop: Sto
 
 /// Whether a download takes a file of this name.
 pub(crate) fn is_taken(name: &str) -> bool {
-    download::DESCRIPTION.contains(&name) || name == SIGNATURE || name == download::INDEX || is_weights(name)
+    download::DESCRIPTION.contains(&name) || name == SIGNATURE || name == INDEX || is_weights(name)
 }
 
 /// Whether a file at the top of a repository has weights that can be loaded.

@@ -6,12 +6,8 @@ use codex_engine::{Layout, add_low_rank};
 use safetensors::{SafeTensors, tensor::TensorView};
 
 use super::{config::AdapterConfig, error::AdapterError};
-use crate::model::{ModelFiles, convert, short, width};
+use crate::model::{ADAPTER_CONFIG, ADAPTER_WEIGHTS, ModelFiles, convert, short, width};
 
-/// The configuration.
-const CONFIG: &str = "adapter_config.json";
-/// The weights.
-const WEIGHTS: &str = "adapter_model.safetensors";
 /// What PEFT puts before the name of a module.
 const PREFIX: &str = "base_model.model.";
 
@@ -42,9 +38,9 @@ impl Adapter {
     /// # Errors
     /// A file or tensor is missing, invalid or not supported, or does not fit the model.
     pub(super) fn read(files: &ModelFiles, layout: &Layout) -> Result<Self, AdapterError> {
-        let config = AdapterConfig::parse(files.get(CONFIG).ok_or(AdapterError::Missing(CONFIG))?)?;
+        let config = AdapterConfig::parse(files.get(ADAPTER_CONFIG).ok_or(AdapterError::Missing(ADAPTER_CONFIG))?)?;
         let modules = config.modules(layout)?;
-        let bytes = files.get(WEIGHTS).ok_or(AdapterError::Missing(WEIGHTS))?;
+        let bytes = files.get(ADAPTER_WEIGHTS).ok_or(AdapterError::Missing(ADAPTER_WEIGHTS))?;
         let stored = SafeTensors::deserialize(bytes).map_err(|error| AdapterError::Weights(header(&error)))?;
         let mut tensors: BTreeMap<String, TensorView> = stored.tensors().into_iter().collect();
         let mut pairs = BTreeMap::new();

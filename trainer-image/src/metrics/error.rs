@@ -2,11 +2,12 @@
 
 use std::path::PathBuf;
 
+use codex_provenance::text::counted;
 use codex_reports::exit;
 
 use crate::{
     artifacts::ledger::LineError, atomic_fs::FileError, error::CommandError, gating::GatingError, overlap::Overlap,
-    tracking::TrackingError, wording::counted,
+    tracking::TrackingError,
 };
 
 /// Metrics cannot be shown.

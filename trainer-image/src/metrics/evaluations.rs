@@ -90,6 +90,17 @@ impl Evaluated {
         Ok(Self { label, path, report })
     }
 
+    /// Returns the numbers with their bounds, by metric, and then those of categories; only these metrics, all without names.
+    fn named(&self, metrics: &[String]) -> (BTreeMap<&str, Option<Shown>>, BTreeMap<String, Shown>) {
+        let is_of = |name: &str, metric: &String| {
+            name.strip_prefix(metric.as_str()).is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
+        };
+        let wanted = |name: &str| metrics.is_empty() || metrics.iter().any(|metric| is_of(name, metric));
+        let (mut numbers, categories) = (self.numbers(), self.categories());
+        numbers.retain(|name, _| wanted(name));
+        (numbers, categories.into_iter().filter(|(name, _)| wanted(name)).collect())
+    }
+
     /// Returns the numbers with their bounds, by metric.
     fn numbers(&self) -> BTreeMap<&str, Option<Shown>> {
         self.report.metrics().iter().map(|(name, it)| (name.as_str(), Shown::of(name, it))).collect()
@@ -188,34 +199,38 @@ impl Evaluated {
     }
 }
 
-/// Returns a table of the numbers of each evaluation.
-pub(super) fn summarize(evaluations: &[Evaluated]) -> String {
+/// Returns a table of the numbers of each evaluation, of these metrics or of all.
+pub(super) fn summarize(evaluations: &[Evaluated], metrics: &[String]) -> Result<String, MetricsError> {
+    check_known(evaluations, metrics)?;
     let mut text = String::new();
     for evaluation in evaluations {
         let (preset, model) = (evaluation.report.preset(), evaluation.report.model().short());
         let _ = write!(text, "{}: {preset} · model {model}\n\n", evaluation.label);
         let mut rows = vec![["METRIC", "VALUE", "N", "AT LEAST", "AT MOST"].map(str::to_owned).to_vec()];
-        let numbers = evaluation.numbers().into_iter().map(|(name, shown)| (name.to_owned(), shown));
-        let categories = evaluation.categories().into_iter().map(|(name, shown)| (name, Some(shown)));
+        let (numbers, categories) = evaluation.named(metrics);
+        let numbers = numbers.into_iter().map(|(name, shown)| (name.to_owned(), shown));
+        let categories = categories.into_iter().map(|(name, shown)| (name, Some(shown)));
         rows.extend(numbers.chain(categories).map(|(name, shown)| [vec![name], cells(shown.as_ref(), true)].concat()));
         text.push_str(&columns(1, &rows));
         text.push('\n');
     }
-    text
+    Ok(text)
 }
 
-/// Returns the numbers of each evaluation for programs.
-pub(super) fn summaries(evaluations: &[Evaluated]) -> serde_json::Value {
+/// Returns the numbers of each evaluation for programs, of these metrics or of all.
+pub(super) fn summaries(evaluations: &[Evaluated], metrics: &[String]) -> Result<serde_json::Value, MetricsError> {
+    check_known(evaluations, metrics)?;
     let summary = |it: &Evaluated| {
+        let (numbers, categories) = it.named(metrics);
         serde_json::json!({
             "evaluation": it.label,
             "preset": it.report.preset(),
             "model": it.report.model(),
-            "metrics": it.numbers(),
-            "categories": BTreeMap::from_iter(it.categories()),
+            "metrics": numbers,
+            "categories": categories,
         })
     };
-    evaluations.iter().map(summary).collect()
+    Ok(evaluations.iter().map(summary).collect())
 }
 
 /// Compares evaluations with the first one. Returns a table and the same for programs.

@@ -18,6 +18,7 @@ mod tail;
 use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
+use codex_provenance::text::counted;
 use codex_reports::exit;
 
 pub use self::error::MetricsError;
@@ -25,7 +26,6 @@ pub(crate) use self::plot::{range, round_numbers, short, thin};
 use crate::{
     atomic_fs::{self, FileError},
     error::CommandError,
-    wording::counted,
 };
 
 /// Summarize, follow, plot, compare and export the metrics of runs and evaluations.

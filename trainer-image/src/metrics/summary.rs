@@ -8,7 +8,7 @@ use serde::Serialize;
 use super::{
     error::MetricsError,
     evaluations,
-    input::{Format, Input, print_json},
+    input::{Format, Input, chosen, print_json},
     series::{Name, Run, Statistics, shown},
     table::columns,
 };
@@ -19,6 +19,9 @@ use crate::atomic_fs;
 pub(super) struct Summarize {
     #[command(flatten)]
     input: Input,
+    /// Summarize only this metric, and its numbers of categories. May be repeated.
+    #[arg(long, value_name = "NAME")]
+    metric: Vec<String>,
     /// Output format.
     #[arg(long, value_enum, default_value_t = Format::Text)]
     format: Format,
@@ -46,12 +49,13 @@ impl Summarize {
     pub(super) fn run(self) -> Result<(), MetricsError> {
         if let Some(evaluations) = self.input.evaluations()? {
             return match self.format {
-                Format::Json => print_json(&evaluations::summaries(&evaluations)),
-                Format::Text => Ok(atomic_fs::say(evaluations::summarize(&evaluations).trim_end())?),
+                Format::Json => print_json(&evaluations::summaries(&evaluations, &self.metric)?),
+                Format::Text => Ok(atomic_fs::say(evaluations::summarize(&evaluations, &self.metric)?.trim_end())?),
             };
         }
         let runs = self.input.read()?;
-        let summaries: Vec<Summary> = runs.iter().map(Summary::of).collect();
+        let named = if self.metric.is_empty() { None } else { Some(chosen(&runs, &self.metric, "")?) };
+        let summaries: Vec<Summary> = runs.iter().map(|run| Summary::of(run, named.as_deref())).collect();
         match self.format {
             Format::Json => print_json(&summaries),
             Format::Text => {
@@ -63,9 +67,10 @@ impl Summarize {
 }
 
 impl<'a> Summary<'a> {
-    fn of(run: &'a Run) -> Self {
-        let metrics =
-            run.series.iter().filter_map(|(name, series)| Some(Metric { name, statistics: Statistics::of(series)? }));
+    /// Summarizes these metrics of a run, all without names.
+    fn of(run: &'a Run, named: Option<&[String]>) -> Self {
+        let series = run.series.iter().filter(|(name, _)| named.is_none_or(|named| named.contains(&name.metric)));
+        let metrics = series.filter_map(|(name, series)| Some(Metric { name, statistics: Statistics::of(series)? }));
         Self { run: &run.label, last_step: run.last_step(), seconds: run.seconds(), metrics: metrics.collect() }
     }
 
@@ -104,6 +109,9 @@ mod tests {
     fn a_run_in_a_table() {
         let rows = vec![row(10, "loss", 3.0), row(20, "loss", 1.5), row(20, "tokens_per_second", 21_480.0)];
         let run = Run::of("a".to_owned(), &Ledger { rows, ..Ledger::default() });
-        insta::assert_snapshot!(Summary::of(&run).text());
+        insta::assert_snapshot!(Summary::of(&run, None).text());
+        let loss = Summary::of(&run, Some(&["loss".to_owned()])).text();
+        assert!(loss.starts_with("a: step 20") && loss.contains("\nloss "), "{loss}");
+        assert!(!loss.contains("tokens_per_second"), "{loss}");
     }
 }

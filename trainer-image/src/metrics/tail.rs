@@ -9,19 +9,12 @@ use std::{
     io::{Read as _, Seek as _},
     os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
+    sync::atomic::Ordering,
     time::Duration,
 };
 
 use clap::Args;
 use jiff::Timestamp;
-use signal_hook::{
-    consts::{SIGINT, SIGTERM},
-    flag,
-};
 
 use super::{error::MetricsError, series::shown};
 use crate::{
@@ -31,6 +24,7 @@ use crate::{
         segments::{Segment, segments},
     },
     atomic_fs::{self, FileError},
+    signals::stop_flag,
 };
 
 /// Print the newest rows; with --follow, also new ones.
@@ -54,12 +48,8 @@ const POLL_INTERVAL: Duration = Duration::from_millis(500);
 
 impl Tail {
     pub(super) fn run(self) -> Result<(), MetricsError> {
-        let stop = Arc::new(AtomicBool::new(false));
-        if self.follow {
-            for signal in [SIGTERM, SIGINT] {
-                flag::register(signal, Arc::clone(&stop)).map_err(MetricsError::Signals)?;
-            }
-        } else if self.run.is_dir() && !ledger::exists(&ledger::locate(&self.run)) {
+        let stop = self.follow.then(stop_flag).transpose().map_err(MetricsError::Signals)?;
+        if !self.follow && self.run.is_dir() && !ledger::exists(&ledger::locate(&self.run)) {
             return Err(MetricsError::NoLedger(self.run));
         }
         let mut follower = Follower::new(&self.run);
@@ -67,7 +57,7 @@ impl Tail {
         for line in shown.split_off(shown.len().saturating_sub(self.lines)) {
             atomic_fs::say(&line)?;
         }
-        while self.follow && !stop.load(Ordering::Relaxed) {
+        while stop.as_ref().is_some_and(|stop| !stop.load(Ordering::Relaxed)) {
             std::thread::sleep(POLL_INTERVAL);
             let seen = follower.look(false)?;
             if let Some(step) = seen.replaced {

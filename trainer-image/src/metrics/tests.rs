@@ -139,9 +139,14 @@ fn an_evaluation_is_summarized_with_its_categories() {
     let shown = json!({ "value": "0.75", "n": 40, "lower": "0.6", "upper": "0.9" });
     let summary = |model| json!({ "model": model, "categories": { "addition": shown, "none": null }, "coverage": {} });
     fs::write(lite.join("summary.json"), summary(json!(model)).to_string()).unwrap();
-    insta::assert_snapshot!(evaluations::summarize(&read(&[&lite])));
+    let told = |metrics: &[String]| evaluations::summarize(&read(&[&lite]), metrics).map_err(|why| why.to_string());
+    insta::assert_snapshot!(told(&[]).unwrap());
+    let only = told(&["exact_match".to_owned()]).unwrap();
+    assert!(only.contains("exact_match.addition") && !only.contains("perplexity"), "{only}");
+    let unknown = told(&["bleu".to_owned()]).unwrap_err();
+    assert_eq!(unknown, "--metric \"bleu\" is unknown: use one of exact_match, perplexity");
     fs::write(lite.join("summary.json"), summary(json!(codex_provenance::Sha256::of("other"))).to_string()).unwrap();
-    assert!(!evaluations::summarize(&read(&[&lite])).contains("addition"));
+    assert!(!told(&[]).unwrap().contains("addition"));
 }
 
 #[test]

@@ -9,10 +9,10 @@ use super::{
     weights::bytes,
 };
 
-/// The configuration.
-const CONFIG: &str = "adapter_config.json";
-/// The weights.
-const WEIGHTS: &str = "adapter_model.safetensors";
+/// The configuration of an adapter.
+pub(crate) const ADAPTER_CONFIG: &str = "adapter_config.json";
+/// The weights of an adapter.
+pub(crate) const ADAPTER_WEIGHTS: &str = "adapter_model.safetensors";
 
 /// Returns the files of an adapter. `parameters` are in the order of `layout`, which is [`Lora::layout`].
 ///
@@ -44,5 +44,8 @@ pub(crate) fn describe_adapter(lora: &Lora, layout: &Layout, parameters: &[f32])
         .iter()
         .map(|tensor| (tensor.name.clone(), tensor.shape.clone(), bytes(&parameters[tensor.range.clone()])))
         .collect();
-    Ok(ModelFiles::from([(CONFIG.to_owned(), pretty(&config)?), (WEIGHTS.to_owned(), encode(&tensors, WEIGHTS)?)]))
+    Ok(ModelFiles::from([
+        (ADAPTER_CONFIG.to_owned(), pretty(&config)?),
+        (ADAPTER_WEIGHTS.to_owned(), encode(&tensors, ADAPTER_WEIGHTS)?),
+    ]))
 }

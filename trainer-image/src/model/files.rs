@@ -19,7 +19,7 @@ pub(super) const CONFIG: &str = "config.json";
 pub(super) const GENERATION: &str = "generation_config.json";
 
 /// All weights in one file.
-pub(super) const WEIGHTS: &str = "model.safetensors";
+pub(crate) const WEIGHTS: &str = "model.safetensors";
 
 /// A model cannot be written or loaded.
 #[derive(Debug, thiserror::Error)]

@@ -299,6 +299,11 @@ impl Generator {
         Ok(self.decoder.step_within(budget, &mut choose)?)
     }
 
+    /// Returns hidden states beside tokens from now on; see [`Step::states`].
+    pub fn return_states(&mut self) {
+        self.decoder.return_states();
+    }
+
     /// Returns the number of tokens that the latest step computed.
     pub fn computed(&self) -> usize {
         self.decoder.slots().computed()

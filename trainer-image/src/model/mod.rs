@@ -16,18 +16,21 @@ mod stored;
 #[cfg(test)]
 mod trained;
 mod weights;
+mod written;
 
-pub(crate) use adapter::describe_adapter;
+pub(crate) use adapter::{ADAPTER_CONFIG, ADAPTER_WEIGHTS, describe_adapter};
 pub use directory::describe;
 pub(crate) use directory::{check_weights, open, read_parameters};
-pub(crate) use files::is_kept;
 pub use files::{ModelError, ModelFiles, read_directory};
+pub(crate) use files::{WEIGHTS, is_kept};
 pub(crate) use generate::Until;
 pub use generate::{Completion, GenerateError, Generator};
 pub use golden::{Differs, NotReproduced};
+pub(crate) use likelihood::Continuation;
 pub(crate) use rewrite::rewrite;
 pub use size::TooLarge;
 pub(crate) use size::check_size;
 #[cfg(test)]
 pub(crate) use weights::parameters;
-pub(crate) use weights::{HEAD, convert, shards, short, width};
+pub(crate) use weights::{HEAD, INDEX, convert, shards, short, width};
+pub use written::write_hashed;

@@ -13,7 +13,7 @@ use super::{
 };
 
 /// The index of sharded weights.
-pub(super) const INDEX: &str = "model.safetensors.index.json";
+pub(crate) const INDEX: &str = "model.safetensors.index.json";
 /// The prefix that some GPT-2 files omit.
 const PREFIX: &str = "transformer.";
 /// Suffixes of constant buffers that some libraries save.

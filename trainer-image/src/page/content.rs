@@ -14,6 +14,7 @@ use crate::{
         metadata::{Checksums, RunMetadata},
     },
     error::{CommandError, chain},
+    evaluation::RECORDS,
     gating::{self, Report},
     run_folder::{Part, RunFolder},
     verify::given::{Given, Outcome},
@@ -76,7 +77,7 @@ impl Content {
         let evaluated = |argument, path: &Path| {
             let report = Report::read(argument, path, None, &command.reference, None)?;
             let gates = gates.clone().map(|gates| report.judge(gates).map_err(|why| chain(&why)));
-            let examples = Examples::read(&path.with_file_name(super::examples::FILE), command.examples);
+            let examples = Examples::read(&path.with_file_name(RECORDS), command.examples);
             Ok::<_, gating::GatingError>(Evaluated { path: path.to_owned(), report, gates, examples })
         };
         let (mut evaluations, mut damaged) = (Vec::new(), Vec::new());
@@ -129,7 +130,7 @@ impl Content {
     ) -> Result<Self, gating::GatingError> {
         let report = Report::read("evaluation", path, None, references, None)?;
         let gates = report.judge(gates.to_vec()).map_err(|why| chain(&why));
-        let examples = Examples::read(&path.with_file_name(super::examples::FILE), EXAMPLES);
+        let examples = Examples::read(&path.with_file_name(RECORDS), EXAMPLES);
         let folder = RunFolder { root: model.to_owned(), model: model.to_owned(), artifacts: model.join("artifacts") };
         Ok(Self {
             name: manifest.digest().short(),

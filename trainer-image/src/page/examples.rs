@@ -10,8 +10,6 @@ use serde::Deserialize;
 
 use crate::run_folder::Part;
 
-/// The name of the file beside the results of an evaluation.
-pub(super) const FILE: &str = "records.ndjson";
 /// The most bytes that are read.
 const MAX_FILE: u64 = 1 << 30;
 

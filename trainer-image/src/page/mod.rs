@@ -23,7 +23,7 @@ use codex_verdict::{Gate, GateSpec, Ring};
 
 use self::content::Content;
 use crate::{
-    arguments::whole,
+    arguments::{reference, whole},
     atomic_fs,
     error::CommandError,
     gating::GatingError,
@@ -48,7 +48,7 @@ pub struct Report {
     #[arg(long, value_name = "FILE")]
     gates: Option<PathBuf>,
     /// The outcomes.json of an Evaluation that gates compare with; repeatable.
-    #[arg(long, value_name = "EVALUATION=FILE", requires = "gates", value_parser = named)]
+    #[arg(long, value_name = "EVALUATION=FILE", requires = "gates", value_parser = reference("EVALUATION"))]
     reference: Vec<(String, PathBuf)>,
     #[command(flatten)]
     signatures: Given,
@@ -64,13 +64,6 @@ pub struct Report {
     /// Also write a `CycloneDX` ML-BOM of the model: its data, base and measurements with their bounds.
     #[arg(long, value_name = "FILE")]
     ml_bom: Option<PathBuf>,
-}
-
-fn named(text: &str) -> Result<(String, PathBuf), String> {
-    match text.split_once('=') {
-        Some((name, path)) if !name.is_empty() && !path.is_empty() => Ok((name.to_owned(), path.into())),
-        _ => Err("write EVALUATION=FILE, such as before=out/before/outcomes.json".to_owned()),
-    }
 }
 
 /// The name of a page beside the results of an evaluation.

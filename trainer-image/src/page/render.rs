@@ -5,7 +5,7 @@ use std::{
     fmt::{Display, Write as _},
 };
 
-use codex_provenance::{DataDigest, promotion::Gate as PromotedGate};
+use codex_provenance::{DataDigest, promotion::Gate as PromotedGate, text::counted};
 use codex_verdict::{Gate, GateResult, Measurement, Metric, Verdict};
 use maud::{DOCTYPE, Markup, PreEscaped, html};
 
@@ -22,7 +22,6 @@ use crate::{
         describe,
         given::{Outcome, Valid},
     },
-    wording::counted,
 };
 
 /// The most characters of a text from a file that are shown.
@@ -219,7 +218,7 @@ fn measured(name: &str, measurement: &Measurement) -> Markup {
                     td { (shown.value) }
                     td {
                         @match shown.items {
-                            Some(items) => { (items) " in " (counted(shown.n as usize, "cluster")) }
+                            Some(items) => { (items) " in " (counted(shown.n, "cluster")) }
                             None => (shown.n),
                         }
                     }
@@ -269,7 +268,7 @@ fn examples_of(evaluated: &Evaluated, examples: &Examples) -> Markup {
         @if stated.is_some_and(|stated| stated != (*rights, rights + wrongs)) {
             p.bad { "records.ndjson counts other answers than the report: it is of another evaluation, or was changed." }
         }
-        @if *bad > 0 { (lack(format!("{} of records.ndjson cannot be read.", counted(*bad as usize, "line")))) }
+        @if *bad > 0 { (lack(format!("{} of records.ndjson cannot be read.", counted(*bad, "line")))) }
         @for (name, shown, all) in [("Wrong", wrong, wrongs), ("Right", right, rights)] {
             h3 { (name) ": " (shown.len()) " of " (all) }
             @if shown.is_empty() { (lack("None to show.")) }

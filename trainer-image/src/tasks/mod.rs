@@ -32,8 +32,8 @@ pub use padded::Padded;
 pub use prepare::PrepareData;
 pub use problem::Problem;
 pub use record::{
-    Difficulty, END, Record, RecordError, answer, last_number, parse_free_records, parse_records, steps,
-    steps_in_order, write_records, written_steps,
+    Difficulty, END, Record, RecordError, answer, common_in_order, last_number, parse_free_records, parse_records,
+    steps, write_records, written_steps,
 };
 pub use task::{Problems, Task, TaskError};
 pub use word_problems::{Story, WordProblem};

@@ -174,14 +174,14 @@ pub fn written_steps(text: &str) -> Vec<&str> {
     steps
 }
 
-/// Returns the length of the longest common subsequence: how many steps of `reference` are in `written`, in order.
-pub fn steps_in_order(reference: &[&str], written: &[&str]) -> usize {
+/// Returns the length of the longest common subsequence: how many parts of `reference`, such as steps, are in `written`, in order.
+pub fn common_in_order(reference: &[&str], written: &[&str]) -> usize {
     let mut found = vec![0; reference.len() + 1];
-    for step in written {
+    for part in written {
         let mut diagonal = 0;
         for (index, wanted) in reference.iter().enumerate() {
             let above = found[index + 1];
-            found[index + 1] = if wanted == step { diagonal + 1 } else { above.max(found[index]) };
+            found[index + 1] = if wanted == part { diagonal + 1 } else { above.max(found[index]) };
             diagonal = above;
         }
     }

@@ -12,6 +12,11 @@ use super::{
     marks::{Marked, free_mark},
 };
 
+/// The marker before a call of a tool, in the form of Hermes and Qwen.
+pub(crate) const CALL: &str = "<tool_call>";
+/// The marker after a call of a tool.
+pub(crate) const CALL_END: &str = "</tool_call>";
+
 /// The author of a message. Roles stand in the rendered text as the template writes them, so no others are accepted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]

@@ -38,6 +38,7 @@ mod tests;
 mod tokenizer;
 
 pub use characters::{PAD, UNKNOWN};
+pub(crate) use chat::{CALL, CALL_END};
 pub use chat::{Conversation, Message, Rendered, Role, Turns};
 pub use error::TokenizerError;
 pub use jinja::Clock;

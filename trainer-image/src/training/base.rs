@@ -13,6 +13,7 @@ use codex_engine::{
 use codex_provenance::{
     ModelDigest, Sha256, files,
     manifest::{Manifest, ManifestError},
+    oms::SIGNATURE,
 };
 use codex_signing::{
     bundle,
@@ -27,7 +28,7 @@ use super::{
 };
 use crate::{
     artifacts::metadata::BaseModel,
-    hub::{self, SIGNATURE},
+    hub,
     model::{HEAD, ModelError, ModelFiles, describe_adapter, open, read_parameters, rewrite, short},
     text::Tokenizer,
 };

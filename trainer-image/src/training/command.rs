@@ -3,10 +3,7 @@
 use std::{
     net::SocketAddr,
     path::{Path, PathBuf},
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
+    sync::atomic::Ordering,
     time::Duration,
 };
 
@@ -14,18 +11,15 @@ use codex_configs::{Data, Resolved, TEMPLATES, Training, choose, has_options};
 use codex_provenance::{DataDigest, ModelDigest};
 use codex_reports::{Stage, TrainingState, exit};
 use codex_signing::key::PublicKey;
-use signal_hook::{
-    consts::{SIGINT, SIGTERM},
-    flag,
-};
 
 use super::{
     Base, BaseError, Origin, Outcome, Required, Session, TrainError, TrainerMetrics,
-    arguments::{default_data, named_file},
+    arguments::default_data,
     checks::{Combination, ResumeProof},
-    data::Stop,
+    run::told_former,
 };
 use crate::{
+    arguments::named_file,
     artifacts::segments,
     atomic_fs,
     composing::{self, Template},
@@ -34,6 +28,7 @@ use crate::{
     hub::{self, Fetched, Hub, Repository},
     overlap::{self, Named},
     reporting::Reporter,
+    signals::{Stop, stop_flag_or_exit},
 };
 
 /// Train a model; resumes from the newest valid checkpoint in the output directory.
@@ -192,12 +187,8 @@ impl Train {
 
     fn train(&self, reporter: &Reporter<TrainingState>) -> Result<Outcome, TrainError> {
         reporter.update(|state| state.stage = Stage::Starting);
-        let stop = Arc::new(AtomicBool::new(false));
         // A second Ctrl-C ends the process without waiting for the checkpoint.
-        flag::register_conditional_shutdown(SIGINT, exit::FAILED, Arc::clone(&stop)).map_err(TrainError::System)?;
-        for signal in [SIGTERM, SIGINT] {
-            flag::register(signal, Arc::clone(&stop)).map_err(TrainError::System)?;
-        }
+        let stop = stop_flag_or_exit().map_err(TrainError::System)?;
         let resolved = self.resolve()?;
         reporter.set_config_digest(resolved.digest());
         let metrics = TrainerMetrics::new().map_err(ExpositionError::from)?;
@@ -227,7 +218,9 @@ impl Train {
             reporter.update(|state| state.base = Some(base.reported()));
         }
         let session = self.session(&resolved, base.as_ref(), reporter, &stop);
-        Session { metrics: exposition.is_some().then_some(&metrics), ..session }.run()
+        let former = told_former();
+        let metrics = exposition.is_some().then_some(&metrics);
+        Session { metrics, former: former.as_ref(), ..session }.run()
     }
 
     fn session<'a>(
@@ -247,6 +240,7 @@ impl Train {
             stop,
             accept_other_bits: self.accept_other_bits,
             required: Some(&self.required),
+            former: None,
             grace: self.grace_seconds.map(Duration::from_secs),
             ledger_size: self.ledger_size,
         }

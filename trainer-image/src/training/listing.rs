@@ -19,11 +19,6 @@ pub(crate) fn some_tensors(names: &[String]) -> String {
     some_of(&names, ", ")
 }
 
-/// Returns a count with its noun, in the singular for one.
-pub(crate) fn counted(count: u64, noun: &str) -> String {
-    if count == 1 { format!("1 {noun}") } else { format!("{count} {noun}s") }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -39,13 +34,5 @@ mod tests {
     fn parameters_are_listed_first() {
         let names = ["first/a", "parameters/a"].map(str::to_owned);
         assert_eq!(some_tensors(&names), "parameters/a, first/a");
-    }
-
-    #[test]
-    fn one_is_singular() {
-        assert_eq!(
-            (counted(1, "step"), counted(0, "step"), counted(2, "step")),
-            ("1 step".into(), "0 steps".into(), "2 steps".into())
-        );
     }
 }

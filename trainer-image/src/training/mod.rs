@@ -37,7 +37,7 @@ mod test_support;
 #[cfg(test)]
 mod tests;
 
-pub(crate) use arguments::{default_data, named_file};
+pub(crate) use arguments::default_data;
 pub use attempts::LockError;
 pub use base::{Base, BaseError, Origin};
 pub use checkpoint::{CheckpointError, ResumeError};

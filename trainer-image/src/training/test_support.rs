@@ -16,11 +16,11 @@ use codex_reports::TrainingState;
 use super::{
     CheckpointError, Outcome, Session, TrainError, TrainerMetrics,
     checkpoint::{StateInfo, newest},
-    data::{Dataset, Encoder, Places, Stop},
+    data::{Dataset, Encoder, Places},
     fault_injection,
     records::{LEDGER, STATES},
 };
-use crate::{artifacts::segments, reporting::Reporter, text::Tokenizer};
+use crate::{artifacts::segments, reporting::Reporter, signals::Stop, text::Tokenizer};
 
 /// Overrides of the small setting in the documentation of the training module.
 pub(crate) const TINY: [&str; 8] = [
@@ -127,14 +127,18 @@ pub(crate) fn threads<R: Send>(count: usize, work: impl FnOnce() -> R + Send) ->
     rayon::ThreadPoolBuilder::new().num_threads(count).build().unwrap().install(work)
 }
 
+/// A model and batches so small that a step takes milliseconds.
+pub(crate) const SPECK: [&str; 5] = [
+    "model.hidden_size=16",
+    "model.intermediate_size=8",
+    "model.num_attention_heads=1",
+    "model.num_hidden_layers=1",
+    "training.batch_size=3",
+];
+
 /// A configuration so small that a run takes milliseconds.
 pub(crate) fn speck(overrides: &[&str]) -> Resolved<Training> {
     let small = [
-        "model.hidden_size=16",
-        "model.intermediate_size=8",
-        "model.num_attention_heads=1",
-        "model.num_hidden_layers=1",
-        "training.batch_size=3",
         "training.gradient_accumulation=2",
         "training.max_steps=12",
         "training.warmup_steps=3",
@@ -145,7 +149,7 @@ pub(crate) fn speck(overrides: &[&str]) -> Resolved<Training> {
         "training.spike_action=skip",
         "training.state_digest_every=1",
     ];
-    resolved(&[&small[..], overrides].concat(), vec![synthetic("arithmetic", 25)])
+    resolved(&[&SPECK[..], &small, overrides].concat(), vec![synthetic("arithmetic", 25)])
 }
 
 /// Returns a directory in which small files are written fast.

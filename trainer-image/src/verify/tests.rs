@@ -8,7 +8,7 @@ use codex_provenance::{
     attestation::{AttestationKind, Build, Unsigned, attestations},
     golden::{GoldenPrompt, Tokens},
     oms,
-    promotion::{Attested, Base, Object, Parity, Promotion, Reasons, Reported, Training},
+    promotion::{Adopted, Attested, Base, Object, Parity, Promotion, Reasons, Reported, Training},
 };
 use codex_signing::key::{PrivateKey, PublicKey, Signer as _};
 use codex_verdict::{Decimal, GateSpec, Measurement, Stated, report_digest};
@@ -74,6 +74,12 @@ pub(crate) fn promotion(model: &Manifest, payload: &[u8], name: &str, base: Opti
             fallback: None,
         }),
         adapter: base.as_ref().map(|_| ModelDigest(Sha256::of("adapter"))),
+        adopted: base.as_ref().map(|_| Adopted {
+            run: Object { name: "cot".into(), uid: "before".into() },
+            image_id: "codex@sha256:0123".into(),
+            completed_at: None,
+            provenance: Sha256::of("provenance"),
+        }),
         base,
     };
     let reasons = Reasons {
@@ -246,6 +252,7 @@ fn the_base_of_the_training_is_named() {
     assert_eq!(told.lines().nth(4).unwrap(), device);
     let adapter = format!("adapter    {}, in artifacts/adapter of the run", Sha256::of("adapter"));
     assert_eq!(told.lines().nth(5).unwrap(), adapter);
+    assert_eq!(told.lines().nth(6).unwrap(), "adopted    from cot (uid before), computed by codex@sha256:0123");
     let forged = line(Some("x\nsigned by  me\u{1b}[1A"));
     assert_eq!(forged, format!("base       {model}, from {}", Printable("x\nsigned by  me\u{1b}[1A")));
 }

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use codex_provenance::Sha256;
+use codex_provenance::{Sha256, text::counted};
 use codex_signing::{
     bundle::{BundleError, Opened},
     keyless::{self, Keyless},
@@ -11,7 +11,7 @@ use codex_signing::{
 use jiff::Timestamp;
 
 use super::{keys::Keys, read};
-use crate::{error::CommandError, wording::counted};
+use crate::error::CommandError;
 
 /// The identity that is trusted instead of keys.
 #[derive(Clone, Debug, Default, clap::Args)]

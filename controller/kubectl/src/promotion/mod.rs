@@ -124,7 +124,7 @@ pub(crate) struct StatusReport {
     #[arg(long, value_name = "NUMBER", value_parser = clap::value_parser!(u64).range(1..))]
     pr: Option<u64>,
     /// The date of the survey [default: today, UTC].
-    #[arg(long, value_name = "DATE", value_parser = date)]
+    #[arg(long, value_name = "DATE", value_parser = surveys::date)]
     date: Option<Date>,
     /// The directory to write survey-RING-PR-DATE.md and .json into.
     #[arg(long, value_name = "DIR")]
@@ -153,10 +153,6 @@ pub(crate) struct RepoMap {
     format: Format,
 }
 
-fn date(text: &str) -> Result<Date, String> {
-    text.parse().map_err(|_| "write a date, such as 2026-11-28".to_owned())
-}
-
 impl Deploy {
     /// Prints the checklist, and returns 1 if a check does not hold.
     pub(crate) async fn run(self, place: &Place, out: &mut impl io::Write) -> Result<ExitCode, CommandError> {
@@ -166,13 +162,8 @@ impl Deploy {
             ));
         }
         let folder = env::current_dir()?;
-        let surveys = match &self.status_report {
-            Some(path) => {
-                let refused = |why: String| CommandError::BadInput(format!("--status-report: {why}"));
-                vec![(surveys::file_name(path), surveys::read(path).map_err(refused)?)]
-            }
-            None => surveys::in_folder(&folder),
-        };
+        let refused = |why: String| CommandError::BadInput(format!("--status-report: {why}"));
+        let surveys = surveys::at_hand(self.status_report.as_deref(), &folder).map_err(refused)?;
         let cluster = self.target.connect(place).await?;
         let snapshot = cluster.snapshot(&self.target.cluster.name).await?;
         let chain = gather::chain(&snapshot, &Policies::default())?;

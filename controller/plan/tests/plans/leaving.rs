@@ -7,7 +7,7 @@ use codex_plan::{
     Effect,
     conditions::find,
     evaluation::{self, ObservedEvaluation},
-    reasoning_pod::{self, Bundle, ObservedReasoningPod},
+    reasoning_pod::{self, Bundle, HeldProof, ObservedReasoningPod},
 };
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 
@@ -107,6 +107,17 @@ fn the_bundles_of_servers_stay_while_they_are_mounted() {
     let former = BTreeSet::from(["codex-oms-run-0".to_owned()]);
     let mut rolling = ObservedReasoningPod { held_bundles: &mounted | &former, ..observed.clone() };
     assert_eq!(reasoning_pod::plan(&rolling, make::at(1_000)).desired.released_bundles, former);
+    // The promotion of the model before stays as a proof; older ones, and others of the model that is served, go.
+    let proof =
+        |contents: &str, second: i64| HeldProof { model: make::model(contents).digest, since: make::at(second) };
+    let name = |number: u8| format!("codex-promo-{number}");
+    let mounted_proof = mounted.iter().find(|name| name.starts_with("codex-promo-")).unwrap().clone();
+    let former_proofs = [(name(1), proof("a", 8)), (name(2), proof("b", 7)), (name(3), proof("c", 6))];
+    let held_proofs = former_proofs.into_iter().chain([(mounted_proof, proof("a", 9))]).collect();
+    let mut proving = ObservedReasoningPod { held_proofs, ..rolling.clone() };
+    proving.held_bundles.extend((1..=3).map(name));
+    let released = reasoning_pod::plan(&proving, make::at(1_000)).desired.released_bundles;
+    assert_eq!(released, BTreeSet::from(["codex-oms-run-0".to_owned(), name(1), name(3)]));
     rolling.pods.clear();
     rolling.deployment.as_mut().unwrap().status = None;
     let plan = reasoning_pod::plan(&rolling, make::at(1_000));

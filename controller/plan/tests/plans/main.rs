@@ -1,6 +1,7 @@
 //! Plans, tested without a cluster: stories (snapshots), properties, convergence.
 #![allow(clippy::unwrap_used, clippy::panic, clippy::struct_excessive_bools, reason = "these are tests")]
 
+mod adopted;
 mod attempts;
 mod attested;
 mod bases;

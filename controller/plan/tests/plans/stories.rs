@@ -559,6 +559,7 @@ stories! {
     evaluation_over_its_budget: ObservedReasoningPod;
     evaluation_uncounted: ObservedEvaluation;
     evaluation_on_a_schedule: ObservedEvaluation;
+    evaluation_replaces_its_runs: ObservedEvaluation;
     pod_scales: ObservedReasoningPod;
     pod_stops_while_idle: ObservedReasoningPod;
     pod_redeploys: ObservedReasoningPod;

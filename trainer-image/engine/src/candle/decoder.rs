@@ -29,6 +29,8 @@ pub(crate) struct CandleDecoder {
     slots: Slots,
     /// The keys and values [key-value heads, room, 2 · width] of each layer of each slot, once it was used.
     caches: Vec<Vec<Option<Tensor>>>,
+    /// Whether hidden states are returned beside logits.
+    returns_states: bool,
 }
 
 impl CandleDecoder {
@@ -51,11 +53,11 @@ impl CandleDecoder {
         }
         let slots = Slots::new(slots);
         let caches = vec![vec![None; config.num_hidden_layers]; slots.len()];
-        Ok(Self { config: config.clone(), place, weights, slots, caches })
+        Ok(Self { config: config.clone(), place, weights, slots, caches, returns_states: false })
     }
 
     fn rows(&mut self, budget: usize) -> Result<Logits> {
-        let Self { config, place, weights, slots, caches } = self;
+        let Self { config, place, weights, slots, caches, returns_states } = self;
         let turns = slots.take(slots.share_out(budget, |_| 0), 0);
         let (mut tokens, mut positions, mut last) = (Vec::new(), Vec::new(), Vec::new());
         let (mut sequences, mut used) = (Vec::new(), Vec::new());
@@ -86,10 +88,8 @@ impl CandleDecoder {
         let model = Model { config, place, weights, frozen: true, adapters: None };
         let hidden = model.hidden(&tokens, &positions, &mut Cached { sequences })?;
         let head = model.head()?.1.t()?;
-        let logits = |rows: &[u32]| -> Result<Vec<f32>> {
-            let logits = hidden.index_select(&place.indices(rows)?, 0)?.matmul(&head)?;
-            logits.to_dtype(candle_core::DType::F32)?.flatten_all()?.to_vec1::<f32>()
-        };
+        let states = |rows: &[u32]| hidden.index_select(&place.indices(rows)?, 0);
+        let logits = |rows: &[u32]| numbers(&states(rows)?.matmul(&head)?);
         let mut scored = Vec::with_capacity(wanted.len());
         for wanted in wanted.chunks(SCORED) {
             let rows = logits(&wanted.iter().map(|(row, ..)| *row).collect::<Vec<_>>())?;
@@ -98,8 +98,14 @@ impl CandleDecoder {
                 .extend(rows.map(|(row, (_, slot, token, count))| (*slot, LogProbabilities::of(row, *token, *count))));
         }
         let rows = if used.is_empty() { Vec::new() } else { logits(&last)? };
-        Ok(Logits { slots: used, rows, vocabulary: config.vocab_size, scored })
+        let states = if used.is_empty() || !*returns_states { Vec::new() } else { numbers(&states(&last)?)? };
+        Ok(Logits { slots: used, rows, vocabulary: config.vocab_size, scored, states })
     }
+}
+
+/// Returns the numbers of a tensor in single precision.
+fn numbers(tensor: &Tensor) -> Result<Vec<f32>> {
+    tensor.to_dtype(candle_core::DType::F32)?.flatten_all()?.to_vec1::<f32>()
 }
 
 /// Yields the caches of slots, which are given in ascending order.
@@ -199,6 +205,10 @@ impl Decoder for CandleDecoder {
 
     fn logits_within(&mut self, budget: usize) -> std::result::Result<Logits, EngineError> {
         Ok(self.rows(budget)?)
+    }
+
+    fn return_states(&mut self) {
+        self.returns_states = true;
     }
 
     fn push(&mut self, slot: usize, token: u32) -> Option<End> {

@@ -64,6 +64,8 @@ pub(crate) struct CpuDecoder<N: Dtype> {
     workspace: Workspace<N>,
     /// Rows that are processed at once.
     rows: usize,
+    /// Whether hidden states are returned beside logits.
+    returns_states: bool,
 }
 
 /// The buffers of a batch.
@@ -133,7 +135,21 @@ impl<N: Dtype> CpuDecoder<N> {
         let (held, reused) = (vec![Vec::new(); slots.len()], vec![0; slots.len()]);
         let rotary = Rotary::of(config);
         let workspace = Workspace::default();
-        Ok(Self { model, vectors, embedding, packs, rotary, slots, caches, held, reused, workspace, rows: ROWS })
+        let (rows, returns_states) = (ROWS, false);
+        Ok(Self {
+            model,
+            vectors,
+            embedding,
+            packs,
+            rotary,
+            slots,
+            caches,
+            held,
+            reused,
+            workspace,
+            rows,
+            returns_states,
+        })
     }
 
     /// Cuts prompts into chunks of `rows`.
@@ -247,12 +263,27 @@ impl<N: Dtype> CpuDecoder<N> {
         }
     }
 
+    /// Returns some rows of the residual stream.
+    fn stream(&self, rows: &[usize]) -> Vec<f32> {
+        let hidden = self.model.config.hidden_size;
+        rows.iter().flat_map(|row| &self.workspace.x[row * hidden..][..hidden]).copied().collect()
+    }
+
+    /// Returns the hidden states of some rows after the final norm, as those of a training engine.
+    fn states(&self, rows: &[usize]) -> Vec<f32> {
+        let Self { model, vectors, .. } = self;
+        let x = self.stream(rows);
+        let mut states = vec![0.0_f32; x.len()];
+        norm(&x, NormWeights::new(&model.norm, vectors, model.config.norm_eps as f32), &mut states);
+        states
+    }
+
     /// Returns the logits of some rows of the residual stream.
     fn head(&self, rows: &[usize]) -> Vec<f32> {
-        let Self { model, vectors, packs, workspace, .. } = self;
+        let Self { model, vectors, packs, .. } = self;
         let (hidden, vocabulary) = (model.config.hidden_size, model.config.vocab_size);
         let module = Module { vectors, packs, eps: model.config.norm_eps as f32 };
-        let x: Vec<f32> = rows.iter().flat_map(|row| &workspace.x[row * hidden..][..hidden]).copied().collect();
+        let x = self.stream(rows);
         let mut normed = Buffer::<N>::default();
         normed.resize(rows.len() * N::stride(hidden));
         module.norm(&model.norm, &x, &mut normed);
@@ -370,6 +401,9 @@ impl<N: Dtype> Decoder for CpuDecoder<N> {
                     };
                     logits.rows.extend(if few { in_team(work) } else { work() });
                     logits.scored.extend(self.scores(&wanted));
+                    if self.returns_states {
+                        logits.states.extend(self.states(&last));
+                    }
                     wanted.clear();
                     parts.clear();
                     tokens.clear();
@@ -378,6 +412,10 @@ impl<N: Dtype> Decoder for CpuDecoder<N> {
             }
         }
         Ok(logits)
+    }
+
+    fn return_states(&mut self) {
+        self.returns_states = true;
     }
 
     fn push(&mut self, slot: usize, token: u32) -> Option<End> {

@@ -80,14 +80,20 @@ fn decoding_has_the_bits_of_training() {
     }
 }
 
+/// Rounds parameters, so that a decoder holds them in eight bits.
+fn in_eight_bits(config: &ModelConfig, mut parameters: Vec<f32>) -> Vec<f32> {
+    for tensor in Layout::of(config).tensors() {
+        round_to_eight_bits(config, tensor, &mut parameters[tensor.range.clone()]);
+    }
+    parameters
+}
+
 #[test]
 fn weights_of_eight_bits_have_the_bits_of_bf16() {
     for config in shapes() {
         let before = state(&config, 3);
         let mut rounded = before.clone();
-        for tensor in Layout::of(&config).tensors() {
-            round_to_eight_bits(&config, tensor, &mut rounded.parameters[tensor.range.clone()]);
-        }
+        rounded.parameters = in_eight_bits(&config, rounded.parameters);
         assert!(rounded.parameters != before.parameters);
         let memory = |state: &EngineState| loaded::<Bf16>(&config, &state.parameters).memory();
         assert!(memory(&rounded) < memory(&before));
@@ -210,15 +216,14 @@ fn prompts() -> [Vec<u32>; PROMPTS] {
 }
 
 /// Runs a schedule, and asserts that each slot has the logits that its prompt has alone, and that a step keeps to its budget.
-fn assert_a_schedule_changes_no_bit<N: Dtype>(acts: &[Act], rows: usize) {
+fn assert_a_schedule_changes_no_bit<N: Dtype>(parameters: &[f32], acts: &[Act], rows: usize) {
     const MOST: usize = 3;
     let config = tiny();
-    let parameters = state(&config, 3).parameters;
     let bits = |rows: &[f32]| rows.iter().map(|x| x.to_bits()).collect::<Vec<_>>();
     // What each prompt gives alone, with the same tokens after it.
     let alone = prompts().map(|prompt| {
         let tokens = [prompt.as_slice(), &[3; MOST - 1]].concat();
-        let rows = feed(&mut loaded::<N>(&config, &parameters), &tokens, prompt.len());
+        let rows = feed(&mut loaded::<N>(&config, parameters), &tokens, prompt.len());
         rows.chunks_exact(config.vocab_size).map(bits).collect::<Vec<_>>()
     });
     let mut read = |range: std::ops::Range<usize>, to: &mut [f32]| -> Result<(), EngineError> {
@@ -272,8 +277,10 @@ proptest! {
 
     #[test]
     fn no_schedule_of_chunks_changes_a_bit(acts in acts(), rows in prop_oneof![Just(512_usize), Just(5), Just(1)]) {
-        assert_a_schedule_changes_no_bit::<f32>(&acts, rows);
-        assert_a_schedule_changes_no_bit::<Bf16>(&acts, rows);
+        let parameters = state(&tiny(), 3).parameters;
+        assert_a_schedule_changes_no_bit::<f32>(&parameters, &acts, rows);
+        assert_a_schedule_changes_no_bit::<Bf16>(&parameters, &acts, rows);
+        assert_a_schedule_changes_no_bit::<Bf16>(&in_eight_bits(&tiny(), parameters), &acts, rows);
     }
 }
 
@@ -403,6 +410,77 @@ fn scores_of_prompts_agree_with_candle() {
                 assert!((found.top[0].1 - expected.top[0].1).abs() < 1e-3, "{found:?} {expected:?}");
             }
         }
+    }
+}
+
+/// Asserts that hidden states beside logits have the bits of a forward pass over the whole sequence, whatever is computed beside them, and
+/// that no logit changes.
+fn assert_states_have_the_bits_of_training<N: Dtype>(config: &ModelConfig) {
+    let state = state(config, 3);
+    let (tokens, hidden) = (words(45, 9), config.hidden_size);
+    let mut engine = CpuEngine::<N>::new(config, state.clone(), Settings::default()).unwrap();
+    let whole = engine.hidden_states(&Packed::new([(&tokens[..], 1)])).unwrap();
+    let bits = |numbers: &[f32]| numbers.iter().map(|x| x.to_bits()).collect::<Vec<_>>();
+    for rows in [512, 7, 1] {
+        for prompt in [1, 33, 45] {
+            let mut decoder = loaded::<N>(config, &state.parameters).with_rows(rows);
+            let plain = feed(&mut decoder, &tokens, prompt);
+            decoder.return_states();
+            decoder.prefill(1, &words(11, 7)).unwrap();
+            // It takes over what the slot held before.
+            decoder.prefill(0, &tokens[..prompt]).unwrap();
+            let mut found = Vec::new();
+            for at in prompt..=tokens.len() {
+                let logits = decoder.logits().unwrap();
+                assert_eq!((&logits.slots[..], logits.states.len()), (&[0, 1][..], 2 * hidden));
+                found.extend_from_slice(&logits.rows[..config.vocab_size]);
+                let expected = &whole[(at - 1) * hidden..at * hidden];
+                assert!(bits(&logits.states[..hidden]) == bits(expected), "{rows} rows, prompt of {prompt}, {at}");
+                decoder.push(1, 3);
+                if let Some(token) = tokens.get(at) {
+                    decoder.push(0, *token);
+                }
+            }
+            assert!(bits(&found) == bits(&plain), "{rows} rows, prompt of {prompt}");
+        }
+    }
+}
+
+#[test]
+fn states_have_the_bits_of_training() {
+    for config in shapes() {
+        assert_states_have_the_bits_of_training::<f32>(&config);
+        assert_states_have_the_bits_of_training::<Bf16>(&config);
+    }
+}
+
+#[test]
+fn states_agree_with_candle_and_come_only_when_asked_for() {
+    for config in shapes() {
+        let parameters = state(&config, 3).parameters;
+        let states = |backend, asks: bool| {
+            let settings = Settings { backend, ..Settings::default() };
+            let mut decoder = decoder(&config, &parameters, settings, 2).unwrap();
+            if asks {
+                decoder.return_states();
+            }
+            decoder.prefill(1, &words(11, 7)).unwrap();
+            decoder.prefill(0, &words(40, 9)).unwrap();
+            // The second prompt is complete in a later step.
+            let steps: Vec<Step> = (0..3).map(|_| decoder.step_within(20, &mut |_, _| 3).unwrap()).collect();
+            for step in &steps {
+                let rows = if asks { step.emitted.len() } else { 0 };
+                assert_eq!(step.states.len(), rows * config.hidden_size);
+            }
+            steps.into_iter().flat_map(|step| step.states).collect::<Vec<f32>>()
+        };
+        let (kernels, candle) = (states(Backend::Kernels, true), states(Backend::Candle(Device::Cpu), true));
+        assert_eq!(kernels.len(), candle.len());
+        let size = kernels.iter().fold(0.0_f32, |top, x| top.max(x.abs()));
+        for (found, expected) in candle.iter().zip(&kernels) {
+            assert!((found - expected).abs() < 1e-3 * size, "{found} {expected} of {size}");
+        }
+        assert!(states(Backend::Kernels, false).is_empty() && states(Backend::Candle(Device::Cpu), false).is_empty());
     }
 }
 

@@ -129,18 +129,7 @@ fn steps(engine: &mut dyn Engine, first: u64, count: u64) -> Vec<u64> {
         engine.clear_gradients().unwrap();
         let loss = engine.accumulate(&batch, batch.targets.len()).unwrap();
         let scale = (1.0 / engine.gradient_norm().unwrap()).min(1.0);
-        engine
-            .update(&AdamW {
-                step,
-                rate: 1e-2,
-                beta1: 0.9,
-                beta2: 0.99,
-                epsilon: 1e-8,
-                scale,
-                rates: &rates,
-                muon: None,
-            })
-            .unwrap();
+        engine.update(&adamw(step, scale, &rates)).unwrap();
         loss.to_bits()
     };
     (first..first + count).map(step).collect()

@@ -18,7 +18,8 @@ use crate::{
     atomic_fs::advice,
     error::chain,
     reporting::Reporter,
-    training::{data::Stop, records::LedgerRow, state::State},
+    signals::Stop,
+    training::{records::LedgerRow, state::State},
 };
 
 /// Pause after the first failure; it doubles with each further one.

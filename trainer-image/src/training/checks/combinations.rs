@@ -8,6 +8,7 @@ use std::{
 
 use codex_configs::{Device, Method, PLUGIN_REWARD, Resolved, Training};
 use codex_engine::{Backend, EngineError, Precision, check_cuda};
+use codex_provenance::text::counted;
 
 use crate::{
     error::chain,
@@ -17,7 +18,6 @@ use crate::{
         BaseError, TrainError,
         base::{TrainedModel, needs_base},
         data::{Encoder, check_first_record, count_safety_rules},
-        listing::counted,
         objective::Rewards,
         resources::{check_model_size, memory_limit},
         run::{check_names, model_config},
@@ -151,7 +151,7 @@ impl Combination<'_> {
         let rewards = settings.training.rewards().filter(|_| !has_plugin);
         let rewards = rewards.and_then(|settings| findings.take(Rewards::of(&settings.reward, None)));
         if let Some(rules) = findings.take(count_safety_rules(training, self.files)).flatten() {
-            findings.checked.push(counted(rules as u64, "safety rule"));
+            findings.checked.push(counted(rules, "safety rule"));
         }
         for data in training.data.iter().filter(|data| data.has_records()) {
             let Some(response) = findings.take(check_first_record(data, self.files, encoder)) else { continue };

@@ -10,6 +10,7 @@ use std::{
 };
 
 use codex_configs::{Randomness, Resolved, TrackingSettings, Training};
+use codex_provenance::text::counted;
 use codex_reports::TrainingState;
 use serde_json::json;
 
@@ -23,7 +24,7 @@ use crate::{
         attempts::newest_note,
         checkpoint::{ValidCheckpoint, newest},
         data::Places,
-        listing::{counted, some_tensors},
+        listing::some_tensors,
         records::{LEDGER, STATES},
         schedule::{Curriculum, executed_steps},
         state::differing_names,
@@ -267,8 +268,8 @@ impl ResumeProof<'_> {
                 None if one.len() == two.len() => {}
                 _ => differences.push(format!(
                     "artifacts/{name}, in {} and {}",
-                    counted(one.len() as u64, "file"),
-                    counted(two.len() as u64, "file")
+                    counted(one.len(), "file"),
+                    counted(two.len(), "file")
                 )),
             }
         }

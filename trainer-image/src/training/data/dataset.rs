@@ -12,7 +12,7 @@ use codex_reports::DataFile;
 use sha2::Digest as _;
 
 use super::{
-    Caches, DataError, RecordLengths, Stop,
+    Caches, DataError, RecordLengths,
     augmentation::{Augmenter, unit},
     encoder::{Encoded, Encoder, pack},
     input::Input,
@@ -33,6 +33,7 @@ use crate::{
     },
     atomic_fs,
     plugins::{Kind, Plugin},
+    signals::Stop,
     tasks::Split,
     text::Tokenizer,
     training::{listing::some_of, objective::Pair},

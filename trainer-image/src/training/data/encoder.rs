@@ -9,13 +9,14 @@ use rayon::prelude::*;
 use sha2::Digest as _;
 
 use super::{
-    DataError, Stop,
+    DataError,
     augmentation::Augmenter,
     examples::{Example, each_record},
     input::Input,
     preferences::Preference,
 };
 use crate::{
+    signals::Stop,
     tasks::{END, RecordError, answer},
     text::{Message, Role, Tokenizer, TokenizerError},
 };

@@ -1,6 +1,6 @@
 //! Why data cannot be trained on. Pure.
 
-use codex_provenance::DataDigest;
+use codex_provenance::{DataDigest, text::counted};
 
 use super::FormatError;
 use crate::{
@@ -9,7 +9,7 @@ use crate::{
     safety::RulesError,
     tasks::{RecordError, TaskError},
     text::TokenizerError,
-    training::{failure_class::FailureClass, listing::counted},
+    training::failure_class::FailureClass,
 };
 
 /// Data that cannot be trained on.
@@ -208,7 +208,7 @@ pub enum DataError {
     },
     /// The data has fewer records than a batch.
     #[error(
-        "training.batch_size is {batch}, but the data has {}: use at most {records}", counted(*records as u64, "record")
+        "training.batch_size is {batch}, but the data has {}: use at most {records}", counted(*records, "record")
     )]
     Batch {
         /// Configured batch size.

@@ -18,6 +18,7 @@ use super::DataError;
 use crate::{
     atomic_fs::{self, FileError},
     plugins::{Kind, MAX_BYTES, Plugin},
+    signals::Stop,
     tasks::{Split, Task, materialise, training_lines},
 };
 
@@ -27,9 +28,6 @@ const CHUNK: u64 = 4096;
 const BLOCK: usize = 1 << 18;
 /// Blocks between two checks of the stop flag.
 const BLOCKS: u64 = 64;
-
-/// Returns whether the attempt should end; checked between any two pieces of work that may take long.
-pub(crate) type Stop<'a> = &'a (dyn Fn() -> bool + Sync);
 
 /// Data whose digest is known and as configured.
 #[derive(Clone, Debug)]

@@ -36,7 +36,7 @@ pub use error::DataError;
 pub(crate) use examples::testing::{read as read_records, settings as data_settings};
 pub(crate) use examples::{Example, each_record};
 pub(crate) use formats::FormatError;
-pub(crate) use input::{Input, Stop};
+pub(crate) use input::Input;
 pub(crate) use lengths::{HeldOutLengths, RecordLengths};
 pub(crate) use safety::count_safety_rules;
 pub(crate) use token_store::Caches;

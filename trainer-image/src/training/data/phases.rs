@@ -17,18 +17,18 @@ use codex_configs::{DIFFICULTIES, DataSettings, Phase, ReplaySampling, Training}
 use sha2::Digest as _;
 
 use super::{
-    DataError, RecordLengths, Stop,
+    DataError, RecordLengths,
     dataset::{Address, Dataset},
     formats::each_row,
     input::Input,
     mix::Mix,
     permutation::permute,
-    scratch::scratch_file,
+    scratch::{failed, scratch_file},
     source::Source,
     token_store::Sums,
 };
 use crate::{
-    atomic_fs::FileError,
+    signals::Stop,
     training::schedule::{Curriculum, Slot},
 };
 
@@ -113,10 +113,6 @@ pub(super) fn hash(purpose: &[u8], numbers: &[u64]) -> u64 {
     }
     let digest: [u8; 32] = hasher.finalize().into();
     digest.iter().take(8).fold(0, |number, byte| number << 8 | u64::from(*byte))
-}
-
-fn failed() -> impl FnOnce(io::Error) -> FileError {
-    FileError::of("reading or writing a temporary file in", Path::new("the token cache"))
 }
 
 /// Records of a source that are being selected for a phase.

@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, ops::ControlFlow};
 use codex_provenance::DataDigest;
 
 use super::{
-    DataError, Stop,
+    DataError,
     augmentation::Augmenter,
     encoder::{Encoded, Encoder},
     examples::Example,
@@ -13,7 +13,7 @@ use super::{
     languages::Languages,
     safety::Screen,
 };
-use crate::plugins::Plugin;
+use crate::{plugins::Plugin, signals::Stop};
 
 /// Records between two checks of the stop flag while a plugin selects records.
 const FILTERED: u64 = 64;

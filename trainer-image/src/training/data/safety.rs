@@ -6,10 +6,11 @@ use std::{collections::BTreeSet, path::PathBuf};
 use codex_configs::{SAFETY_RULES, SafetySettings, Training};
 use codex_reports::DataFile;
 
-use super::{DataError, Stop, examples::Example, input::Input, preferences::Preference, records::Counts};
+use super::{DataError, examples::Example, input::Input, preferences::Preference, records::Counts};
 use crate::{
     atomic_fs::FileError,
     safety::{Direction, MAX_RULES, Rules, RulesError},
+    signals::Stop,
     tasks::Split,
     text::{Message, Role},
 };

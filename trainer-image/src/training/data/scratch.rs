@@ -2,11 +2,17 @@
 
 use std::{
     fs::{self, File, OpenOptions},
+    io,
     path::Path,
     sync::atomic::{AtomicU64, Ordering},
 };
 
 use crate::atomic_fs::{self, FileError};
+
+/// Maps the errors of reading and writing a file without a name.
+pub(super) fn failed() -> impl FnOnce(io::Error) -> FileError {
+    FileError::of("reading or writing a temporary file in", Path::new("the token cache"))
+}
 
 /// Creates an empty file in `directory`, for reading and writing, and removes its name.
 ///

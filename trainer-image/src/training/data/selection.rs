@@ -11,12 +11,12 @@ use std::{
 use codex_configs::HeldOutShare;
 
 use super::{
-    DataError, Stop,
+    DataError,
     permutation::{permutation_key, permute},
-    scratch::scratch_file,
+    scratch::{failed, scratch_file},
     token_store::{At, Entry, Sums, TokenStore},
 };
-use crate::atomic_fs::FileError;
+use crate::signals::Stop;
 
 /// Records whose hashes are compared at once, about.
 const PART: u64 = 1 << 17;
@@ -87,10 +87,6 @@ impl Selection {
             Some(entry)
         })
     }
-}
-
-fn failed() -> impl FnOnce(io::Error) -> FileError {
-    FileError::of("reading or writing a temporary file in", Path::new("the token cache"))
 }
 
 /// A set of records as one bit for each.

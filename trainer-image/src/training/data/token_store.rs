@@ -20,7 +20,7 @@ use serde::{Deserialize, Serialize};
 use sha2::Digest as _;
 
 use super::{
-    DataError, Stop,
+    DataError,
     augmentation::Augmenter,
     encoder::{Encoded, Encoder},
     input::Input,
@@ -30,6 +30,7 @@ use super::{
 };
 use crate::{
     atomic_fs::{self, FileError},
+    signals::Stop,
     text::{Tokenizer, TokenizerError},
 };
 

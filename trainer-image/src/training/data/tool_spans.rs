@@ -6,10 +6,7 @@ use std::collections::BTreeSet;
 
 use codex_engine::Packed;
 
-use crate::text::Tokenizer;
-
-const OPEN: &str = "<tool_call>";
-const CLOSE: &str = "</tool_call>";
+use crate::text::{CALL, CALL_END, Tokenizer};
 
 /// Finds the tokens of tool calls.
 #[derive(Clone, Debug)]
@@ -48,16 +45,16 @@ impl ToolSpans {
             ends.push(text.len());
         }
         let (mut calls, mut from) = (ToolCalls { tokens: vec![false; ids.len()], called: None }, 0);
-        while let Some(at) = text[from..].find(OPEN) {
+        while let Some(at) = text[from..].find(CALL) {
             let begin = from + at;
-            let inner = begin + OPEN.len();
+            let inner = begin + CALL.len();
             if !is_written(ends.partition_point(|end| *end <= begin)) {
                 from = inner;
                 continue;
             }
             // A call that is cut off goes on to the end.
-            let (inner_end, end) = match text[inner..].find(CLOSE) {
-                Some(length) => (inner + length, inner + length + CLOSE.len()),
+            let (inner_end, end) = match text[inner..].find(CALL_END) {
+                Some(length) => (inner + length, inner + length + CALL_END.len()),
                 None => (text.len(), text.len()),
             };
             let mut start = 0;

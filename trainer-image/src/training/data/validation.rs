@@ -17,7 +17,7 @@ use codex_provenance::{DataDigest, Sha256};
 use codex_reports::DataFile;
 
 use super::{
-    DataError, HeldOutLengths, Stop,
+    DataError, HeldOutLengths,
     dataset::Dataset,
     encoder::{Encoded, Encoder, Question, pack},
     input::Input,
@@ -30,6 +30,7 @@ use super::{
 use crate::{
     error::chain,
     model::{GenerateError, Generator},
+    signals::Stop,
     tasks::{self, Split, TaskError, materialise},
     text::Tokenizer,
     training::objective::{Measured, Pair, Tally, measure_pairs},
@@ -77,21 +78,26 @@ pub(crate) struct SampleMetrics {
     pub(crate) exact_match: Option<f64>,
     /// Mean share of the steps of a response that its completion has, in their order; `None` if no response has steps.
     pub(crate) trace_coverage: Option<f64>,
+    /// Mean number of the steps of a response that its completion has, in their order; `None` if no response has steps.
+    pub(crate) explanation_depth: Option<f64>,
 }
 
 impl SampleMetrics {
     /// Measures completions.
     pub(crate) fn of(samples: &[Sample]) -> Self {
         let mean = |values: Vec<f64>| (!values.is_empty()).then(|| values.iter().sum::<f64>() / values.len() as f64);
-        let coverage = |sample: &Sample| {
+        // The steps of a response that a completion has, and all of them.
+        let steps = |sample: &Sample| {
             let reference = tasks::steps(&sample.response);
             let written = sample.written.as_deref().map(tasks::written_steps).unwrap_or_default();
-            let share = tasks::steps_in_order(&reference, &written) as f64 / reference.len() as f64;
-            (!reference.is_empty()).then_some(share)
+            let found = tasks::common_in_order(&reference, &written);
+            (!reference.is_empty()).then_some((found as f64, reference.len() as f64))
         };
+        let steps: Vec<(f64, f64)> = samples.iter().filter_map(steps).collect();
         Self {
             exact_match: mean(samples.iter().filter_map(|it| it.correct).map(f64::from).collect()),
-            trace_coverage: mean(samples.iter().filter_map(coverage).collect()),
+            trace_coverage: mean(steps.iter().map(|(found, all)| found / all).collect()),
+            explanation_depth: mean(steps.iter().map(|(found, _)| *found).collect()),
         }
     }
 }
@@ -555,5 +561,30 @@ mod tests {
             assert_eq!(sample.correct, Some(false));
             assert!(sample.to_string().starts_with(&format!("wrong  {}", sample.prompt)), "{sample}");
         }
+    }
+
+    /// Only steps that are right count: a long answer is not a deep one.
+    #[test]
+    fn answers_are_measured_by_their_right_steps() {
+        let sample = |written: Result<&str, &str>, response: &str, correct| Sample {
+            prompt: "347+86:".to_owned(),
+            written: written.map(str::to_owned).map_err(str::to_owned),
+            response: response.to_owned(),
+            correct,
+        };
+        let long = "7+6+0=13 4+8+1=13 3+0+1=04 #433$";
+        let samples = [
+            sample(Ok(long), long, Some(true)),
+            sample(Ok("7+6+0=13 4+8+0=12 4+8+0=12 4+8+0=12 3+0+1=04 #423$"), long, Some(false)),
+            sample(Err("too long"), "1+1+0=02 #2$", Some(false)),
+            // Neither an answer nor steps.
+            sample(Ok("1+1+0=02 #2$"), "a text", None),
+        ];
+        let SampleMetrics { exact_match, trace_coverage, explanation_depth } = SampleMetrics::of(&samples);
+        let near = |found: Option<f64>, wanted: f64| found.is_some_and(|found| (found - wanted).abs() < 1e-12);
+        assert!(near(exact_match, 1.0 / 3.0) && near(trace_coverage, (1.0 + 2.0 / 3.0) / 3.0), "{trace_coverage:?}");
+        assert!(near(explanation_depth, 5.0 / 3.0), "{explanation_depth:?}");
+        let none = SampleMetrics { exact_match: None, trace_coverage: None, explanation_depth: None };
+        assert_eq!(SampleMetrics::of(&samples[3..]), none);
     }
 }

@@ -6,18 +6,19 @@
 
 use std::{collections::BTreeMap, path::PathBuf};
 
+use codex_provenance::text::counted;
 use codex_reports::exit;
 use serde::Serialize;
 
 use super::{RecordedRun, Rerun};
 use crate::{
+    arguments::named_file,
     atomic_fs,
     error::{CommandError, chain},
     training::{
         TrainError,
-        arguments::named_file,
         checkpoint::{ValidCheckpoint, differing_keys},
-        listing::{counted, some_tensors},
+        listing::some_tensors,
         records::{LedgerRow, StateRow},
         state::{Digests, differing_names},
     },

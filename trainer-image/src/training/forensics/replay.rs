@@ -2,18 +2,18 @@
 
 use std::path::PathBuf;
 
+use codex_provenance::text::counted;
 use codex_reports::exit;
 use serde::Serialize;
 
 use super::{RecordedRun, Rerun};
 use crate::{
+    arguments::named_file,
     atomic_fs::{self, FileError},
     error::CommandError,
     training::{
         TrainError,
-        arguments::named_file,
         data::{Address, DataError},
-        listing::counted,
         objective::Measured,
         records::LedgerRow,
         run::{StepBatches, StepData, StepRollouts, accumulate, accumulate_rollouts, record_loss, scaled},
@@ -151,18 +151,18 @@ impl ReplayStep {
             (None, _) => "the ledger of the run lacks this step".to_owned(),
         })?;
         for ReplayedGroup { record, answers } in rollouts.iter().take(self.show) {
-            atomic_fs::say(&format!("\n{} to {record}:", counted(answers.len() as u64, "answer")))?;
+            atomic_fs::say(&format!("\n{} to {record}:", counted(answers.len(), "answer")))?;
             for ReplayedAnswer { text, reward, advantage, tokens, truncated } in answers {
                 let cut = if *truncated { ", cut off" } else { "" };
-                let tokens = counted(*tokens as u64, "token");
+                let tokens = counted(*tokens, "token");
                 atomic_fs::say(&format!("  reward {reward:.3}, advantage {advantage:+.3}, {tokens}{cut}  {text:?}"))?;
             }
         }
-        atomic_fs::say(&format!("\n{}, highest loss first:", counted(records.len() as u64, "record")))?;
+        atomic_fs::say(&format!("\n{}, highest loss first:", counted(records.len(), "record")))?;
         for ReplayedRecord { record, text, loss, .. } in records.iter().take(self.show) {
             atomic_fs::say(&format!("  {:>10}  {record}  {text}", number(loss)))?;
         }
-        atomic_fs::say(&format!("\n{}, highest gradient norm first:", counted(tensors.len() as u64, "tensor")))?;
+        atomic_fs::say(&format!("\n{}, highest gradient norm first:", counted(tensors.len(), "tensor")))?;
         for (name, norm) in tensors.iter().take(self.show) {
             atomic_fs::say(&format!("  {:>10}  {name}", number(norm)))?;
         }

@@ -10,7 +10,7 @@ use codex_configs::{ConfigError, GrpoSettings, RewardSettings};
 
 use crate::{
     plugins::{Plugin, PluginError},
-    tasks::{Answers, steps, steps_in_order, written_steps},
+    tasks::{Answers, common_in_order, steps, written_steps},
 };
 
 /// Rewards texts. A pure function of text and reference, of one version.
@@ -76,7 +76,7 @@ impl Rewards {
             answer.as_deref().zip(expected.as_deref()).is_some_and(|(answer, it)| self.answers.is_right(answer, it));
         let RewardSettings { correct, format, steps: weight, .. } = self.settings;
         let wanted = steps(reference);
-        let found = if wanted.is_empty() { 0.0 } else { steps_in_order(&wanted, &written_steps(text)) as f64 };
+        let found = if wanted.is_empty() { 0.0 } else { common_in_order(&wanted, &written_steps(text)) as f64 };
         let earned = |holds: bool, reward: f64| if holds { reward } else { 0.0 };
         let total =
             earned(right, correct) + earned(answer.is_some(), format) + weight * found / wanted.len().max(1) as f64;

@@ -1,6 +1,6 @@
 //! Why a run cannot be private as it is configured. Pure.
 
-use crate::training::listing::counted;
+use codex_provenance::text::counted;
 
 /// A mechanism that does not exist.
 #[derive(Debug, thiserror::Error)]

@@ -2,6 +2,7 @@
 
 use aws_lc_rs::rand::fill;
 use codex_configs::{Optimization, Randomness};
+use codex_provenance::text::counted;
 use rand::{RngCore as _, SeedableRng as _};
 use rand_chacha::ChaCha20Rng;
 use sha2::{Digest as _, Sha256};
@@ -10,7 +11,6 @@ use super::{Account, PrivacyError};
 use crate::{
     artifacts::metadata::PrivacyReport,
     training::{
-        listing::counted,
         schedule::scheduled_steps,
         state::{Column, Columns, StateError},
     },

@@ -8,7 +8,7 @@ use std::{
 };
 
 use codex_configs::{Device, Resolved, Training};
-use codex_provenance::{DataDigest, ModelDigest, manifest::Manifest};
+use codex_provenance::{DataDigest, ModelDigest};
 use codex_reports::Failure;
 use jiff::Timestamp;
 
@@ -19,11 +19,14 @@ use crate::{
         environment::{self, Environment, variable},
         errors::{self, ErrorRow},
         ledger::{self, Row as MetricsRow},
-        metadata::{self, BaseModel, Checksums, ControlSurface, Metadata, PrivacyReport, RunMetadata, SafetyReport},
+        metadata::{
+            self, AdoptedModel, BaseModel, Checksums, ControlSurface, Metadata, PrivacyReport, RunMetadata,
+            SafetyReport,
+        },
         reasoning::{self, Reasoning},
     },
     atomic_fs::{self, FileError},
-    model::ModelFiles,
+    model::{ModelFiles, write_hashed},
     training::{Base, TrainError},
 };
 
@@ -89,6 +92,7 @@ impl Artifacts {
             adapter: None,
             privacy: None,
             safety: None,
+            adopted: None,
         };
         atomic_fs::write_json(&self.directory.join(metadata::FILE), &metadata)?;
         Ok(())
@@ -131,12 +135,7 @@ impl Artifacts {
     /// # Errors
     /// When a file operation fails, or `run_metadata.json` cannot be read.
     pub(crate) fn adapter(&self, files: &ModelFiles) -> Result<ModelDigest, TrainError> {
-        let manifest = Manifest::of_files(files)?;
-        let place = self.directory.join("adapter");
-        if Manifest::of_dir(&place).ok().as_ref() != Some(&manifest) {
-            atomic_fs::write_directory(&place, files)?;
-        }
-        let digest = manifest.digest();
+        let digest = write_hashed::<TrainError>(&self.directory.join("adapter"), files)?.digest();
         self.amend(|metadata| metadata.adapter = Some(digest))?;
         Ok(digest)
     }
@@ -155,6 +154,14 @@ impl Artifacts {
     /// When a file operation fails, or `run_metadata.json` cannot be read.
     pub(crate) fn safety(&self, report: SafetyReport) -> Result<(), FileError> {
         self.amend(|metadata| metadata.safety = Some(report))
+    }
+
+    /// Writes whose model the run adopted into `run_metadata.json`.
+    ///
+    /// # Errors
+    /// When a file operation fails, or `run_metadata.json` cannot be read.
+    pub(crate) fn adopted(&self, adopted: AdoptedModel) -> Result<(), FileError> {
+        self.amend(|metadata| metadata.adopted = Some(adopted))
     }
 
     fn amend(&self, change: impl FnOnce(&mut RunMetadata)) -> Result<(), FileError> {

@@ -13,7 +13,7 @@ use codex::{
     run_folder::{Part, RunFolder},
     verify::given::{Given, Outcome},
 };
-use codex_provenance::Sha256;
+use codex_provenance::{Sha256, oms::SIGNATURE};
 use codex_verdict::{Ring, Verdict};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -304,7 +304,7 @@ impl Root {
         let folder = self.folder(&asked.run)?;
         let file = |field, path: &Option<String>| path.as_ref().map(|path| self.inside(field, path)).transpose();
         let key = file("key", &asked.key)?;
-        let inside = folder.model.join(crate::stores::SIGNATURE);
+        let inside = folder.model.join(SIGNATURE);
         let bundle = file("bundle", &asked.bundle)?.or_else(|| inside.is_file().then_some(inside));
         let wrong = |field, right: &str| LookError::Value { field, right: right.to_owned() };
         let fingerprint: Option<Sha256> = asked

@@ -12,8 +12,8 @@ use codex::{
     arguments::{Duration, duration, whole},
     atomic_fs::{self, FileError},
     error::CommandError,
-    wording::counted,
 };
+use codex_provenance::text::counted;
 use codex_reports::exit;
 
 use super::{
@@ -339,7 +339,7 @@ impl Export {
     fn run(self, place: &Place) -> Result<(), SessionsError> {
         let database = Database::read(&place.db)?;
         let with_session = self.session.is_none();
-        let (mut events, mut wrong) = (0, Ok(0));
+        let (mut events, mut wrong) = (0_usize, Ok(0));
         atomic_fs::make_parents(&self.out)?;
         atomic_fs::write_with(&self.out, |file| {
             let mut writer = io::BufWriter::new(file);

@@ -1,22 +1,17 @@
 //! The commands `fetch` and `push`. Use the network, read and write files.
 
-use std::{
-    path::PathBuf,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
-};
+use std::{path::PathBuf, sync::atomic::Ordering};
 
-use codex::{arguments::whole, atomic_fs, error::CommandError};
+use codex::{
+    arguments::whole,
+    atomic_fs,
+    error::CommandError,
+    signals::{Stop, stop_flag_or_exit},
+};
 use codex_provenance::ModelDigest;
 use codex_reports::exit;
-use signal_hook::{
-    consts::{SIGINT, SIGTERM},
-    flag,
-};
 
-use super::{Location, Remote, Stop, StoreError, fetch, push, registry};
+use super::{Location, Remote, StoreError, fetch, push, registry};
 
 /// Fetch a directory from an object store or a registry: a model, a base, a checkpoint or data.
 ///
@@ -142,11 +137,7 @@ impl Push {
 fn finish(
     transfer: impl FnOnce(&tokio::runtime::Runtime, Stop) -> Result<serde_json::Value, StoreError>,
 ) -> Result<i32, CommandError> {
-    let stop = Arc::new(AtomicBool::new(false));
-    flag::register_conditional_shutdown(SIGINT, exit::FAILED, Arc::clone(&stop)).map_err(CommandError::failed)?;
-    for signal in [SIGTERM, SIGINT] {
-        flag::register(signal, Arc::clone(&stop)).map_err(CommandError::failed)?;
-    }
+    let stop = stop_flag_or_exit().map_err(CommandError::failed)?;
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
     let runtime = runtime.map_err(CommandError::failed)?;
     let done = transfer(&runtime, &|| stop.load(Ordering::Relaxed));

@@ -9,15 +9,19 @@ use std::{
     time::Duration,
 };
 
-use codex::atomic_fs::{self, FileError};
+use codex::{
+    atomic_fs::{self, FileError},
+    signals::Stop,
+};
 use codex_provenance::{
     ModelDigest, Sha256,
     manifest::{Manifest, check_paths},
+    oms::SIGNATURE,
 };
 use futures::{StreamExt as _, TryStreamExt as _, stream};
 use object_store::{GetOptions, GetRange, ObjectMeta, ObjectStore as _, ObjectStoreExt as _, path::Path as Key};
 
-use super::{MANIFEST, MAX_MANIFEST, SIGNATURE, Stop, error::StoreError, open::Remote};
+use super::{MANIFEST, MAX_MANIFEST, error::StoreError, open::Remote};
 
 /// Attempts without a byte in between.
 const ATTEMPTS: u32 = 6;

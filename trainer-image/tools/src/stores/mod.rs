@@ -34,12 +34,7 @@ pub use self::{
 
 /// The object with the manifest of a directory.
 pub const MANIFEST: &str = "codex-manifest.json";
-/// The signature of OpenSSF Model Signing inside a model directory. It travels with the files and is none of the model.
-pub const SIGNATURE: &str = "model.sig";
 /// The most bytes of a manifest.
 const MAX_MANIFEST: u64 = 16 << 20;
 /// Bytes that are read at once.
 const BUFFER: usize = 1 << 20;
-
-/// Whether the process is asked to end.
-pub type Stop<'a> = &'a (dyn Fn() -> bool + Sync);

@@ -4,10 +4,10 @@ use std::{
     sync::atomic::{AtomicUsize, Ordering},
 };
 
-use codex_provenance::{ModelDigest, Sha256, manifest::Manifest};
+use codex_provenance::{ModelDigest, Sha256, manifest::Manifest, oms::SIGNATURE};
 
 use super::{
-    Fetched, Location, MANIFEST, Pushed, Remote, SIGNATURE, StoreError, fetch, push,
+    Fetched, Location, MANIFEST, Pushed, Remote, StoreError, fetch, push,
     server::{SECRET, Server},
     upload::PART,
 };

@@ -8,10 +8,11 @@ use std::{
 };
 
 use bytes::Bytes;
-use codex::atomic_fs::FileError;
+use codex::{atomic_fs::FileError, signals::Stop};
 use codex_provenance::{
     ModelDigest, Sha256,
     manifest::{File as Listed, Manifest},
+    oms::SIGNATURE,
 };
 use futures::{StreamExt as _, TryStreamExt as _, stream};
 use object_store::{
@@ -20,7 +21,7 @@ use object_store::{
 };
 use sha2::Digest as _;
 
-use super::{BUFFER, MANIFEST, SIGNATURE, Stop, download, error::StoreError, open::Remote};
+use super::{BUFFER, MANIFEST, download, error::StoreError, open::Remote};
 
 /// Bytes of a part. Stores refuse parts of less than 5 MiB but the last.
 pub(super) const PART: u64 = if cfg!(test) { 64 << 10 } else { 16 << 20 };

@@ -14,9 +14,8 @@ use codex::{
     arguments::{Duration, duration},
     atomic_fs,
     error::CommandError,
-    wording::counted,
 };
-use codex_provenance::Sha256;
+use codex_provenance::{Sha256, text::counted};
 use codex_reports::exit;
 
 use self::verify::Verdict;
@@ -144,7 +143,7 @@ impl VerifyModels {
 impl CleanPartials {
     fn run(self) -> Result<i32, CommandError> {
         let found = partial::find(&self.folder, self.older_than.0)?;
-        let (mut count, mut sum) = (0, 0);
+        let (mut count, mut sum) = (0_usize, 0);
         for (path, bytes) in &found {
             if !self.dry_run && !partial::remove(path)? {
                 continue;

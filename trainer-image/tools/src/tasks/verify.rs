@@ -11,9 +11,7 @@ use codex::{
     error::CommandError,
     verify::given::{Given, Outcome},
 };
-use codex_provenance::{ModelDigest, Sha256, manifest::Manifest};
-
-use crate::stores::SIGNATURE;
+use codex_provenance::{ModelDigest, Sha256, manifest::Manifest, oms::SIGNATURE};
 
 /// The file that every model directory has.
 const CONFIG: &str = "config.json";

@@ -8,10 +8,9 @@ use std::collections::BTreeMap;
 use codex_provenance::{
     ModelDigest, Sha256,
     manifest::{File, Manifest},
+    oms::SIGNATURE,
 };
 use serde::{Deserialize, Serialize};
-
-use super::super::SIGNATURE;
 
 /// The media type of a manifest.
 pub(super) const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";

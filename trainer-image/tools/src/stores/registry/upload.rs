@@ -8,15 +8,18 @@ use std::{
 };
 
 use bytes::Bytes;
-use codex::atomic_fs::{self, FileError};
-use codex_provenance::{ModelDigest, Sha256, manifest::File as Listed};
+use codex::{
+    atomic_fs::{self, FileError},
+    signals::Stop,
+};
+use codex_provenance::{ModelDigest, Sha256, manifest::File as Listed, oms::SIGNATURE};
 use futures::{StreamExt as _, TryStreamExt as _, stream};
 use http::{HeaderMap, HeaderName, Method, StatusCode, header};
 use url::Url;
 
 use super::{
     super::{
-        Location, Pushed, SIGNATURE, Stop,
+        Location, Pushed,
         download::wait,
         error::StoreError,
         upload::{PART, local},

@@ -1,3 +1,0 @@
-//! Numbers in messages. Pure.
-
-pub use codex_provenance::text::counted;
