@@ -38,7 +38,7 @@ async fn a_run_that_asks_for_a_gpu_is_placed_on_the_node_that_has_one() -> Resul
     let installation = team.installation;
     let told = AssertUnwindSafe(async {
         blocking(move || installation.apply_with_variables(&[("CODEX_CUDA_IMAGE", CUDA_IMAGE)])).await?;
-        placed(&team, &nodes, node).await
+        Box::pin(placed(&team, &nodes, node)).await
     })
     .catch_unwind()
     .await;
