@@ -116,7 +116,7 @@ pub(super) fn group(template: &str) -> Result<(&'static str, &'static str, &'sta
     found.ok_or_else(|| unknown(template, TEMPLATES.to_vec()))
 }
 
-/// Returns the error of a template that is none of these.
+/// Returns the error for a template name that is not known.
 fn unknown(template: &str, known: Vec<&'static str>) -> ConfigError {
     let nearest = nearest(template, &known);
     ConfigError::UnknownName { field: "template", name: template.to_owned(), nearest, known }

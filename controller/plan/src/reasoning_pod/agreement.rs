@@ -50,7 +50,8 @@ pub(super) fn is_compared(view: &View<'_>) -> bool {
     compares(view).is_some()
 }
 
-/// Returns for whom copies are signed: this canary of this object, so that a copy for another canary or a shadow is none for it.
+/// Returns the recipient that copies are signed for. It names the object and the revision of its canary, so no other canary or shadow
+/// accepts them.
 fn recipient(view: &View<'_>, held: &RolloutStatus) -> String {
     format!("{}/canary-{}", view.owner.uid, held.revision)
 }
