@@ -20,7 +20,7 @@ use k8s_openapi::{
 };
 use kube::{
     Api, Resource, ResourceExt,
-    api::{DeleteParams, Patch, PatchParams, Preconditions, PropagationPolicy},
+    api::{DeleteParams, ObjectMeta, Patch, PatchParams, Preconditions, PropagationPolicy},
 };
 use serde::{Serialize, de::DeserializeOwned};
 use serde_json::json;
@@ -83,6 +83,14 @@ pub enum ApplyError {
         /// Its name.
         name: String,
     },
+    /// The object has changed since it was observed, which the cache did not show.
+    #[error("the {kind} {name} has changed since it was observed, so nothing is begun for it yet; it is planned again")]
+    Outdated {
+        /// Its kind.
+        kind: String,
+        /// Its name.
+        name: String,
+    },
     /// The child differs from the plan even after it was applied and corrected.
     #[error("{0}; delete it to have it recreated")]
     Unmended(Box<UnmendedChild>),
@@ -110,6 +118,7 @@ impl ApplyError {
             Self::Taken { .. } => "name_taken",
             Self::Ending { .. } => "ending",
             Self::Gone { .. } => "gone",
+            Self::Outdated { .. } => "outdated",
             Self::Unmended(_) => "foreign_fields",
             Self::Seal(source) => source.category(),
             Self::Json { .. } => "encoding",
@@ -121,18 +130,18 @@ impl ApplyError {
         match self {
             Self::Taken { .. } | Self::Unmended(_) => Some(Reason::NameTaken),
             Self::Client { source, .. } => refused(source).then_some(Reason::Refused),
-            Self::Ending { .. } | Self::Gone { .. } | Self::Seal(_) | Self::Json { .. } => None,
+            Self::Ending { .. } | Self::Gone { .. } | Self::Outdated { .. } | Self::Seal(_) | Self::Json { .. } => None,
         }
     }
 }
 
-/// A kind of child.
-trait Child:
+/// An object in a namespace, with its children or as one of them.
+pub trait ApiObject:
     Resource<DynamicType = (), Scope = NamespaceResourceScope> + Clone + Debug + Serialize + DeserializeOwned + 'static
 {
 }
 
-impl<C> Child for C where
+impl<C> ApiObject for C where
     C: Resource<DynamicType = (), Scope = NamespaceResourceScope>
         + Clone
         + Debug
@@ -156,11 +165,7 @@ enum Template {
 ///
 /// # Errors
 /// When a child cannot be applied; the children before it have been applied.
-pub async fn apply<K: Resource<DynamicType = ()>>(
-    context: &Context,
-    object: &K,
-    desired: &Desired,
-) -> Result<(), ApplyError> {
+pub async fn apply<K: ApiObject>(context: &Context, object: &K, desired: &Desired) -> Result<(), ApplyError> {
     let stores = &*context.stores;
     let apply =
         Apply { context, namespace: object.namespace().unwrap_or_default(), owner: object.uid().unwrap_or_default() };
@@ -211,7 +216,7 @@ pub async fn apply<K: Resource<DynamicType = ()>>(
     // The Job of a former run is deleted first: a quota may have room for one.
     apply.prune(&stores.jobs, names(jobs).into_iter().chain(kept_of(KeptKind::Job)).collect()).await?;
     for child in jobs {
-        apply.ensure(&stores.jobs, child, Template::Immutable).await?;
+        apply.ensure_work(object, &stores.jobs, child).await?;
     }
     for name in mounted_bundles {
         apply.hold(name, object.owner_ref(&())).await?;
@@ -247,16 +252,16 @@ pub async fn apply<K: Resource<DynamicType = ()>>(
 ///
 /// # Errors
 /// When one of them cannot be written; those before it have been.
-pub async fn apply_cycles<K: Resource>(context: &Context, object: &K, desired: &Desired) -> Result<(), ApplyError> {
+pub async fn apply_cycles<K: ApiObject>(context: &Context, object: &K, desired: &Desired) -> Result<(), ApplyError> {
     let stores = &*context.stores;
     let apply =
         Apply { context, namespace: object.namespace().unwrap_or_default(), owner: object.uid().unwrap_or_default() };
     let Desired { training_runs, evaluations, reasoning_pods, expired, .. } = desired;
     for child in training_runs {
-        apply.ensure(&stores.training_runs, child, Template::Immutable).await?;
+        apply.ensure_work(object, &stores.training_runs, child).await?;
     }
     for child in evaluations {
-        apply.ensure(&stores.evaluations, child, Template::Immutable).await?;
+        apply.ensure_work(object, &stores.evaluations, child).await?;
     }
     for child in reasoning_pods {
         Box::pin(apply.ensure(&stores.reasoning_pods, child, Template::Immutable)).await?;
@@ -300,29 +305,29 @@ struct Apply<'a> {
 }
 
 impl Apply<'_> {
-    fn api<C: Child>(&self) -> Api<C> {
+    fn api<C: ApiObject>(&self) -> Api<C> {
         Api::namespaced(self.context.client.clone(), &self.namespace)
     }
 
     /// Whether this version of a child is known to be as planned.
-    fn is_known<C: Child>(&self, live: &C, planned: &C) -> bool {
+    fn is_known<C: ApiObject>(&self, live: &C, planned: &C) -> bool {
         self.context.known.holds(live, self.fact(planned), || false)
     }
 
     /// Remembers that this version of a child is as planned.
-    fn learn<C: Child>(&self, live: &C, planned: &C) {
+    fn learn<C: ApiObject>(&self, live: &C, planned: &C) {
         self.context.known.holds(live, self.fact(planned), || true);
     }
 
     /// The fact that a child of the object is as planned. What objects share is as planned for all of them.
-    fn fact<C: Child>(&self, planned: &C) -> impl Hash {
+    fn fact<C: ApiObject>(&self, planned: &C) -> impl Hash {
         let owner = controller(planned).map(|_| self.owner.clone());
         // What JSON cannot represent is never as planned.
         ("as planned", owner, serde_json::to_vec(planned).unwrap_or_default())
     }
 
     /// Ensures a child that the objects of the namespace share.
-    async fn share<C: Child + Names>(&self, store: &Cache<C>, child: &C) -> Result<(), ApplyError> {
+    async fn share<C: ApiObject + Names>(&self, store: &Cache<C>, child: &C) -> Result<(), ApplyError> {
         let cached = get(store, &self.namespace, &child.name_any());
         if cached.is_some_and(|live| self.is_known(&*live, child)) {
             return Ok(());
@@ -331,7 +336,35 @@ impl Apply<'_> {
         self.ensure(store, child, Template::None).await
     }
 
-    async fn ensure<C: Child + Names>(
+    /// Ensures a child that works, a Job or an object of a cycle. It is created only for the object as the API server has it: a cache that
+    /// is late may lack the end that the status records, and work that has ended would begin again.
+    async fn ensure_work<K: ApiObject, C: ApiObject + Names>(
+        &self,
+        object: &K,
+        store: &Cache<C>,
+        child: &C,
+    ) -> Result<(), ApplyError> {
+        if get(store, &self.namespace, &child.name_any()).is_none() {
+            self.check_current(object).await?;
+        }
+        self.ensure(store, child, Template::Immutable).await
+    }
+
+    /// Checks that an object is as the API server has it.
+    async fn check_current<K: ApiObject>(&self, object: &K) -> Result<(), ApplyError> {
+        let (kind, name) = (K::kind(&()).into_owned(), object.name_any());
+        let live = match self.api::<K>().get_metadata_opt(&name).await {
+            Ok(live) => live,
+            Err(source) => return Err(ApplyError::Client { kind, name, verb: "read", source: Box::new(source) }),
+        };
+        let version = |meta: &ObjectMeta| (meta.uid.clone(), meta.resource_version.clone());
+        if live.is_none_or(|live| version(&live.metadata) != version(object.meta())) {
+            return Err(ApplyError::Outdated { kind, name });
+        }
+        Ok(())
+    }
+
+    async fn ensure<C: ApiObject + Names>(
         &self,
         store: &Cache<C>,
         child: &C,
@@ -429,11 +462,11 @@ impl Apply<'_> {
     }
 
     /// Returns the children of a kind that the object has.
-    fn owned<C: Child + Names>(&self, store: &Cache<C>) -> Vec<Arc<C>> {
+    fn owned<C: ApiObject + Names>(&self, store: &Cache<C>) -> Vec<Arc<C>> {
         store.naming(&self.namespace, &Name::Owner(self.owner.clone()))
     }
 
-    async fn prune<C: Child + Names>(&self, store: &Cache<C>, keep: BTreeSet<String>) -> Result<(), ApplyError> {
+    async fn prune<C: ApiObject + Names>(&self, store: &Cache<C>, keep: BTreeSet<String>) -> Result<(), ApplyError> {
         let goes = self.owned(store).into_iter().filter(|child| {
             child.meta().deletion_timestamp.is_none()
                 && is_controlled_by(&**child, &self.owner)
@@ -490,7 +523,7 @@ impl Apply<'_> {
     }
 
     /// Deletes an object of a cycle.
-    async fn expire<C: Child + Names>(&self, store: &Cache<C>, name: &str, uid: &str) -> Result<(), ApplyError> {
+    async fn expire<C: ApiObject + Names>(&self, store: &Cache<C>, name: &str, uid: &str) -> Result<(), ApplyError> {
         self.delete::<C>(name, Some(uid.to_owned())).await?;
         if let Some(live) = get(store, &self.namespace, name).filter(|live| live.meta().uid.as_deref() == Some(uid)) {
             caught_up_deleted(store, &*live).await;
@@ -514,7 +547,7 @@ impl Apply<'_> {
     }
 
     /// Deletes an object, if it exists and has this uid.
-    async fn delete<C: Child>(&self, name: &str, uid: Option<String>) -> Result<(), ApplyError> {
+    async fn delete<C: ApiObject>(&self, name: &str, uid: Option<String>) -> Result<(), ApplyError> {
         let kind = C::kind(&()).into_owned();
         let params = DeleteParams {
             propagation_policy: Some(PropagationPolicy::Background),

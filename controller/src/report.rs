@@ -41,10 +41,12 @@ struct Body<'a, S> {
 }
 
 #[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
 struct BodyMetadata<'a> {
     name: &'a str,
     namespace: &'a str,
     uid: Option<&'a str>,
+    resource_version: Option<&'a str>,
 }
 
 /// What is read of the answer.
@@ -56,7 +58,7 @@ struct Written {
 /// Writes the status of a plan, if it differs from the status of `object`. Returns the resource version that has it.
 ///
 /// # Errors
-/// When the API server refuses the status.
+/// When the API server refuses the status, for example because the object has changed since it was observed.
 pub async fn status<K: Observe>(
     context: &Context,
     object: &K,
@@ -72,11 +74,17 @@ pub async fn status<K: Observe>(
         }
     }
     let (namespace, name, uid) = (object.namespace().unwrap_or_default(), object.name_any(), object.uid());
-    // The uid keeps the status from being written to a new object of the same name.
+    // The uid keeps the status from being written to a new object of the same name, and the version keeps what a late cache shows from
+    // replacing what was recorded since.
     let body = Body {
         api_version: K::api_version(&()),
         kind: K::kind(&()),
-        metadata: BodyMetadata { name: &name, namespace: &namespace, uid: uid.as_deref() },
+        metadata: BodyMetadata {
+            name: &name,
+            namespace: &namespace,
+            uid: uid.as_deref(),
+            resource_version: object.meta().resource_version.as_deref(),
+        },
         status,
     };
     let params = PatchParams::apply(STATUS_MANAGER).force();

@@ -209,7 +209,7 @@ pub fn get<K: Names>(cache: &Cache<K>, namespace: &str, name: &str) -> Option<Ar
 }
 
 /// Waits until a cache shows `written` or a newer version, so that the next observation does not miss it. Gives up after a
-/// few seconds: an outdated observation costs at most a needless write.
+/// few seconds: what an outdated observation must not begin or overwrite, the API server is asked about.
 pub async fn caught_up<K: Names>(cache: &Cache<K>, written: &ObjectMeta) {
     let version = |meta: &ObjectMeta| meta.resource_version.as_ref().and_then(|version| version.parse::<u64>().ok());
     let reference = reference(written);

@@ -65,6 +65,32 @@ async fn a_job_that_was_to_be_changed_and_is_gone_is_not_created_again() {
     assert!(world.api.object(job).is_none());
 }
 
+/// The cache of runs is late: it shows neither that a run has ended nor what its status records of that.
+#[tokio::test]
+async fn what_a_late_cache_does_not_show_is_neither_begun_again_nor_overwritten() {
+    let world = World::new().await;
+    let (path, job) = (path("trainingruns", "a"), "/apis/batch/v1/namespaces/team/jobs/codex-t-a");
+    world.api.put(&path, run("a"));
+    world.reconcile::<TrainingRun>("a").await.1.unwrap();
+    let mut ended = world.api.object(&path).unwrap();
+    ended["status"]["completedAt"] = json!("2026-03-01T00:00:00Z");
+    world.api.put_unseen(&path, world.sealed::<TrainingRun>(ended.clone()));
+    // Its Job still exists, and the status that is planned from it is not written.
+    let mut suspended = world.api.object(job).unwrap();
+    suspended["status"] = json!({"active": 1, "startTime": "2026-03-01T00:00:00Z"});
+    world.api.put(job, suspended);
+    let (requests, result) = world.reconcile::<TrainingRun>("a").await;
+    assert!(requests.iter().any(|line| line.starts_with(&format!("PATCH {path}/status"))), "{requests:?}");
+    assert_eq!(result.unwrap_err().category(), "conflict");
+    assert_eq!(world.api.object(&path).unwrap()["status"]["completedAt"], ended["status"]["completedAt"]);
+    // Somebody deletes the Job, and it is not created again.
+    world.api.remove(job);
+    let (requests, result) = world.reconcile::<TrainingRun>("a").await;
+    assert_eq!(requests.last(), Some(&format!("GET {path}")), "{requests:?}");
+    assert_eq!(result.unwrap_err().category(), "outdated");
+    assert!(world.api.object(job).is_none());
+}
+
 #[tokio::test]
 async fn bundles_are_owned_by_who_serves_them_and_outlive_their_run() {
     let world = World::new().await;

@@ -53,6 +53,7 @@ async fn an_evaluation_waits_for_its_run_and_then_writes_a_config_map_a_job_and_
             "GET /apis/networking.k8s.io/v1/namespaces/team/networkpolicies/codex-workers".to_owned(),
             "PATCH /apis/networking.k8s.io/v1/namespaces/team/networkpolicies/codex-workers as codex-controller"
                 .to_owned(),
+            format!("GET {}", path("evaluations", "e")),
             "GET /apis/batch/v1/namespaces/team/jobs/codex-e-e".to_owned(),
             "PATCH /apis/batch/v1/namespaces/team/jobs/codex-e-e as codex-controller".to_owned(),
             format!("PATCH {}/status as codex-controller/status force", path("evaluations", "e")),

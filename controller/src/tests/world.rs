@@ -180,6 +180,12 @@ impl Api {
                 if meant.is_some_and(|uid| live.as_ref().is_none_or(|live| live["metadata"]["uid"] != *uid)) {
                     return failure(409, "Conflict");
                 }
+                let version = body.pointer("/metadata/resourceVersion").filter(|version| !version.is_null());
+                if version
+                    .is_some_and(|known| live.as_ref().is_none_or(|live| live["metadata"]["resourceVersion"] != *known))
+                {
+                    return failure(409, "Conflict");
+                }
                 let mut object = live.unwrap_or(json!({}));
                 merge(&mut object, body);
                 if let Some((pointer, value)) = held.admission.get(&object_path) {
@@ -213,6 +219,14 @@ impl Api {
         let mut held = self.0.lock().unwrap();
         let object = held.objects.remove(path).unwrap();
         held.feed(&object, true);
+    }
+
+    /// Replaces an object, which the caches do not show.
+    pub(super) fn put_unseen(&self, path: &str, object: Value) {
+        let mut held = self.0.lock().unwrap();
+        let writers = held.writers.take();
+        held.store(path, object);
+        held.writers = writers;
     }
 
     /// Removes an object, which the caches do not show.

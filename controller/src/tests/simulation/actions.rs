@@ -19,7 +19,13 @@ impl Simulator {
     /// A pod reports, ends, fails, lies or vanishes.
     pub(super) fn pod_acts(&mut self) {
         let running = self.running();
-        let Some(pod) = self.pick(&running) else { return self.begin("no pod is at work") };
+        let Some(pod) = self.pick(&running) else {
+            return if self.chance(10) {
+                self.resize("trainingruns", "cot");
+            } else {
+                self.begin("no pod is at work");
+            };
+        };
         let now = self.now();
         match self.random.random_range(0..100) {
             0..20 => {
@@ -107,6 +113,7 @@ impl Simulator {
                     }
                 });
             }
+            40..48 if plural != "reasoningpods" => self.resize(plural, name),
             30..50 => {
                 self.begin(format!("a user labels {name}"));
                 let value = self.random.random_range(0..9).to_string();

@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 
 use super::{
     invariants::{self, contents, is_alike, is_good},
-    make,
+    make, pod_settings,
     server::{NAMESPACE, Server},
 };
 
@@ -181,15 +181,30 @@ fn state(pod: &mut Value, phase: &str, state: &Value) {
     }]});
 }
 
-/// Acts as the kubelet: every pod that waits starts.
+/// Acts as the scheduler and the kubelet: every pod that waits starts if it fits a node, or is told that it fits none.
 pub(super) fn start_pods(server: &mut Server, now: Timestamp) {
     for path in server.of_kind("Pod") {
         let mut pod = server.objects[&path].clone();
-        if pod["status"]["phase"] == "Pending" {
+        if pod["status"]["phase"] != "Pending" {
+            continue;
+        }
+        if pod_settings::fits(server, &pod) {
             state(&mut pod, "Running", &json!({"running": {"startedAt": now}}));
+            server.put(&path, pod);
+        } else if pod["status"]["conditions"].is_null() {
+            pod["status"]["conditions"] = json!([{
+                "type": "PodScheduled", "status": "False", "reason": "Unschedulable",
+                "message": "0/1 nodes are available: 1 node(s) didn't match Pod's node affinity/selector.",
+            }]);
             server.put(&path, pod);
         }
     }
+}
+
+/// Returns when the container of a pod started.
+pub(super) fn started_at(pod: &Value) -> Option<Timestamp> {
+    let state = &pod["status"]["containerStatuses"][0]["state"];
+    ["running", "terminated"].iter().find_map(|of| state[*of]["startedAt"].as_str()?.parse().ok())
 }
 
 /// Ends a running pod.

@@ -21,6 +21,9 @@
 //! | 17 | The read of a verdict is counted before the verdict is published, once and under a number of its own | at each write |
 //! | 18 | What servers mount outlives its run | when garbage is collected |
 //! | 19 | The policy that trainers and evaluators share is there while a Job may have pods, and goes with the last object | at the end |
+//! | 20 | A Job has the settings of pods that the spec of its owner had at one time | at each write |
+//! | 21 | The Job of a run is not deleted after a pod of it has started | at each write |
+//! | 22 | Settings that change before a pod starts are those that it starts with; equal ones, written otherwise, replace no Job | when everything works again |
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -28,8 +31,10 @@ use base64::{Engine, engine::general_purpose::STANDARD};
 use codex_provenance::Sha256;
 use serde_json::{Value, json};
 
-use super::server::{NAMESPACE, Sender, Server};
-use crate::tests::simulation::make;
+use super::{
+    cluster, make, pod_settings,
+    server::{NAMESPACE, Sender, Server},
+};
 
 /// What the simulation knows beyond what the objects say.
 #[derive(Default)]
@@ -44,6 +49,8 @@ pub(super) struct Known {
     reads: BTreeMap<(String, i64), String>,
     /// The digests that servers of each object reported.
     pub(super) verified: BTreeSet<(String, String)>,
+    /// The settings of pods that the spec of each run and each Evaluation has had, by its uid.
+    settings: BTreeMap<String, Vec<Value>>,
 }
 
 /// Returns the contents of the model that the run with this uid trains.
@@ -123,6 +130,7 @@ pub(super) fn check_write(
     }
     match (kind, before, after) {
         ("Job", None, Some(job)) => check_job(server, path, job, &mut wrong),
+        ("Job", Some(job), None) => check_deleted_job(server, job, &mut wrong),
         ("ConfigMap", None, Some(bundle)) if bundle["data"]["bundle.json"].is_string() => {
             check_bundle(server, name, bundle, &mut wrong);
         }
@@ -140,7 +148,18 @@ fn is_shared(path: &str) -> bool {
     path.ends_with("/networkpolicies/codex-workers")
 }
 
-/// Invariants 4 and 5.
+/// Remembers the settings of pods that an object has.
+pub(super) fn note_settings(known: &mut Known, object: &Value) {
+    if object["kind"] == "TrainingRun" || object["kind"] == "Evaluation" {
+        let uid = object["metadata"]["uid"].as_str().unwrap_or_default();
+        let (had, now) = (known.settings.entry(uid.to_owned()).or_default(), pod_settings::of_object(object));
+        if !had.contains(&now) {
+            had.push(now);
+        }
+    }
+}
+
+/// Invariants 4, 5 and 20.
 fn check_job(server: &Server, path: &str, job: &Value, wrong: &mut Vec<String>) {
     let Some(owner) = Server::owner(job) else { return };
     if server.known.finished.contains(owner) {
@@ -152,6 +171,24 @@ fn check_job(server: &Server, path: &str, job: &Value, wrong: &mut Vec<String>) 
         .find(|(other, object)| *other != path && object["kind"] == "Job" && Server::owner(object) == Some(owner));
     if let Some((other, _)) = other {
         wrong.push(format!("an object has at most one Job, but {owner} has {other} and gets {path}"));
+    }
+    let settings = pod_settings::of_job(job);
+    if !server.known.settings.get(owner).is_some_and(|had| had.contains(&settings)) {
+        wrong.push(format!("the Job {path} has settings of pods that {owner} never had: {settings}"));
+    }
+}
+
+/// Invariant 21. What a controller has read may be late, but not by more than a leader may be that is about to lose its Lease.
+fn check_deleted_job(server: &Server, job: &Value, wrong: &mut Vec<String>) {
+    let of_run = |owner: &&str| {
+        server.objects.values().any(|it| it["metadata"]["uid"] == **owner && it["kind"] == "TrainingRun")
+    };
+    let Some(owner) = Server::owner(job).filter(of_run) else { return };
+    let own = |object: &&Value| object["kind"] == "Pod" && Server::owner(object) == job["metadata"]["uid"].as_str();
+    let started = server.objects.values().filter(own).filter_map(cluster::started_at).min();
+    let late = 2 * server.timing().duration();
+    if let Some(started) = started.filter(|at| server.now().duration_since(*at).unsigned_abs() > late) {
+        wrong.push(format!("the Job of {owner} is deleted after a pod of it has started, at {started}"));
     }
 }
 

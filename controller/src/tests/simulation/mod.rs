@@ -1,6 +1,6 @@
 //! A simulated cluster, driven by a seed: two processes of the controller compete for the Lease while requests fail, answers get
-//! lost, watches are late or cut, processes end and stand still, clocks differ, pods fail, lie, vanish and hang, and users change,
-//! suspend, delete and recreate objects. [`invariants`] lists what holds nevertheless.
+//! lost, watches are late or cut, processes end and stand still, clocks differ, pods fail, lie, vanish, hang and fit no node, and users
+//! change, suspend, delete and recreate objects. [`invariants`] lists what holds nevertheless.
 //!
 //! The Lease lasts as long as by default with even seeds, and as long as with high availability with odd ones.
 //!
@@ -18,6 +18,7 @@ mod invariants;
 #[path = "../../../plan/tests/plans/make.rs"]
 #[allow(dead_code, clippy::unwrap_used, reason = "these values are shared with the tests of plans")]
 mod make;
+mod pod_settings;
 mod process;
 mod sabotage;
 mod server;

@@ -3,6 +3,8 @@
 use http::{Method, request::Parts};
 use serde_json::{Value, json};
 
+use super::server::NAMESPACE;
+
 /// How a plan is broken.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) enum Sabotage {
@@ -27,6 +29,12 @@ pub(super) enum Sabotage {
     SkipCanary,
     /// The ledger of reads is written without the reads.
     DropReads,
+    /// The pods of Jobs get a priority that nobody chose.
+    MixSettings,
+    /// The Job of a run is deleted while its trainer is at work.
+    DropStarted,
+    /// No Job is deleted.
+    KeepJobs,
 }
 
 impl Sabotage {
@@ -41,7 +49,15 @@ impl Sabotage {
         (Self::RestlessStatus, "writes nothing"),
         (Self::SkipCanary, "what their canary tries"),
         (Self::DropReads, "published before its read was counted"),
+        (Self::MixSettings, "never had"),
+        (Self::DropStarted, "after a pod of it has started"),
+        (Self::KeepJobs, "changed before its pod started"),
     ];
+
+    /// Whether a request is answered, and not carried out.
+    pub(super) fn swallows(self, parts: &Parts) -> bool {
+        self == Self::KeepJobs && parts.method == Method::DELETE && parts.uri.path().contains("/jobs/")
+    }
 
     /// Changes a request, and returns requests that are sent after it.
     pub(super) fn apply(self, parts: &Parts, body: &mut Value) -> Vec<(Method, String, Value)> {
@@ -92,6 +108,17 @@ impl Sabotage {
             }
             Self::DropReads if kind == "ConfigMap" && body["data"]["reads.json"].is_string() => {
                 body["data"]["reads.json"] = json!(r#"{"total":0,"newest":[]}"#);
+            }
+            Self::MixSettings if kind == "Job" => {
+                body["spec"]["template"]["spec"]["priorityClassName"] = json!("size-9");
+            }
+            Self::DropStarted
+                if kind == "TrainingRun"
+                    && body["status"]["progress"].is_object()
+                    && body["status"]["completedAt"].is_null() =>
+            {
+                let job = format!("/apis/batch/v1/namespaces/{NAMESPACE}/jobs/codex-t-cot");
+                return vec![(Method::DELETE, job, Value::Null)];
             }
             Self::RestlessStatus if path.ends_with("/status") && kind == "TrainingRun" => {
                 if let Some(condition) = body.pointer_mut("/status/conditions/0/message") {

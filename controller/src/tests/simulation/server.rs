@@ -9,6 +9,7 @@ use std::{
 
 use http::{Method, Request, Response, StatusCode, request::Parts};
 use http_body_util::BodyExt;
+use jiff::Timestamp;
 use kube::{Client, client::Body};
 use serde_json::{Value, json};
 use tokio::time::sleep;
@@ -65,6 +66,8 @@ pub(super) struct Server {
     pub(super) changes: Vec<Change>,
     /// Of 1,000 requests, how many meet a fault.
     pub(super) faults: u64,
+    /// Whether there is a node for pods of every size.
+    pub(super) every_size: bool,
     /// The seed of the run, and the step that it has reached.
     pub(super) seed: u64,
     pub(super) step: u64,
@@ -96,6 +99,7 @@ impl Shared {
             version: 0,
             changes: Vec::new(),
             faults: 0,
+            every_size: false,
             seed,
             step: 0,
             repeated: BTreeMap::new(),
@@ -134,6 +138,9 @@ impl Shared {
         let bytes = body.collect().await?.to_bytes();
         let mut body = serde_json::from_slice(&bytes).unwrap_or(Value::Null);
         let more = sabotage.apply(&parts, &mut body);
+        if sabotage.swallows(&parts) {
+            return Ok(response(StatusCode::OK, &success()));
+        }
         let process = sender.process;
         let fault = self.lock().fault(process, &parts);
         match fault {
@@ -173,6 +180,10 @@ fn response(code: StatusCode, answer: &Value) -> Response<Body> {
     Response::builder().status(code).body(Body::from(serde_json::to_vec(answer).unwrap())).unwrap()
 }
 
+fn success() -> Value {
+    json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success"})
+}
+
 fn failure(parts: &Parts, code: u16, reason: &str) -> (StatusCode, Value) {
     refusal(&parts.method, parts.uri.path(), code, reason)
 }
@@ -197,6 +208,11 @@ impl Server {
     /// Returns the times of the Lease: those of one controller, or those of the overlay for high availability.
     pub(super) fn timing(&self) -> Timing {
         if self.seed.is_multiple_of(2) { Timing::default() } else { Timing::lasting(AVAILABLE) }
+    }
+
+    /// Returns the time.
+    pub(super) fn now(&self) -> Timestamp {
+        self.clock.now()
     }
 
     /// Begins the next step.
@@ -337,10 +353,7 @@ impl Server {
         let Some(next) = next else {
             invariants::check_write(self, process, &target, live.as_ref(), None);
             self.remove(&target);
-            return (
-                StatusCode::OK,
-                json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success"}),
-            );
+            return (StatusCode::OK, success());
         };
         invariants::check_write(self, process, &target, live.as_ref(), Some(&next));
         (StatusCode::OK, self.put(&target, next))
@@ -376,11 +389,12 @@ impl Server {
         let metadata = object["metadata"].as_object_mut().unwrap();
         metadata.entry("uid").or_insert(uid);
         let created =
-            before.as_ref().map_or_else(|| json!(self.clock.now()), |it| it["metadata"]["creationTimestamp"].clone());
+            before.as_ref().map_or_else(|| json!(self.now()), |it| it["metadata"]["creationTimestamp"].clone());
         metadata.entry("creationTimestamp").or_insert(created);
         metadata.entry("namespace").or_insert(json!(NAMESPACE));
         metadata.insert("generation".to_owned(), json!(if same { generation } else { generation + 1 }));
         metadata.insert("resourceVersion".to_owned(), json!(self.version.to_string()));
+        invariants::note_settings(&mut self.known, &object);
         self.objects.insert(path.to_owned(), object.clone());
         self.changes.push(Change { before, after: Some(object.clone()) });
         object

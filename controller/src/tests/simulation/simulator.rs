@@ -22,7 +22,7 @@ use tower::ServiceExt;
 use super::{
     cluster::{self, PodView},
     invariants::check_end,
-    make,
+    make, pod_settings,
     process::{Delivery, Process},
     sabotage::Sabotage,
     server::{NAMESPACE, Server, Shared},
@@ -326,18 +326,26 @@ impl Simulator {
         self.server.lock().put(&path, object);
     }
 
+    /// A user changes an object, unless the API server refuses it.
     pub(super) fn edit(&mut self, path: &str, edit: impl FnOnce(&mut Value)) {
         let mut server = self.server.lock();
-        if let Some(mut object) = server.objects.get(path).cloned() {
+        if let Some(before) = server.objects.get(path).cloned() {
+            let mut object = before.clone();
             edit(&mut object);
-            server.put(path, object);
+            match pod_settings::refusal(&before, &object) {
+                Some(why) => server.log.push(format!("  the change is refused: {why}")),
+                None => drop(server.put(path, object)),
+            }
         }
     }
 
     /// Ends all faults, lets all pods succeed from here on, and waits until nothing is written any more.
     async fn settle(&mut self) -> Result<(), String> {
         self.begin("everything works again");
-        self.server.lock().faults = 0;
+        {
+            let mut server = self.server.lock();
+            (server.faults, server.every_size) = (0, true);
+        }
         for process in &mut self.processes {
             process.paused_until = Instant::now();
             process.clock.set_ahead(0);
@@ -359,6 +367,7 @@ impl Simulator {
             });
         }
         self.calm().await?;
+        self.resize_before_the_start().await?;
         // What is served is replaced once more, by a canary if the spec says so.
         self.begin("a user changes spec.serving");
         self.edit(&object_path("reasoningpods", "rc"), |object| {

@@ -419,7 +419,10 @@ fn assert_states_have_the_bits_of_training<N: Dtype>(config: &ModelConfig) {
     let state = state(config, 3);
     let (tokens, hidden) = (words(45, 9), config.hidden_size);
     let mut engine = CpuEngine::<N>::new(config, state.clone(), Settings::default()).unwrap();
-    let whole = engine.hidden_states(&Packed::new([(&tokens[..], 1)])).unwrap();
+    // The last token of a packed sequence is a target only, so one more is needed to have the states of all.
+    let longer: Vec<u32> = tokens.iter().copied().chain([0]).collect();
+    let whole = engine.hidden_states(&Packed::new([(&longer[..], 1)])).unwrap();
+    assert_eq!(whole.len(), tokens.len() * hidden);
     let bits = |numbers: &[f32]| numbers.iter().map(|x| x.to_bits()).collect::<Vec<_>>();
     for rows in [512, 7, 1] {
         for prompt in [1, 33, 45] {
