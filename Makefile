@@ -14,6 +14,9 @@ PROGRAMS = $(CARGO_TARGET_DIR)/$(HOST)/release
 IMAGES = $(CACHE)/images
 # Always the whole workspace: building one crate alone selects other features of its dependencies and compiles them again.
 BUILD := cargo build --release --locked --workspace --bins
+# Tests compile the two programs in many units, which two cores do side by side. The images have one unit of each, for their size.
+TEST := cargo test --release --locked --workspace --config profile.release.package.codex.codegen-units=16 \
+	--config profile.release.package.codex-controller.codegen-units=16
 # The two images and their size limits in bytes, unpacked. The tokenizers and chat templates of pretrained models are in `codex`.
 IMAGE_NAMES := codex codex-controller
 codex_LIMIT := 45000000
@@ -296,7 +299,7 @@ test: root prerequisites ## runs every check and test, including those on a real
 	section "Lints of tests that run when named" cargo clippy --locked --workspace --test '*' -- --deny warnings
 	section "Programs and images" $(MAKE) image REGISTRY=
 	built=$$passed
-	section "Tests that need no cluster" cargo test --release --locked --workspace --no-fail-fast
+	section "Tests that need no cluster" $(TEST) --no-fail-fast
 	if [ "$$built" = no ]; then
 		not_run "Tests on the cluster" "the programs and images were not built"
 		exit 1
@@ -312,7 +315,7 @@ test: root prerequisites ## runs every check and test, including those on a real
 		not_run "Tests on the cluster" "the cluster is not up"
 		exit 1
 	fi
-	section "Tests on the cluster" cargo test --release --locked --workspace --no-fail-fast --test e2e --test rights
+	section "Tests on the cluster" $(TEST) --no-fail-fast --test e2e --test rights
 
 test-isa: prerequisites ## runs the numeric tests under every CODEX_MAX_CPU_ISA that this processor has
 	@has() { for flag in "$$@"; do grep -qw "$$flag" /proc/cpuinfo || return 1; done; }
@@ -328,7 +331,7 @@ test-isa: prerequisites ## runs the numeric tests under every CODEX_MAX_CPU_ISA 
 	done
 	for isa in "$${run[@]}"; do
 		printf '\n=== CODEX_MAX_CPU_ISA=%s\n' "$$isa"
-		CODEX_MAX_CPU_ISA="$$isa" cargo test --release --locked --workspace --lib -- \
+		CODEX_MAX_CPU_ISA="$$isa" $(TEST) --lib -- \
 			candle:: cpu:: model:: optim:: tests:: training:: evaluation:: || failed+=("$$isa")
 	done
 	for isa in "$${missing[@]}"; do
@@ -352,7 +355,7 @@ test-helm: root prerequisites ## compares the Helm chart with kustomize; install
 	if $(CLUSTER_COMMAND) kubeconfig >/dev/null 2>&1; then started=before; else started=here; fi
 	[ "$$started" = before ] || $(CLUSTER_COMMAND) up
 	status=0
-	HELM="$(HELM)" cargo test --release --locked --workspace --test helm || status=$$?
+	HELM="$(HELM)" $(TEST) --test helm || status=$$?
 	[ "$$started" = before ] || $(CLUSTER_COMMAND) down
 	exit "$$status"
 
@@ -402,7 +405,7 @@ endef
 
 test-cosign: prerequisites ## verifies every kind of bundle with cosign, offline, signed with a key and without one; needs no cluster
 	@$(install-sigstore)
-	cargo test --release --locked --workspace --test sigstore -- --test-threads=1 cosign::
+	$(TEST) --test sigstore -- --test-threads=1 cosign::
 
 test-keyless: root prerequisites ## signs without a key through Fulcio, Rekor and a timestamp authority, which it builds, and runs the chain on the local cluster
 	@$(install-sigstore)
@@ -413,7 +416,7 @@ test-keyless: root prerequisites ## signs without a key through Fulcio, Rekor an
 	[ "$$started" = before ] || $(CLUSTER_COMMAND) up
 	status=0
 	# One at a time: a timestamp authority has a fixed port for its metrics.
-	cargo test --release --locked --workspace --test sigstore -- --test-threads=1 || status=$$?
+	$(TEST) --test sigstore -- --test-threads=1 || status=$$?
 	[ "$$started" = before ] || $(CLUSTER_COMMAND) down
 	exit "$$status"
 
@@ -423,7 +426,7 @@ $(MAKE) image REGISTRY=
 if $(CLUSTER_COMMAND) kubeconfig >/dev/null 2>&1; then started=before; else started=here; fi
 [ "$$started" = before ] || $(CLUSTER_COMMAND) up
 status=0
-cargo test --release --locked --workspace --test $(1) || status=$$?
+$(TEST) --test $(1) || status=$$?
 [ "$$started" = before ] || $(CLUSTER_COMMAND) down
 exit "$$status"
 endef
@@ -457,16 +460,16 @@ COMPOSE_GO_VERSION := v2.16.2
 COMPOSE_GO = $(CACHE)/compose-go-$(COMPOSE_GO_VERSION)/cmd
 test-compose: prerequisites ## runs the services of compose.yaml as processes, and checks the file with the reference implementation of the Compose specification
 	@$(call install-go,$(COMPOSE_GO),github.com/compose-spec/compose-go/v2/cmd@$(COMPOSE_GO_VERSION))
-	COMPOSE_GO="$(COMPOSE_GO)" cargo test --release --locked --workspace --test compose -- --include-ignored
+	COMPOSE_GO="$(COMPOSE_GO)" $(TEST) --test compose -- --include-ignored
 
 SIMULATION_SEEDS ?= 10000
 simulate: prerequisites ## runs the controller in SIMULATION_SEEDS=10000 simulated clusters with faults; a seed that fails is printed
-	@CODEX_SIMULATION_SEEDS="$(SIMULATION_SEEDS)" cargo test --release --locked --workspace --lib -- \
+	@CODEX_SIMULATION_SEEDS="$(SIMULATION_SEEDS)" $(TEST) --lib -- \
 		simulation::nothing_is_lost --nocapture
 
 STATISTICS_TRIALS ?= 10000
 test-statistics: prerequisites ## measures how often each kind of gate passes by chance, in STATISTICS_TRIALS=10000 seeded trials of each
-	@CODEX_STATISTICS_TRIALS="$(STATISTICS_TRIALS)" cargo test --release --locked --workspace --test statistics -- --nocapture
+	@CODEX_STATISTICS_TRIALS="$(STATISTICS_TRIALS)" $(TEST) --test statistics -- --nocapture
 
 MINUTES ?= 10
 chaos: root prerequisites ## lets seeded faults happen to the local cluster for MINUTES=10; SEED= replays them, FAULTS=a,b chooses kinds
@@ -479,7 +482,7 @@ chaos: root prerequisites ## lets seeded faults happen to the local cluster for 
 
 FUZZ_SECONDS ?= 60
 fuzz: prerequisites ## gives mutated inputs to everything that reads bytes of others, for FUZZ_SECONDS=60 each
-	@CODEX_FUZZ_SECONDS="$(FUZZ_SECONDS)" cargo test --release --locked --workspace --lib -- fuzz:: --nocapture
+	@CODEX_FUZZ_SECONDS="$(FUZZ_SECONDS)" $(TEST) --lib -- fuzz:: --nocapture
 
 DENY_VERSION := 0.20.2
 DENY = $(CACHE)/cargo-deny-$(DENY_VERSION)/bin/cargo-deny
@@ -555,9 +558,9 @@ test-clients: prerequisites ## tries OpenAI's clients for Python and JavaScript 
 		rm -rf "$$folder"
 	fi
 	export CLIENTS_PYTHON="$$venv/bin/python" CLIENTS_NODE_PATH="$(OPENAI_JS)/node_modules"
-	cargo test --release --locked --workspace --lib -- \
+	$(TEST) --lib -- \
 		--ignored openai_client tensorboard_mlflow_and_wandb mlflow_server notebook opentelemetry_collector ml_boms_are_valid
-	cargo test --release --locked --workspace --test mcp -- --ignored
+	$(TEST) --test mcp -- --ignored
 
 LM_EVAL_VERSION := 0.4.13
 TRANSFORMERS_VERSION := 5.24.0
@@ -597,7 +600,7 @@ test-page: prerequisites ## looks at pages of codex report in headless Chromium,
 	fi
 	mkdir -p "$(PAGES)"
 	export CHROMIUM="$$(command -v chromium)" PAGES="$(PAGES)"
-	cargo test --release --locked --workspace --lib -- --ignored a_browser_shows
+	$(TEST) --lib -- --ignored a_browser_shows
 	ls "$(PAGES)"/*.png
 
 # The servers that object stores are tested with: S3 and Azure from npm, Google Cloud Storage as a Go module.
@@ -635,7 +638,7 @@ test-stores: prerequisites ## pushes to and fetches from s3rver, Azurite and doc
 	fi
 	$(install-registry)
 	$(call install-go,$(STORES)/bin/fake-gcs-server,github.com/fsouza/fake-gcs-server@$(FAKE_GCS_VERSION))
-	STORES="$(STORES)" cargo test --release --locked --workspace --test stores -- --ignored
+	STORES="$(STORES)" $(TEST) --test stores -- --ignored
 
 KYVERNO_VERSION := v1.19.1
 KYVERNO = $(CACHE)/kyverno-$(KYVERNO_VERSION)/kubectl-kyverno
@@ -648,8 +651,8 @@ test-policies: prerequisites ## lets Kyverno and policy-controller, which it bui
 	$(call build-go,$(POLICY_TESTER),github.com/sigstore/policy-controller@$(POLICY_CONTROLLER_VERSION),./cmd/tester)
 	$(call build-go,$(KYVERNO),github.com/kyverno/kyverno@$(KYVERNO_VERSION),./cmd/cli/kubectl-kyverno)
 	export KYVERNO="$(KYVERNO)" POLICY_TESTER="$(POLICY_TESTER)" COSIGN="$(COSIGN)" DOCKER_REGISTRY="$(DOCKER_REGISTRY)"
-	cargo test --release --locked --workspace --test engines
-	cargo test --release --locked --workspace --test plans -- --ignored engines::
+	$(TEST) --test engines
+	$(TEST) --test plans -- --ignored engines::
 
 # The version that the cluster's kubectl contains.
 KUSTOMIZE_VERSION := v5.7.1
