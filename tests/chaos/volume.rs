@@ -67,10 +67,11 @@ impl Volume {
                 "nodeAffinity": { "required": { "nodeSelectorTerms": terms } },
             },
         }))?;
-        Api::all(team.client.clone()).create(&PostParams::default(), &volume).await?;
+        // The claim that the team has goes first: the volume names it, and would be bound to it.
         let claims: Api<PersistentVolumeClaim> = team.api();
         claims.delete(CLAIM, &DeleteParams::background()).await?;
         until_gone(&claims, CLAIM, PATIENCE).await?;
+        Api::all(team.client.clone()).create(&PostParams::default(), &volume).await?;
         let claim: PersistentVolumeClaim = read(json!({
             "metadata": { "name": CLAIM },
             "spec": {
