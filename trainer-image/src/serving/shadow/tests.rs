@@ -308,7 +308,7 @@ async fn only_the_servers_that_the_controller_names_are_believed() {
 
 #[test]
 fn copies_that_find_no_place_are_dropped_and_counted() {
-    // Connections are accepted by the system, and nobody answers.
+    // The system accepts connections, and no program answers them.
     let deaf = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let url = format!("http://{}", deaf.local_addr().unwrap());
     let folder = tempfile::tempdir().unwrap();
