@@ -34,6 +34,8 @@ pub struct Census {
     pub waiting: BTreeMap<String, (i64, Duration)>,
     /// By kind, phase and ring.
     pub objects: BTreeMap<[String; 3], i64>,
+    /// By kind and phase: when the first of the objects in the phase got there, if their statuses say so.
+    pub phases: BTreeMap<[String; 2], Timestamp>,
     /// By kind, type, status and reason: the objects, and when the first of them got the condition.
     pub conditions: BTreeMap<[String; 4], (i64, Timestamp)>,
     /// By metric and verdict.
@@ -117,6 +119,10 @@ impl Census {
     fn object<K: Kind>(&mut self, object: &K) {
         let kind = K::kind(&()).into_owned();
         *self.objects.entry([kind.clone(), object.phase(), object.ring()]).or_default() += 1;
+        if let Some(since) = object.phase_since() {
+            let first = self.phases.entry([kind.clone(), object.phase()]).or_insert(since);
+            *first = since.min(*first);
+        }
         for condition in object.conditions() {
             let key = [kind.clone(), condition.type_.clone(), condition.status.clone(), condition.reason.clone()];
             let since = condition.last_transition_time.0;
@@ -235,14 +241,22 @@ mod tests {
     #[test]
     fn objects_are_counted_with_their_ring_and_conditions() {
         let mut census = Census::default();
-        let status =
-            |second| json!({ "phase": "Failed", "conditions": [condition("Ready", "False", "PodFailed", second)] });
+        let status = |second| {
+            json!({
+                "phase": "Failed",
+                "lastPhaseTransitionTime": at(second + 5).to_string(),
+                "conditions": [condition("Ready", "False", "PodFailed", second)],
+            })
+        };
         for second in [70, 50, 60] {
             census.object(&run(&status(second)));
         }
         let words = |words: &[&str]| words.iter().map(|word| (*word).to_owned()).collect::<Vec<_>>();
         assert_eq!(census.objects[&words(&["TrainingRun", "Failed", "main"])[..]], 3);
         assert_eq!(census.conditions[&words(&["TrainingRun", "Ready", "False", "PodFailed"])[..]], (3, at(50)));
+        // A status of an earlier release does not say when its phase began.
+        census.object(&run(&json!({ "phase": "Failed" })));
+        assert_eq!(census.phases[&words(&["TrainingRun", "Failed"])[..]], at(55));
     }
 
     #[test]

@@ -53,6 +53,7 @@ struct Families {
     manual_overrides: IntCounterVec,
     refused_connections: IntCounterVec,
     objects: IntGaugeVec,
+    phase_oldest: GaugeVec,
     conditions: IntGaugeVec,
     condition_oldest: GaugeVec,
     gates: IntGaugeVec,
@@ -105,6 +106,7 @@ impl Metrics {
             cycle_overrides: contract::CYCLE_OVERRIDES.single(&registry)?,
             refused_connections,
             objects: contract::OBJECTS.labelled(&registry)?,
+            phase_oldest: contract::PHASE_OLDEST.labelled_float(&registry)?,
             conditions: contract::CONDITIONS.labelled(&registry)?,
             condition_oldest: contract::CONDITION_OLDEST.labelled_float(&registry)?,
             gates: contract::GATES.labelled(&registry)?,
@@ -234,6 +236,7 @@ impl Metrics {
         }
         for vector in [
             &self.0.queue_age,
+            &self.0.phase_oldest,
             &self.0.condition_oldest,
             &self.0.gate_margin,
             &self.0.progress_oldest,
@@ -247,6 +250,9 @@ impl Metrics {
         }
         for ([kind, phase, ring], objects) in &census.objects {
             self.0.objects.with_label_values(&[kind, phase, ring]).set(*objects);
+        }
+        for ([kind, phase], since) in &census.phases {
+            self.0.phase_oldest.with_label_values(&[kind, phase]).set(since.as_second() as f64);
         }
         for ([kind, condition, status, reason], (objects, since)) in &census.conditions {
             let labels = [kind, condition, status, reason].map(String::as_str);
@@ -335,6 +341,7 @@ pub(crate) mod tests {
         metrics.count(&Census {
             waiting: BTreeMap::from([("TrainingRun".to_owned(), (3, Duration::from_millis(2500)))]),
             objects: BTreeMap::from([(text(&["TrainingRun", "Running", "main"]).try_into().unwrap(), 2)]),
+            phases: BTreeMap::from([(text(&["TrainingRun", "Running"]).try_into().unwrap(), then)]),
             conditions: BTreeMap::from([(
                 text(&["ReasoningPod", "GatesPassed", "False", "GateFailed"]).try_into().unwrap(),
                 (4, then),
@@ -400,6 +407,7 @@ pub(crate) mod tests {
             "codex_controller_api_request_duration_seconds_count{verb=\"patch\"} 1",
             "codex_controller_signatures_total{result=\"ok\",statement=\"model\"} 1",
             "codex_controller_objects{kind=\"TrainingRun\",phase=\"Running\",ring=\"main\"} 2",
+            "codex_controller_phase_oldest_timestamp_seconds{kind=\"TrainingRun\",phase=\"Running\"} 1000",
             "codex_controller_conditions{condition=\"GatesPassed\",kind=\"ReasoningPod\",reason=\"GateFailed\",status=\"False\"} 4",
             "codex_controller_condition_oldest_timestamp_seconds{condition=\"GatesPassed\",kind=\"ReasoningPod\",reason=\"GateFailed\",status=\"False\"} 1000",
             "codex_controller_gates{metric=\"exact_match\",verdict=\"Failed\"} 5",
@@ -427,7 +435,7 @@ pub(crate) mod tests {
         // The next count forgets objects that are gone.
         metrics.count(&Census::default());
         let text = metrics.shown();
-        for gone in ["_objects{", "_conditions{", "_gates{", "progress_oldest", "serving_replicas{"] {
+        for gone in ["_objects{", "_phase_oldest", "_conditions{", "_gates{", "progress_oldest", "serving_replicas{"] {
             assert!(!text.contains(gone), "{gone} is still in:\n{text}");
         }
     }

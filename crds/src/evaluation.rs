@@ -172,6 +172,9 @@ pub struct EvaluationStatus {
     /// Phase of the evaluation: Pending, Running, Suspended, Stalled, Judged or Failed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub phase: Option<EvaluationPhase>,
+    /// Time at which the object got its phase.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_phase_transition_time: Option<Time>,
     /// Verdict over all gates: Passed, Failed or Inconclusive.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub verdict: Option<Verdict>,

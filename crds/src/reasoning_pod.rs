@@ -257,6 +257,9 @@ pub struct ReasoningPodStatus {
     /// Phase of the rollout: Pending, DryRun, Blocked, RollingOut, Serving or Idle.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub phase: Option<ReasoningPodPhase>,
+    /// Time at which the object got its phase.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_phase_transition_time: Option<Time>,
     /// Everything that blocks the rollout, one sentence each.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 64), inner(length(max = 1024)))]

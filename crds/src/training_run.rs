@@ -199,6 +199,9 @@ pub struct TrainingRunStatus {
     /// Phase of the run: Pending, Running, Suspended, Succeeded, Failed or Unreproducible.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub phase: Option<TrainingRunPhase>,
+    /// Time at which the object got its phase.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_phase_transition_time: Option<Time>,
     /// Latest numbers of the training loop.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub progress: Option<ProgressStatus>,

@@ -41,13 +41,17 @@ metrics! {
         .more("TrainingRuns: Pending, Running, Suspended, Stalled, Succeeded, Failed, Unreproducible. Evaluations: the verdict (Passed, Failed, \
             Inconclusive), before it Pending, Running, Suspended or Stalled; one that ended without a verdict is Failed, too. \
             ReasoningPods: Pending, DryRun, Blocked, RollingOut, Serving, Idle. Policies and SignOffs: Present.");
+    PHASE_OLDEST = Gauge("codex_controller_phase_oldest_timestamp_seconds", UnixTime, [KIND, PHASE],
+        "When the first of the objects in this phase got there.")
+        .more("Its age is the longest time in a phase. Phases are those of `codex_controller_objects`; a verdict is as old as the phase Judged. \
+            An object whose status does not have `lastPhaseTransitionTime` is left out until its phase changes.");
     CONDITIONS = Gauge("codex_controller_conditions", Count, [KIND, CONDITION, STATUS, REASON],
         "Existing objects by condition, its status and its reason.")
         .more("The conditions of a ReasoningPod with the status False say what blocks it.");
     CONDITION_OLDEST = Gauge("codex_controller_condition_oldest_timestamp_seconds", UnixTime,
         [KIND, CONDITION, STATUS, REASON],
         "When the first of the objects with this condition, status and reason got the status.")
-        .more("Its age is the longest time in a state. A change of the reason alone does not move it: of a run that waits for a pod and then \
+        .more("A change of the reason alone does not move it: of a run that waits for a pod and then \
             trains, it is when it began to wait.");
     GATES = Gauge("codex_controller_gates", Count, [METRIC, VERDICT],
         "Judged gates of existing Evaluations by metric and verdict.");

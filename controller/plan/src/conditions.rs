@@ -7,10 +7,17 @@ use codex_crds::{ConditionType, Reason};
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 
-use crate::{obstruction::Obstruction, text::truncate_chars};
+use crate::{obstruction::Obstruction, text::truncate_chars, throttle::whole_seconds};
 
 /// The most characters of a message: far below the limit of the API.
 const MAX_MESSAGE: usize = 2_000;
+
+/// Returns when an object got its phase `next`. `recorded` is its recorded phase with that time, which statuses of earlier releases lack
+/// until the phase changes.
+pub(crate) fn phase_since<P: PartialEq>(recorded: (Option<P>, Option<&Time>), next: P, now: Timestamp) -> Option<Time> {
+    let (phase, since) = recorded;
+    if phase == Some(next) { since.cloned() } else { Some(Time(whole_seconds(now))) }
+}
 
 /// The status of a condition.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -87,7 +87,7 @@ impl Sealable for TrainingRunStatus {
         "startedAt",
         "completedAt",
     ];
-    const DERIVED: &'static [&'static str] = &["phase"];
+    const DERIVED: &'static [&'static str] = &["phase", "lastPhaseTransitionTime"];
 
     fn seal(&self) -> Option<&str> {
         self.seal.as_deref()
@@ -121,7 +121,8 @@ impl Sealable for EvaluationStatus {
         "evidence",
         "evidenceReason",
     ];
-    const DERIVED: &'static [&'static str] = &["phase", "verdict", "gatesPassed", "gates", "gatesDigest"];
+    const DERIVED: &'static [&'static str] =
+        &["phase", "lastPhaseTransitionTime", "verdict", "gatesPassed", "gates", "gatesDigest"];
 
     fn seal(&self) -> Option<&str> {
         self.seal.as_deref()

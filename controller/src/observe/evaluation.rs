@@ -29,6 +29,10 @@ impl Kind for Evaluation {
         self.status.as_ref().map_or_else(|| "Pending".to_owned(), phase)
     }
 
+    fn phase_since(&self) -> Option<Timestamp> {
+        Some(self.status.as_ref()?.last_phase_transition_time.as_ref()?.0)
+    }
+
     fn conditions(&self) -> &[Condition] {
         self.status.as_ref().map_or(&[], |status| &status.conditions)
     }

@@ -22,6 +22,11 @@ pub trait Kind: Names + Resource<Scope: WatchScope> + Clone + Debug + Deserializ
     /// Returns the value of the metric label `phase`.
     fn phase(&self) -> String;
 
+    /// Returns when it got its phase, if its status says so.
+    fn phase_since(&self) -> Option<Timestamp> {
+        None
+    }
+
     /// Returns the value of the metric label `ring`, which is empty for a kind without rings.
     fn ring(&self) -> String {
         String::new()

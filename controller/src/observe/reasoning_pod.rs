@@ -45,6 +45,10 @@ impl Kind for ReasoningPod {
         phase.map_or_else(|| "Pending".to_owned(), |phase| format!("{phase:?}"))
     }
 
+    fn phase_since(&self) -> Option<Timestamp> {
+        Some(self.status.as_ref()?.last_phase_transition_time.as_ref()?.0)
+    }
+
     fn ring(&self) -> String {
         self.spec.rollout_ring.to_string()
     }

@@ -2,9 +2,9 @@
 
 use crate::{
     controller::{
-        API_DURATION, API_REQUESTS, CERTIFICATE, ERRORS, KEY_EXPIRY, LEADER, MALFORMED, OBJECTS, QUEUE, QUEUE_AGE,
-        QUEUE_WAIT, RECONCILE_DURATION, RECONCILIATIONS, REFUSED_CONNECTIONS, REPORTS, SIGNER, SPANS, WATCH_ERRORS,
-        WRITES,
+        API_DURATION, API_REQUESTS, CERTIFICATE, ERRORS, KEY_EXPIRY, LEADER, MALFORMED, OBJECTS, PHASE_OLDEST, QUEUE,
+        QUEUE_AGE, QUEUE_WAIT, RECONCILE_DURATION, RECONCILIATIONS, REFUSED_CONNECTIONS, REPORTS, SIGNER, SPANS,
+        WATCH_ERRORS, WRITES,
     },
     dashboard::{
         Dashboard, Panel,
@@ -165,6 +165,14 @@ pub(super) fn operator() -> Dashboard {
                     Panel::new(Bars, Plain, "Objects", "Existing objects by kind and phase.")
                         .by(&OBJECTS.value(&[]).sum(&[KIND, PHASE]), &[KIND, PHASE])
                         .when_empty("no objects"),
+                    Panel::new(
+                        Bars,
+                        Seconds,
+                        "Longest in phase",
+                        "How long the object that has been in its phase longest has been there, by kind and phase.",
+                    )
+                    .by(&PHASE_OLDEST.value(&[]).min(&[KIND, PHASE]).age(), &[KIND, PHASE])
+                    .when_empty("no objects"),
                 ],
             ),
         ],

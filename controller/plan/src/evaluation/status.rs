@@ -17,7 +17,7 @@ use super::{
     view::View,
 };
 use crate::{
-    conditions::{Conditions, is_true},
+    conditions::{Conditions, is_true, phase_since},
     seal::{self, StatusSeal},
     text::truncate_chars,
     throttle,
@@ -37,10 +37,14 @@ pub(crate) fn status(view: &View<'_>, outcome: &Outcome, stage: &Stage) -> (Eval
     let observed = view.observed;
     let present = observed.object.status.as_ref().filter(|_| observed.seal == StatusSeal::Valid);
     let (generation, conditions) = (observed.object.metadata.generation, conditions(view, stage));
-    let phase = Some(phase(view, stage));
+    let phase = phase(view, stage);
+    let recorded = (view.status.phase, view.status.last_phase_transition_time.as_ref());
+    let last_phase_transition_time = phase_since(recorded, phase, view.work.now());
+    let phase = Some(phase);
     if let Stage::Done(judged) = stage {
         let held = view.status.clone();
-        let held = EvaluationStatus { observed_generation: generation, phase, conditions, ..held };
+        let held =
+            EvaluationStatus { observed_generation: generation, phase, last_phase_transition_time, conditions, ..held };
         return (with_result(held, judged), view.work.expiry_due());
     }
     let uid = observed.run.as_ref().and_then(ResourceExt::uid);
@@ -49,6 +53,7 @@ pub(crate) fn status(view: &View<'_>, outcome: &Outcome, stage: &Stage) -> (Eval
     let mut next = EvaluationStatus {
         observed_generation: generation,
         phase,
+        last_phase_transition_time,
         training_run_uid: view.status.training_run_uid.clone().or(uid),
         config_digest: view.config_digest().or(view.status.config_digest),
         references: references(view, stage),

@@ -27,7 +27,7 @@ use super::{
     view::View,
 };
 use crate::{
-    conditions::{Conditions, Truth},
+    conditions::{Conditions, Truth, phase_since},
     seal::{self, StatusSeal},
     text::truncate_chars,
     throttle,
@@ -58,10 +58,13 @@ pub(crate) fn status(view: &View<'_>, stage: &Stage) -> (ReasoningPodStatus, Opt
     let Signed { run_uid, manifest, promotion } = signed(view, stage, serves);
     let evidence = evidence(view);
     let verified = verified(view, stage, serves);
+    let phase = phase(view, stage, &canary);
+    let since = (view.status.phase, view.status.last_phase_transition_time.as_ref());
     let next = ReasoningPodStatus {
         observed_generation: observed.object.metadata.generation,
         selector: Some(selector_text(view)),
-        phase: Some(phase(view, stage, &canary)),
+        phase: Some(phase),
+        last_phase_transition_time: phase_since(since, phase, view.now),
         blocked_by: blocked_by(view, stage, &canary),
         training_run_uid: run_uid,
         device: verified.as_ref().and_then(|verified| device(view, verified)),

@@ -14,7 +14,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 
 use super::{adoption, outcome::Outcome, stage::Stage, verdict, view::View};
 use crate::{
-    conditions::Conditions,
+    conditions::{Conditions, phase_since},
     numbers::{count, decimal},
     pod_template::join,
     seal::{self, StatusSeal},
@@ -25,9 +25,12 @@ use crate::{
 /// Returns the status, and when to plan again.
 pub(crate) fn status(view: &View<'_>, outcome: &Outcome, stage: &Stage) -> (TrainingRunStatus, Option<Duration>) {
     let observed = view.observed;
+    let phase = phase(view, stage);
+    let recorded = (view.status.phase, view.status.last_phase_transition_time.as_ref());
     let mut next = TrainingRunStatus {
         observed_generation: observed.object.metadata.generation,
-        phase: Some(phase(view, stage)),
+        phase: Some(phase),
+        last_phase_transition_time: phase_since(recorded, phase, view.work.now()),
         base: view.base_status(),
         model: model(outcome, stage),
         attested: attested(view, outcome, stage),
@@ -57,6 +60,7 @@ fn with_numbers_of(next: &TrainingRunStatus, present: &TrainingRunStatus) -> Tra
     TrainingRunStatus {
         observed_generation: next.observed_generation,
         phase: next.phase,
+        last_phase_transition_time: next.last_phase_transition_time.clone(),
         base: next.base.clone(),
         model: next.model.clone(),
         attested: next.attested,
