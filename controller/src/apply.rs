@@ -9,6 +9,7 @@ use codex_plan::{
     Desired, Expired, KeptKind,
     reasoning_pod::{CycleKind, ForeignSlice},
 };
+use futures::future::{join, try_join_all};
 use k8s_openapi::{
     NamespaceResourceScope,
     api::{
@@ -190,9 +191,16 @@ pub async fn apply<K: ApiObject>(context: &Context, object: &K, desired: &Desire
         released_bundles,
     } = desired;
     let kept_of = |kind| kept.iter().filter(move |kept| kept.kind == kind).map(|kept| kept.name.clone());
-    for child in config_maps {
-        apply.ensure(&stores.config_maps, child, Template::None).await?;
-    }
+    // What must be read before a Job is created is read while the ConfigMaps that it mounts are written.
+    let mounted = async {
+        for child in config_maps {
+            apply.ensure(&stores.config_maps, child, Template::None).await?;
+        }
+        Ok::<_, ApplyError>(())
+    };
+    let work = try_join_all(jobs.iter().map(|child| apply.work(object, &stores.jobs, child)));
+    let (mounted, work) = join(mounted, work).await;
+    mounted?;
     for child in network_policies {
         apply.ensure(&stores.network_policies, child, Template::None).await?;
     }
@@ -215,8 +223,8 @@ pub async fn apply<K: ApiObject>(context: &Context, object: &K, desired: &Desire
     }
     // The Job of a former run is deleted first: a quota may have room for one.
     apply.prune(&stores.jobs, names(jobs).into_iter().chain(kept_of(KeptKind::Job)).collect()).await?;
-    for child in jobs {
-        apply.ensure_work(object, &stores.jobs, child).await?;
+    for (child, live) in jobs.iter().zip(work?) {
+        apply.bring(&stores.jobs, live, child, Template::Immutable).await?;
     }
     for name in mounted_bundles {
         apply.hold(name, object.owner_ref(&())).await?;
@@ -309,14 +317,14 @@ impl Apply<'_> {
         Api::namespaced(self.context.client.clone(), &self.namespace)
     }
 
-    /// Whether this version of a child is known to be as planned.
-    fn is_known<C: ApiObject>(&self, live: &C, planned: &C) -> bool {
-        self.context.known.holds(live, self.fact(planned), || false)
+    /// Whether this version of a child is known to be as planned, which is the fact.
+    fn is_known<C: ApiObject>(&self, live: &C, fact: impl Hash) -> bool {
+        self.context.known.holds(live, fact, || false)
     }
 
-    /// Remembers that this version of a child is as planned.
-    fn learn<C: ApiObject>(&self, live: &C, planned: &C) {
-        self.context.known.holds(live, self.fact(planned), || true);
+    /// Remembers that this version of a child is as planned, which is the fact.
+    fn learn<C: ApiObject>(&self, live: &C, fact: impl Hash) {
+        self.context.known.holds(live, fact, || true);
     }
 
     /// The fact that a child of the object is as planned. What objects share is as planned for all of them.
@@ -329,7 +337,7 @@ impl Apply<'_> {
     /// Ensures a child that the objects of the namespace share.
     async fn share<C: ApiObject + Names>(&self, store: &Cache<C>, child: &C) -> Result<(), ApplyError> {
         let cached = get(store, &self.namespace, &child.name_any());
-        if cached.is_some_and(|live| self.is_known(&*live, child)) {
+        if cached.is_some_and(|live| self.is_known(&*live, self.fact(child))) {
             return Ok(());
         }
         let _sharing = self.context.sharing.lock().await;
@@ -344,10 +352,35 @@ impl Apply<'_> {
         store: &Cache<C>,
         child: &C,
     ) -> Result<(), ApplyError> {
-        if get(store, &self.namespace, &child.name_any()).is_none() {
-            self.check_current(object).await?;
+        let live = self.work(object, store, child).await?;
+        self.bring(store, live, child, Template::Immutable).await
+    }
+
+    /// Returns a child that works. If there is none, the object is as the API server has it.
+    async fn work<K: ApiObject, C: ApiObject + Names>(
+        &self,
+        object: &K,
+        store: &Cache<C>,
+        child: &C,
+    ) -> Result<Option<Arc<C>>, ApplyError> {
+        let name = child.name_any();
+        if let Some(live) = get(store, &self.namespace, &name) {
+            return Ok(Some(live));
         }
-        self.ensure(store, child, Template::Immutable).await
+        let (current, live) = join(self.check_current(object), self.read(&name)).await;
+        current?;
+        live
+    }
+
+    /// Reads a child that the cache does not have. The cache holds only objects with our label; another object may have the name.
+    async fn read<C: ApiObject>(&self, name: &str) -> Result<Option<Arc<C>>, ApplyError> {
+        match self.api::<C>().get_opt(name).await {
+            Ok(live) => Ok(live.map(Arc::new)),
+            Err(source) => {
+                let (kind, name) = (C::kind(&()).into_owned(), name.to_owned());
+                Err(ApplyError::Client { kind, name, verb: "read", source: Box::new(source) })
+            }
+        }
     }
 
     /// Checks that an object is as the API server has it.
@@ -364,29 +397,40 @@ impl Apply<'_> {
         Ok(())
     }
 
+    /// Ensures that a child is as planned.
     async fn ensure<C: ApiObject + Names>(
         &self,
         store: &Cache<C>,
         child: &C,
         template: Template,
     ) -> Result<(), ApplyError> {
+        let name = child.name_any();
+        let live = match get(store, &self.namespace, &name) {
+            None => self.read(&name).await?,
+            cached => cached,
+        };
+        self.bring(store, live, child, template).await
+    }
+
+    /// Brings a child to what is planned from how it is: creates it or changes it.
+    async fn bring<C: ApiObject + Names>(
+        &self,
+        store: &Cache<C>,
+        live: Option<Arc<C>>,
+        child: &C,
+        template: Template,
+    ) -> Result<(), ApplyError> {
         let (kind, name) = (C::kind(&()).into_owned(), child.name_any());
+        let as_planned = self.fact(child);
         let failed = |verb: &'static str| {
             let (kind, name) = (kind.clone(), name.clone());
             move |source| ApplyError::Client { kind, name, verb, source: Box::new(source) }
         };
-        let cached = get(store, &self.namespace, &name);
-        if let Some(live) = &cached
-            && self.is_known(&**live, child)
-        {
+        let live = live.as_deref();
+        if live.is_some_and(|live| self.is_known(live, &as_planned)) {
             return Ok(());
         }
-        let mut live = cached.map(|live| C::clone(&live));
-        if live.is_none() {
-            // The cache holds only objects with our label. Another object may have the name.
-            live = self.api::<C>().get_opt(&name).await.map_err(failed("read"))?;
-        }
-        if let Some(live) = &live {
+        if let Some(live) = live {
             let ours = match controller(child) {
                 Some(_) => is_controlled_by(live, &self.owner),
                 None => is_shared(live),
@@ -398,7 +442,6 @@ impl Apply<'_> {
                 return Err(ApplyError::Ending { kind, name });
             }
         }
-        let planned = child;
         let mut child = child.clone();
         if template != Template::None {
             let seal = self.context.seal.of(&self.owner, &child)?;
@@ -409,10 +452,10 @@ impl Apply<'_> {
             serde_json::to_value(child).map_err(|source| ApplyError::Json { kind, name, source })
         };
         let wanted = json(&child)?;
-        if let Some(live) = &live {
+        if let Some(live) = live {
             match difference(&wanted, &json(live)?) {
                 None => {
-                    self.learn(live, planned);
+                    self.learn(live, &as_planned);
                     return Ok(());
                 }
                 Some(difference) => {
@@ -428,9 +471,8 @@ impl Apply<'_> {
         let mut params = PatchParams::apply(MANAGER);
         params.force = live.is_some();
         // What was planned as a change must not create the child again: a cache may be late, and the Job of settled work stays deleted.
-        child.meta_mut().uid = live.as_ref().and_then(ResourceExt::uid);
-        let body = json(&child)?;
-        let written = self.api::<C>().patch(&name, &params, &Patch::Apply(&body)).await;
+        child.meta_mut().uid = live.and_then(ResourceExt::uid);
+        let written = self.api::<C>().patch(&name, &params, &Patch::Apply(&child)).await;
         let mut written = match written {
             // Another manager created it meanwhile: without force this is a conflict.
             Err(source) if live.is_none() && answered(&source, 409) => return Err(ApplyError::Taken { kind, name }),
@@ -456,7 +498,7 @@ impl Apply<'_> {
             self.context.unmended.insert(&self.owner, child.clone());
             return Err(ApplyError::Unmended(child.into()));
         }
-        self.learn(&written, planned);
+        self.learn(&written, &as_planned);
         caught_up(store, written.meta()).await;
         Ok(())
     }

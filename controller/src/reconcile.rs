@@ -27,7 +27,7 @@ use crate::{
 };
 
 /// The number of objects of a kind that are reconciled concurrently.
-const CONCURRENCY: u16 = 16;
+const CONCURRENCY: u16 = 32;
 /// Changes within this time cause one reconciliation.
 const DEBOUNCE: Duration = Duration::from_millis(20);
 

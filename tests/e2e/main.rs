@@ -4,6 +4,7 @@
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "an unexpected result ends the test")]
 
+mod adopted;
 mod autoscaling;
 mod canary;
 mod chain;

@@ -101,6 +101,14 @@ impl Installation {
         Ok(Self { worker_image: load("codex")?, controller_image: load("codex-controller")?, cluster })
     }
 
+    /// Returns the image of trainers, evaluators and servers by digest.
+    ///
+    /// # Errors
+    /// If its archive cannot be read.
+    pub fn pinned_worker_image(&self) -> Result<String> {
+        Ok(self.cluster.image_by_digest(&archive("codex"), &self.worker_image)?)
+    }
+
     /// Applies the CRDs and the controller with these images, and waits for the rollout.
     ///
     /// # Errors

@@ -12,6 +12,9 @@ use crate::{obstruction::Obstruction, text::truncate_chars, throttle::whole_seco
 /// The most characters of a message: far below the limit of the API.
 const MAX_MESSAGE: usize = 2_000;
 
+/// Before each notice in the message of `ConfigResolved`.
+pub(crate) const NOTICE: &str = "; notice: ";
+
 /// Returns when an object got its phase `next`. `recorded` is its recorded phase with that time, which statuses of earlier releases lack
 /// until the phase changes.
 pub(crate) fn phase_since<P: PartialEq>(recorded: (Option<P>, Option<&Time>), next: P, now: Timestamp) -> Option<Time> {

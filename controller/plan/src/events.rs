@@ -4,7 +4,7 @@ use codex_crds::{ConditionType, Reason};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 
 use crate::{
-    conditions::find,
+    conditions::{NOTICE, find},
     obstruction::Obstruction,
     plan::{Event, EventType},
 };
@@ -49,6 +49,8 @@ pub(crate) fn events(before: &[Condition], after: &[Condition], obstruction: Opt
         let Some(now) = find(after, kind) else { continue };
         let told = match find(before, kind) {
             Some(then) => then.status == now.status && then.reason == now.reason,
+            // A configuration that is valid from the start is no news, unless there is something to notice.
+            None if kind == ConditionType::ConfigResolved => !now.message.contains(NOTICE),
             // A new condition that is not true is no transition, except `Ready`, which says why the object is not ready.
             None => now.status != "True" && kind != ConditionType::Ready,
         };

@@ -19,7 +19,7 @@ use super::cache::Listed;
 
 /// The most objects that the runner has been given and has not begun. It waits a moment before it begins each, so that few more than
 /// it works on would leave it idle.
-const GIVEN: usize = 64;
+const GIVEN: usize = 128;
 
 /// The objects that the runner has been given and has not begun, by namespace and name.
 #[derive(Clone, Default)]

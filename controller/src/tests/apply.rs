@@ -86,7 +86,7 @@ async fn what_a_late_cache_does_not_show_is_neither_begun_again_nor_overwritten(
     // Somebody deletes the Job, and it is not created again.
     world.api.remove(job);
     let (requests, result) = world.reconcile::<TrainingRun>("a").await;
-    assert_eq!(requests.last(), Some(&format!("GET {path}")), "{requests:?}");
+    assert_eq!(requests, [format!("GET {path}"), format!("GET {job}")]);
     assert_eq!(result.unwrap_err().category(), "outdated");
     assert!(world.api.object(job).is_none());
 }

@@ -49,12 +49,12 @@ async fn an_evaluation_waits_for_its_run_and_then_writes_a_config_map_a_job_and_
         others,
         [
             "GET /api/v1/namespaces/team/configmaps/codex-e-e".to_owned(),
+            format!("GET {}", path("evaluations", "e")),
+            "GET /apis/batch/v1/namespaces/team/jobs/codex-e-e".to_owned(),
             "PATCH /api/v1/namespaces/team/configmaps/codex-e-e as codex-controller".to_owned(),
             "GET /apis/networking.k8s.io/v1/namespaces/team/networkpolicies/codex-workers".to_owned(),
             "PATCH /apis/networking.k8s.io/v1/namespaces/team/networkpolicies/codex-workers as codex-controller"
                 .to_owned(),
-            format!("GET {}", path("evaluations", "e")),
-            "GET /apis/batch/v1/namespaces/team/jobs/codex-e-e".to_owned(),
             "PATCH /apis/batch/v1/namespaces/team/jobs/codex-e-e as codex-controller".to_owned(),
             format!("PATCH {}/status as codex-controller/status force", path("evaluations", "e")),
         ]
@@ -138,7 +138,7 @@ async fn the_job_of_a_replaced_run_is_deleted_before_that_of_the_next_one_is_cre
     let of_jobs: Vec<_> = requests.into_iter().filter(|line| line.contains("/jobs/")).collect();
     assert_eq!(
         of_jobs,
-        [format!("DELETE {}", job(1)), format!("GET {}", job(2)), format!("PATCH {} as codex-controller", job(2)),]
+        [format!("GET {}", job(2)), format!("DELETE {}", job(1)), format!("PATCH {} as codex-controller", job(2)),]
     );
     for round in 0..3 {
         let (requests, result) = world.reconcile::<Evaluation>("e").await;

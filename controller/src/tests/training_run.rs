@@ -29,11 +29,12 @@ async fn a_run_writes_a_config_map_a_job_and_a_status_and_then_nothing() {
         others,
         [
             format!("GET /api/v1{CHILDREN}/configmaps/codex-t-a"),
+            // What the Job needs is read meanwhile.
+            format!("GET {}", path("trainingruns", "a")),
+            format!("GET /apis/batch/v1{CHILDREN}/jobs/codex-t-a"),
             format!("PATCH /api/v1{CHILDREN}/configmaps/codex-t-a as codex-controller"),
             format!("GET /apis/networking.k8s.io/v1{CHILDREN}/networkpolicies/codex-workers"),
             format!("PATCH /apis/networking.k8s.io/v1{CHILDREN}/networkpolicies/codex-workers as codex-controller"),
-            format!("GET {}", path("trainingruns", "a")),
-            format!("GET /apis/batch/v1{CHILDREN}/jobs/codex-t-a"),
             format!("PATCH /apis/batch/v1{CHILDREN}/jobs/codex-t-a as codex-controller"),
             format!("PATCH {}/status as codex-controller/status force", path("trainingruns", "a")),
         ]

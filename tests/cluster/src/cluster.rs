@@ -157,6 +157,18 @@ impl Cluster {
         }
     }
 
+    /// Returns a reference by digest to an image that [`Self::load_image`] loaded as `reference` from an archive.
+    ///
+    /// # Errors
+    /// If the file is not such an archive.
+    pub fn image_by_digest(&self, archive: &Path, reference: &str) -> Result<String> {
+        match &self.target {
+            Target::Local => images::by_digest(archive),
+            // What is pushed is referred to by digest.
+            Target::Current { .. } => Ok(reference.to_owned()),
+        }
+    }
+
     /// As [`Self::load_image`], for an archive's file or the name of an image in buildah's store.
     ///
     /// # Errors

@@ -40,7 +40,7 @@ struct Image {
 }
 
 /// Loads the image of an OCI archive into the cluster's containerd; does nothing if it exists.
-/// Returns the name that pods use.
+/// Returns the name that pods use. They may also name it [by digest](by_digest), as one that was pulled.
 ///
 /// # Errors
 /// If the archive does not exist, is invalid or names no image, or if containerd refuses it.
@@ -52,19 +52,36 @@ pub(crate) fn load(layout: &Layout, archive: &Path) -> Result<String> {
     let mut import = ctr(layout);
     command::output(import.args(["images", "import"]).arg(archive))?;
     // The kubelet looks for a name without a registry in Docker's, so tag the image with that name as well.
-    let full = normal(&image.name);
-    if full != image.name {
-        command::output(ctr(layout).args(["images", "tag", "--force", &image.name, &full]))?;
+    let names = [normal(&image.name), normal(&pinned(&image))];
+    for name in names.iter().filter(|name| **name != image.name) {
+        command::output(ctr(layout).args(["images", "tag", "--force", &image.name, name]))?;
     }
     // The kubelet sees an image only after the listener of containerd has processed it.
     let began = Instant::now();
-    while !present(layout, &Image { name: full.clone(), digest: image.digest.clone() })? {
-        if began.elapsed() > Duration::from_secs(10) {
-            return Err(Error::Timeout { what: format!("containerd does not list {}", image.name), seconds: 10 });
+    for name in names {
+        while !present(layout, &Image { name: name.clone(), digest: image.digest.clone() })? {
+            if began.elapsed() > Duration::from_secs(10) {
+                return Err(Error::Timeout { what: format!("containerd does not list {name}"), seconds: 10 });
+            }
+            std::thread::sleep(Duration::from_millis(50));
         }
-        std::thread::sleep(Duration::from_millis(50));
     }
     Ok(image.name)
+}
+
+/// Returns the name by digest of the image in an OCI archive: `codex@sha256:…` for `codex:1`.
+///
+/// # Errors
+/// If the archive does not exist, is invalid or names no image.
+pub(crate) fn by_digest(archive: &Path) -> Result<String> {
+    Ok(pinned(&read(archive)?))
+}
+
+fn pinned(image: &Image) -> String {
+    let (folder, last) = image.name.rsplit_once('/').map_or(("", &*image.name), |(folder, last)| (folder, last));
+    let untagged = last.split(':').next().unwrap_or_default();
+    let slash = if folder.is_empty() { "" } else { "/" };
+    format!("{folder}{slash}{untagged}@{}", image.digest)
 }
 
 /// Pushes the image of an OCI archive to a registry and returns the reference to pull it by, digest included.
@@ -252,6 +269,10 @@ mod tests {
         assert_eq!(normal("team/codex:dev"), "docker.io/team/codex:dev");
         assert_eq!(normal("localhost/codex:dev"), "localhost/codex:dev");
         assert_eq!(normal("10.213.0.1:5000/codex"), "10.213.0.1:5000/codex:latest");
+        assert_eq!(normal("codex@sha256:1"), "docker.io/library/codex@sha256:1");
+        let pinned = |name: &str| pinned(&Image { name: name.to_owned(), digest: "sha256:1".to_owned() });
+        assert_eq!(pinned("codex:dev"), "codex@sha256:1");
+        assert_eq!(pinned("10.213.0.1:5000/codex"), "10.213.0.1:5000/codex@sha256:1");
     }
 
     #[test]

@@ -17,7 +17,7 @@ use super::{
     view::View,
 };
 use crate::{
-    conditions::{Conditions, is_true, phase_since},
+    conditions::{Conditions, NOTICE, is_true, phase_since},
     seal::{self, StatusSeal},
     text::truncate_chars,
     throttle,
@@ -168,7 +168,7 @@ fn conditions(view: &View<'_>, stage: &Stage) -> Vec<Condition> {
         // A verdict keeps the configuration that it was reached with, also after a controller upgrade.
         (Stage::Done(_), _) => conditions.keep(ConfigResolved),
         (_, Some(digest)) => {
-            let notices: Vec<String> = view.notices.iter().map(|why| format!("; notice: {why}")).collect();
+            let notices: Vec<String> = view.notices.iter().map(|why| format!("{NOTICE}{why}")).collect();
             let message = format!("the configuration {digest} is valid{}", notices.concat());
             conditions.set(ConfigResolved, true, Reason::Resolved, &message);
         }
