@@ -151,6 +151,7 @@ pub(crate) async fn measure(runs: u32) -> Result<Vec<Figure>> {
 
 async fn measured(team: &Team, runs: u32) -> Result<Vec<Figure>> {
     volume(team).await?;
+    begin(team).await?;
     let mut load = Load::apply(team, &CODEX, team.api(), run()?, runs).await?;
     let ended = ended(team).await?;
     let reconciled = metric(team, RECONCILIATIONS).await?;
@@ -340,6 +341,20 @@ fn run() -> Result<TrainingRun> {
     pod.node_selector = BTreeMap::from([(SIMULATED.to_owned(), "true".to_owned())]);
     pod.tolerations = read(json!([{ "key": SIMULATED, "operator": "Exists" }]))?;
     Ok(run)
+}
+
+/// Waits until one run has its Job, and deletes both: for half a minute after the CRDs are installed, the API server may refuse children
+/// that block the deletion of an owner of a kind that its permission check does not know yet.
+async fn begin(team: &Team) -> Result<()> {
+    let (runs, jobs) = (team.api::<TrainingRun>(), team.api::<Job>());
+    let mut first = run()?;
+    first.metadata.name = Some("first".to_owned());
+    team.create(&first).await?;
+    let job = child::trainer("first");
+    until(&jobs, &job, "it exists", PATIENCE, |_| true).await?;
+    runs.delete("first", &DeleteParams::background()).await?;
+    codex_tests::wait::until_gone(&runs, "first", PATIENCE).await?;
+    codex_tests::wait::until_gone(&jobs, &job, PATIENCE).await
 }
 
 /// Creates copies of an object at the fixed rate; a slow answer delays none of the others.
