@@ -356,7 +356,10 @@ impl Apply<'_> {
         self.bring(store, live, child, Template::Immutable).await
     }
 
-    /// Returns a child that works. If there is none, the object is as the API server has it.
+    /// Returns a child that works, or `None` if it does not exist yet.
+    ///
+    /// # Errors
+    /// [`ApplyError::Outdated`] if it does not exist and the object has changed since it was observed: then nothing may be begun for it.
     async fn work<K: ApiObject, C: ApiObject + Names>(
         &self,
         object: &K,
