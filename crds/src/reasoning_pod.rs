@@ -91,8 +91,8 @@ pub struct ReasoningPodSpec {
     /// Regular redeployment: a cycle trains, evaluates and promotes another model at each time of a schedule.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub redeploy: Option<Box<Redeploy>>,
-    /// Makes this ReasoningPod a shadow of another one: it answers copies of requests, is compared, and answers nobody. Without it,
-    /// the servers answer requests.
+    /// Makes this ReasoningPod a shadow of another one: its servers get copies of the other's requests, and their answers are compared
+    /// with those of the other and sent to no client. Without it, the servers answer clients.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub shadow: Option<Shadow>,
     /// Settings of the server pods. Their image is the one that the controller is configured with.

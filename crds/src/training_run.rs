@@ -240,8 +240,8 @@ pub struct TrainingRunStatus {
     /// The run that this one reproduces, as it was recorded when this run began. Absent without spec.reproduces.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reproduction: Option<ReproductionStatus>,
-    /// The former run whose signed provenance states the same inputs, and whether its model was adopted. Absent if there is none, and
-    /// until the trainer has looked at its files.
+    /// The former run whose signed provenance states the same inputs, and whether its model was adopted. Absent if there is no such
+    /// run, and until the trainer has looked at its files.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub adoption: Option<AdoptionStatus>,
     /// Work of the pods.

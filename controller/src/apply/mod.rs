@@ -2,9 +2,14 @@
 //!
 //! A child that is already as planned in the cache is not written. Objects of other owners are never touched.
 
+mod bundles;
+mod error;
+
+pub use error::ApplyError;
+
 use std::{collections::BTreeSet, fmt::Debug, hash::Hash, sync::Arc};
 
-use codex_crds::{Reason, child};
+use codex_crds::child;
 use codex_plan::{
     Desired, Expired, KeptKind,
     reasoning_pod::{CycleKind, ForeignSlice},
@@ -13,18 +18,16 @@ use futures::future::{join, try_join_all};
 use k8s_openapi::{
     NamespaceResourceScope,
     api::{
-        core::v1::{ConfigMap, Endpoints, Service},
+        core::v1::{Endpoints, Service},
         discovery::v1::EndpointSlice,
         networking::v1::NetworkPolicy,
     },
-    apimachinery::pkg::apis::meta::v1::OwnerReference,
 };
 use kube::{
     Api, Resource, ResourceExt,
     api::{DeleteParams, ObjectMeta, Patch, PatchParams, Preconditions, PropagationPolicy},
 };
 use serde::{Serialize, de::DeserializeOwned};
-use serde_json::json;
 use tracing::{debug, info, warn};
 
 use crate::{
@@ -32,109 +35,15 @@ use crate::{
     api::merge_params,
     context::Context,
     drift::{correction, difference},
-    error::{answered, client_category, refused, said},
+    error::answered,
     observe::{Cache, Name, Names, caught_up, caught_up_deleted, get},
     ownership::{controller, is_controlled_by, is_shared},
-    seal::{ANNOTATION, SealError},
+    seal::ANNOTATION,
     unmended::UnmendedChild,
 };
 
 /// The prefixes of the names of bundles, which are never deleted.
 const BUNDLES: [&str; 3] = ["codex-oms-", "codex-promo-", "codex-repro-"];
-
-/// Why a child could not be applied.
-#[derive(Debug, thiserror::Error)]
-pub enum ApplyError {
-    /// A request to the API server failed.
-    #[error("the {kind} {name} cannot be {verb}: {}", said(source))]
-    Client {
-        /// Its kind.
-        kind: String,
-        /// Its name.
-        name: String,
-        /// The request, as a participle.
-        verb: &'static str,
-        /// Why.
-        #[source]
-        source: Box<kube::Error>,
-    },
-    /// Another owner's object has the name of the child.
-    #[error(
-        "the {kind} {name} exists and was not created by this controller for this object: delete it, or use another name"
-    )]
-    Taken {
-        /// Its kind.
-        kind: String,
-        /// Its name.
-        name: String,
-    },
-    /// A former child of that name is still being deleted.
-    #[error("the {kind} {name} is being deleted; it is created again when it is gone")]
-    Ending {
-        /// Its kind.
-        kind: String,
-        /// Its name.
-        name: String,
-    },
-    /// The child that was to be changed no longer exists, which the cache did not show.
-    #[error("the {kind} {name} was deleted or replaced while it was to be changed; the object is planned again")]
-    Gone {
-        /// Its kind.
-        kind: String,
-        /// Its name.
-        name: String,
-    },
-    /// The object has changed since it was observed, which the cache did not show.
-    #[error("the {kind} {name} has changed since it was observed, so nothing is begun for it yet; it is planned again")]
-    Outdated {
-        /// Its kind.
-        kind: String,
-        /// Its name.
-        name: String,
-    },
-    /// The child differs from the plan even after it was applied and corrected.
-    #[error("{0}; delete it to have it recreated")]
-    Unmended(Box<UnmendedChild>),
-    /// The child cannot be sealed.
-    #[error(transparent)]
-    Seal(#[from] SealError),
-    /// The child cannot be serialized.
-    #[error("the {kind} {name} cannot be written as JSON: {source}")]
-    Json {
-        /// Its kind.
-        kind: String,
-        /// Its name.
-        name: String,
-        /// Why.
-        #[source]
-        source: serde_json::Error,
-    },
-}
-
-impl ApplyError {
-    /// Returns the metric label of the error.
-    pub fn category(&self) -> &'static str {
-        match self {
-            Self::Client { source, .. } => client_category(source),
-            Self::Taken { .. } => "name_taken",
-            Self::Ending { .. } => "ending",
-            Self::Gone { .. } => "gone",
-            Self::Outdated { .. } => "outdated",
-            Self::Unmended(_) => "foreign_fields",
-            Self::Seal(source) => source.category(),
-            Self::Json { .. } => "encoding",
-        }
-    }
-
-    /// Returns the reason of an error that persists until a user changes something.
-    pub fn needs_attention(&self) -> Option<Reason> {
-        match self {
-            Self::Taken { .. } | Self::Unmended(_) => Some(Reason::NameTaken),
-            Self::Client { source, .. } => refused(source).then_some(Reason::Refused),
-            Self::Ending { .. } | Self::Gone { .. } | Self::Outdated { .. } | Self::Seal(_) | Self::Json { .. } => None,
-        }
-    }
-}
 
 /// An object in a namespace, with its children or as one of them.
 pub trait ApiObject:
@@ -521,49 +430,6 @@ impl Apply<'_> {
             self.delete::<C>(&child.name_any(), child.uid()).await?;
             caught_up_deleted(store, &*child).await;
         }
-        Ok(())
-    }
-
-    /// Makes the object an owner of a bundle, beside the run that controls it.
-    async fn hold(&self, name: &str, owner: Option<OwnerReference>) -> Result<(), ApplyError> {
-        let owned = |bundle: &ConfigMap| bundle.owner_references().iter().any(|owner| owner.uid == self.owner);
-        // What does not exist is named by the status.
-        let Some(bundle) = get(&self.context.stores.config_maps, &self.namespace, name).filter(|it| !owned(it)) else {
-            return Ok(());
-        };
-        let owners = bundle.owner_references().iter().cloned().chain(owner).collect();
-        self.own(&bundle, owners).await
-    }
-
-    /// Ends the ownership of a bundle beside its run. Without another owner it is deleted, as the garbage collector would.
-    async fn release(&self, name: &str) -> Result<(), ApplyError> {
-        let store = &self.context.stores.config_maps;
-        let Some(bundle) = get(store, &self.namespace, name) else { return Ok(()) };
-        let owners: Vec<_> =
-            bundle.owner_references().iter().filter(|owner| owner.uid != self.owner).cloned().collect();
-        if owners.is_empty() {
-            self.delete::<ConfigMap>(name, bundle.uid()).await?;
-            caught_up_deleted(store, &*bundle).await;
-            return Ok(());
-        }
-        self.own(&bundle, owners).await
-    }
-
-    /// Replaces the owners of a bundle, unless it has changed meanwhile: the garbage collector changes them, too.
-    async fn own(&self, bundle: &ConfigMap, owners: Vec<OwnerReference>) -> Result<(), ApplyError> {
-        if bundle.metadata.deletion_timestamp.is_some() {
-            return Ok(());
-        }
-        let name = bundle.name_any();
-        let metadata = json!({ "ownerReferences": owners, "resourceVersion": bundle.metadata.resource_version });
-        let patch = Patch::Merge(json!({ "metadata": metadata }));
-        let patched = self.api::<ConfigMap>().patch(&name, &merge_params(), &patch).await.map_err(|source| {
-            let kind = ConfigMap::kind(&()).into_owned();
-            ApplyError::Client { kind, name: name.clone(), verb: "given its owners", source: Box::new(source) }
-        })?;
-        self.context.metrics.wrote("ConfigMap", "correct");
-        debug!("changed the owners of the ConfigMap {name}");
-        caught_up(&self.context.stores.config_maps, &patched.metadata).await;
         Ok(())
     }
 
