@@ -1,6 +1,11 @@
 //! The command line of `codex-controller`: subcommands, logging and the runtime.
 
-use std::{ffi::OsStr, io::IsTerminal, path::PathBuf, process::ExitCode};
+use std::{
+    ffi::OsStr,
+    io::{self, IsTerminal, Write as _},
+    path::PathBuf,
+    process::ExitCode,
+};
 
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand, builder::Resettable};
 use tracing::{Level, error};
@@ -71,7 +76,8 @@ pub fn run(cli: Cli) -> ExitCode {
             return match codex_crds::manifests::write(&out) {
                 Ok(()) => ExitCode::SUCCESS,
                 Err(failure) => {
-                    eprintln!("codex-controller: {}", chain(&failure));
+                    // A full standard error is no reason to panic.
+                    drop(writeln!(io::stderr(), "codex-controller: {}", chain(&failure)));
                     ExitCode::FAILURE
                 }
             };

@@ -129,6 +129,13 @@ pub async fn run(flags: Flags) -> Result<(), OperatorError> {
             health::serve(address, closing, health).await.map_err(|source| OperatorError::Listen { address, source })
         }
     });
+    if flags.watch_namespaces.0.contains(&flags.namespace) {
+        warn!(
+            "the controller's own namespace {} is watched: who may create pods there can read its keys; watch the namespaces of \
+             teams only, and give the controller one of its own",
+            flags.namespace
+        );
+    }
     // Only the Lease decides by itself when it tries again.
     let patient = retried(&client);
     let report_url = flags.report_url();

@@ -325,16 +325,20 @@ pub(crate) fn same_program() -> Rule {
 /// rule of the whole object.
 pub(crate) fn same_pod_once_started() -> Rule {
     let (new, old) = ("self.spec", "oldSelf.spec");
-    let mut rules = same_worker(new, old);
-    rules.extend(["runtimeClassName", "sharedMemory"].map(|field| same_or(new, old, field, "''")));
-    Rule::new(format!("!has(oldSelf.status) || !has(oldSelf.status.startedAt) || ({})", rules.join(" && ")))
+    let same = same_worker(new, old).join(" && ");
+    Rule::new(format!("!has(oldSelf.status) || !has(oldSelf.status.startedAt) || ({same})"))
         .message("spec.pod is immutable once a pod has started (status.startedAt): create another TrainingRun")
 }
 
-/// Returns the expressions that resources and placement of a pod have the same meaning in the specs `new` and `old`.
+/// Returns the expressions that resources, placement and ids of a pod have the same meaning in the specs `new` and `old`.
 fn same_worker(new: &str, old: &str) -> Vec<String> {
     // Each list and map may be absent or empty, each object absent or without fields.
     let or = |field: &str, empty: &str| same_or(new, old, field, empty);
+    let list = |field: &str| {
+        let (parent, _) = field.split_once('.').unwrap_or_default();
+        let value = |of: &str| format!("(has({of}.pod.{parent}) && has({of}.pod.{field}) ? {of}.pod.{field} : [])");
+        format!("{} == {}", value(new), value(old))
+    };
     let inner = |field: &str| {
         let (parent, _) = field.split_once('.').unwrap_or_default();
         let has = |of: &str| format!("(has({of}.pod.{parent}) && has({of}.pod.{field}))");
@@ -359,7 +363,10 @@ fn same_worker(new: &str, old: &str) -> Vec<String> {
     let mut rules =
         vec![quantities("limits"), quantities("requests"), or("nodeSelector", "{}"), or("tolerations", "[]")];
     rules.extend(["nodeAffinity", "podAffinity", "podAntiAffinity"].map(|field| inner(&format!("affinity.{field}"))));
-    rules.extend([or("priorityClassName", "''"), or("imagePullSecrets", "[]")]);
+    rules.extend(["priorityClassName", "runtimeClassName", "sharedMemory"].map(|field| or(field, "''")));
+    rules.extend(["resourceClaims", "imagePullSecrets"].map(|field| or(field, "[]")));
+    rules.extend(["runAsUser", "runAsGroup", "fsGroup"].map(|field| inner(&format!("securityContext.{field}"))));
+    rules.extend(["resources.claims", "securityContext.supplementalGroups"].map(list));
     rules
 }
 

@@ -91,7 +91,7 @@ mod tests {
     #[test]
     fn every_figure_of_the_operator_and_its_programs_has_a_row_in_the_documents() {
         let document = include_str!("../../docs/benchmarks.md");
-        for source in [include_str!("operator.rs"), include_str!("programs.rs")] {
+        for source in [include_str!("operator.rs"), include_str!("programs.rs"), include_str!("scale.rs")] {
             for figure in source.split("Figure::new(").skip(1) {
                 let name = figure.split('"').nth(1).unwrap();
                 assert!(document.contains(&format!("\n| {name} |")), "docs/benchmarks.md has no row {name:?}");

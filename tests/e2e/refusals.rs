@@ -417,6 +417,18 @@ async fn fields_that_define_a_result_are_immutable_and_rings_are_not_skipped() -
         (with(&evaluation, "/spec/pod", json!({})), "spec.pod is immutable"),
         (with(&pod, "/spec/pod", json!({})), "spec.pod is immutable"),
     ];
+    let settings = [
+        ("runtimeClassName", json!("nvidia")),
+        ("sharedMemory", json!("1Gi")),
+        ("resourceClaims", json!([{ "name": "gpu", "resourceClaimTemplateName": "gpu" }])),
+        ("securityContext", json!({ "runAsUser": 1001 })),
+        ("securityContext", json!({ "supplementalGroups": [7] })),
+    ];
+    let settings = settings.into_iter().flat_map(|(field, value)| {
+        let pointer = format!("/spec/pod/{field}");
+        [with(&evaluation, &pointer, value.clone()), with(&pod, &pointer, value)]
+    });
+    let cases = cases.into_iter().chain(settings.map(|object| (object, "spec.pod is immutable")));
     for (mut object, told) in cases {
         // Without the version, the refusal cannot be a conflict.
         object["metadata"].as_object_mut().unwrap().remove("resourceVersion");
@@ -459,6 +471,9 @@ async fn equal_values_written_otherwise_are_no_change() -> Result<()> {
             ("affinity", json!({})),
             ("nodeSelector", json!({})),
             ("imagePullSecrets", json!([])),
+            ("resourceClaims", json!([])),
+            ("securityContext", json!({})),
+            ("securityContext", json!({ "supplementalGroups": [] })),
             ("resources", resources),
         ];
         cases.extend(pods.into_iter().map(|(field, value)| {

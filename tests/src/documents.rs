@@ -214,6 +214,21 @@ mod tests {
         }
     }
 
+    /// Every line of the threat model names a file with tests, and each file that it names exists.
+    #[test]
+    fn every_line_of_the_threat_model_names_its_tests() {
+        let root = repository();
+        let text = read(&root.join("docs/security.md")).unwrap();
+        let (_, table) = text.split_once("\n| Who | Can | Cannot, and the test that shows it |").unwrap();
+        let rows: Vec<&str> = table.lines().skip(2).take_while(|line| line.starts_with("| ")).collect();
+        assert!(rows.len() >= 15, "{} lines", rows.len());
+        for row in rows {
+            let files: Vec<_> = row.split('`').skip(1).step_by(2).map(Path::new).filter(|it| is_rust(it)).collect();
+            let missing = files.iter().find(|file| !["", "tests"].iter().any(|it| root.join(it).join(file).is_file()));
+            assert!(!files.is_empty() && missing.is_none(), "{row}: {missing:?}");
+        }
+    }
+
     fn is_rust(path: &Path) -> bool {
         path.extension().is_some_and(|extension| extension == "rs")
     }

@@ -166,38 +166,37 @@ pub fn advice(error: &(dyn std::error::Error + 'static)) -> Option<&'static str>
 /// # Errors
 /// When the file cannot be written, its directory is missing, `path` is a directory, or it is a dangling link.
 pub fn write(path: &Path, bytes: &[u8]) -> Result<Sha256, FileError> {
-    let metadata = match fs::symlink_metadata(path) {
-        Ok(metadata) if metadata.is_symlink() => {
-            let target = fs::canonicalize(path).map_err(FileError::of("following link", path))?;
-            return write(&target, bytes);
-        }
-        metadata => metadata.ok(),
-    };
-    if let Some(file_type) = metadata.map(|metadata| metadata.file_type())
-        && !file_type.is_file()
-    {
-        if file_type.is_dir() {
-            let directory = io::Error::new(io::ErrorKind::IsADirectory, "it is a directory: name a file");
-            return Err(FileError::of("writing", path)(directory));
-        }
-        let open = OpenOptions::new().write(true).open(path);
-        open.and_then(|mut file| file.write_all(bytes)).map_err(FileError::of("writing", path))?;
-        return Ok(Sha256::of(bytes));
-    }
-    replace(path, bytes)?;
+    write_with(path, |file| file.write_all(bytes))?;
     Ok(Sha256::of(bytes))
 }
 
-/// Replaces a regular file atomically, or creates it.
-fn replace(path: &Path, bytes: &[u8]) -> Result<(), FileError> {
-    write_with(path, |file| file.write_all(bytes))
-}
-
-/// Replaces a regular file atomically by what `fill` writes, or creates it. Its directory has to exist; see [`write`].
+/// Writes what `fill` writes, as [`write`] does.
 ///
 /// # Errors
 /// When the file system or `fill` returns an error.
 pub fn write_with(path: &Path, fill: impl FnOnce(&mut File) -> io::Result<()>) -> Result<(), FileError> {
+    let metadata = match fs::symlink_metadata(path) {
+        Ok(metadata) if metadata.is_symlink() => {
+            let target = fs::canonicalize(path).map_err(FileError::of("following link", path))?;
+            return write_with(&target, fill);
+        }
+        metadata => metadata.ok(),
+    };
+    match metadata.map(|metadata| metadata.file_type()) {
+        Some(kind) if kind.is_dir() => {
+            let directory = io::Error::new(io::ErrorKind::IsADirectory, "it is a directory: name a file");
+            Err(FileError::of("writing", path)(directory))
+        }
+        Some(kind) if !kind.is_file() => {
+            let open = OpenOptions::new().write(true).open(path);
+            open.and_then(|mut file| fill(&mut file)).map_err(FileError::of("writing", path))
+        }
+        _ => replace(path, fill),
+    }
+}
+
+/// Replaces a regular file atomically by what `fill` writes, or creates it.
+fn replace(path: &Path, fill: impl FnOnce(&mut File) -> io::Result<()>) -> Result<(), FileError> {
     let directory = match path.parent() {
         Some(parent) if !parent.as_os_str().is_empty() => parent,
         _ => Path::new("."),
@@ -406,6 +405,12 @@ mod tests {
         };
         write(&pipe, b"through").unwrap();
         assert_eq!(reader.join().unwrap(), b"through");
+        let reader = {
+            let pipe = pipe.clone();
+            std::thread::spawn(move || fs::read(pipe).unwrap())
+        };
+        write_with(&pipe, |file| file.write_all(b"in ").and_then(|()| file.write_all(b"parts"))).unwrap();
+        assert_eq!(reader.join().unwrap(), b"in parts");
         write(Path::new("/dev/null"), b"x").unwrap();
         assert!(fs::metadata("/dev/null").unwrap().file_type().is_char_device());
         assert_eq!(fs::read_dir(place.path()).unwrap().count(), 4, "nothing else is left");

@@ -213,6 +213,28 @@ fn other_commands_refuse_to_change_their_inputs() {
     let log = text(&ended.stderr);
     assert!(ended.status.code() == Some(2) && log.contains("would replace data mine ("), "{log}");
     assert!(mine.exists());
+
+    let base = model();
+    let inside = base.join("inside");
+    let rules = place.path().join("rules.yaml");
+    fs::write(&rules, "rules: []\n").unwrap();
+    let (base, inside, rules) = (path(&base), path(&inside), path(&rules));
+    let prepared = ["prepare-data", "--task", "arithmetic", "--count", "9", "--safety-rules", rules, "--out", rules];
+    for (line, told) in [
+        (
+            &["train", "--template", "cot-starter", "--base", base, "--output", inside, "--data", &data][..],
+            "is inside --base",
+        ),
+        (&["tokenizer", "export", base, "--output", inside], "is inside TOKENIZER"),
+        (&["serve", "--unsigned", base, "--listen", "127.0.0.1:0", "--errors", inside], "is inside DIR"),
+        (&["serve", "--unsigned", base, "--listen", "127.0.0.1:0", "--trace-store", inside], "is inside DIR"),
+        (&prepared, "--safety-rules"),
+    ] {
+        let ended = codex(line);
+        let log = text(&ended.stderr);
+        assert!(ended.status.code() == Some(2) && log.contains(told), "{line:?}: {log}");
+    }
+    assert_eq!(contents(&model()), before);
 }
 
 /// Names and sizes are checked before any byte of the model is read.

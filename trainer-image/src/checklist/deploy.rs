@@ -66,11 +66,11 @@ impl Deploy {
     pub(crate) fn run(self) -> Result<i32, CommandError> {
         let checklist = self.check()?;
         match self.format {
-            Format::Text => atomic_fs::say(&checklist.to_string())?,
-            Format::Json => {
-                atomic_fs::say(&serde_json::to_string_pretty(&checklist).map_err(CommandError::failed)?)?;
-            }
+            Format::Text => atomic_fs::say(&checklist.to_string()),
+            Format::Json => atomic_fs::say(&serde_json::to_string_pretty(&checklist).map_err(CommandError::bad_input)?),
         }
+        // Exit code 1 means that the checklist blocks.
+        .map_err(CommandError::bad_input)?;
         Ok(if checklist.blocked { exit::FAILED } else { exit::FINISHED })
     }
 

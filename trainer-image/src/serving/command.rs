@@ -1,6 +1,11 @@
 //! The command line of `codex serve`, and the server that it describes.
 
-use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
 
 use clap::builder::PossibleValuesParser;
 use codex_configs::Device;
@@ -25,6 +30,7 @@ use super::{
 use crate::{
     arguments::{socket_address, whole},
     error::CommandError,
+    overlap::{self, Named},
     reporting::Reporter,
 };
 
@@ -218,6 +224,24 @@ impl Serve {
         Ok(patterns.collect::<Result<_, _>>().map_err(KeylessError::from)?)
     }
 
+    /// Checks that no file that the server appends to is in the model or another input: the next start would refuse it.
+    fn check_overlap(&self) -> Result<(), ServeError> {
+        let named = |files: &[(&str, Option<&PathBuf>)]| {
+            files.iter().filter_map(|(role, path)| Some(Named::new(*role, *path.as_ref()?))).collect::<Vec<_>>()
+        };
+        let events = self.safety_events.as_ref().filter(|path| *path != Path::new("-"));
+        let outputs =
+            [("--trace-store", self.capture.store()), ("--errors", self.errors.as_ref()), ("--safety-events", events)];
+        let inputs = [
+            ("DIR", self.directory.as_ref()),
+            ("--model", self.model.as_ref()),
+            ("--oms-bundle", self.oms_bundle.as_ref()),
+            ("--promotion", self.promotion.as_ref()),
+            ("--safety-rules", self.safety_rules.as_ref()),
+        ];
+        Ok(overlap::check(&named(&outputs), &named(&inputs))?)
+    }
+
     async fn serve(self, reporter: &Arc<Reporter<ServingState>>) -> Result<(), ServeError> {
         let stop = Shutdown::on_signals()?;
         if self.unsigned && !self.listen.ip().is_loopback() {
@@ -227,6 +251,7 @@ impl Serve {
         if let Some(tokens) = self.max_num_batched_tokens.filter(|tokens| *tokens < slots) {
             return Err(ServeError::Budget { tokens, slots });
         }
+        self.check_overlap()?;
         let (listener, admin) = listeners(self.listen, self.admin_listen).await?;
         let identities = self.identities()?;
         let Some(server) = Server::of(self, identities) else { return Err(ServeError::Arguments) };

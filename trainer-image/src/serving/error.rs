@@ -11,6 +11,7 @@ use crate::{
     atomic_fs::FileError,
     error::{CommandError, chain},
     model::{ModelError, NotReproduced},
+    overlap::Overlap,
 };
 
 /// The reasons for which a server does not serve.
@@ -27,6 +28,9 @@ pub enum ServeError {
         #[source]
         source: io::Error,
     },
+    /// A file that the server appends to is in one of its inputs.
+    #[error(transparent)]
+    Overlap(#[from] Overlap),
     /// The public key is invalid.
     #[error(transparent)]
     Key(#[from] KeyError),
@@ -195,6 +199,7 @@ impl ServeError {
             | Self::Tls(_)
             | Self::Traces(_)
             | Self::Errors(_)
+            | Self::Overlap(_)
             | Self::Public(_) => "InvalidSettings",
             Self::Listen { .. } => "AddressUnavailable",
             Self::Signals(_) | Self::Metrics(_) | Self::Engine(_) | Self::Http(_) | Self::Mirror(_) => "ServerFailed",

@@ -20,6 +20,7 @@ use crate::{
     arguments::whole,
     atomic_fs::{self, FileError, Misnamed},
     error::CommandError,
+    overlap::{self, Named},
     plugins::{Kind, Plugin, PluginError},
     safety::{Direction, Guard, Rules, RulesError},
 };
@@ -104,6 +105,10 @@ impl Guarded {
 
 impl PrepareData {
     pub(crate) fn run(self) -> Result<i32, CommandError> {
+        let inputs = [("--filter", &self.filter), ("--safety-rules", &self.safety_rules)];
+        let inputs = inputs.into_iter().filter_map(|(role, path)| Some(Named::new(role, path.as_ref()?)));
+        overlap::check(&[Named::new("--out", &self.out)], &inputs.collect::<Vec<_>>())
+            .map_err(CommandError::bad_input)?;
         let source = match self.digits {
             Some(digits) => self.task.of_digits(digits).map_err(CommandError::bad_input)?,
             None => self.task.into(),

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use crate::{
     atomic_fs::{FileError, Misnamed},
     error::CommandError,
+    overlap::Overlap,
     text::TokenizerError,
 };
 
@@ -76,6 +77,9 @@ pub enum TokenizingError {
     /// A named file is missing or of the wrong kind.
     #[error(transparent)]
     Misnamed(#[from] Misnamed),
+    /// The output would change the input.
+    #[error(transparent)]
+    Overlap(#[from] Overlap),
     /// A file operation failed.
     #[error(transparent)]
     File(#[from] FileError),

@@ -20,6 +20,7 @@ pub use manifest::Manifest;
 use crate::{
     atomic_fs,
     error::CommandError,
+    overlap,
     text::{Tokenizer, TokenizerError},
 };
 
@@ -202,6 +203,8 @@ impl Export {
         if std::fs::symlink_metadata(&self.output).is_ok() {
             return Err(TokenizingError::Exists(self.output.clone()));
         }
+        let input = overlap::Named::new("TOKENIZER", &self.tokenizer.path);
+        overlap::check(&[overlap::Named::new("--output", &self.output)], &[input])?;
         atomic_fs::create_directory(&self.output, |partial| tokenizer.write(partial).map_err(TokenizingError::from))?;
         Ok(format!("{}: {} tokens", self.output.display(), tokenizer.vocabulary()))
     }

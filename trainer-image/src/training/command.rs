@@ -264,11 +264,14 @@ impl Train {
         Ok(if session.permits(&diff) { exit::FINISHED } else { exit::BAD_INPUT })
     }
 
-    /// Checks that neither a data file nor the base is in a directory whose files the run replaces or removes.
+    /// Checks that neither a data file nor the base is in a directory whose files the run replaces or removes, and that the run does
+    /// not write into the base.
     fn check_overlap(&self) -> Result<(), TrainError> {
         let outputs = OUTPUTS.map(|name| Named::new("--output", self.output.join(name)));
         let base = self.base.iter().map(|base| Named::new("--base", base));
-        let inputs: Vec<Named> = Named::data(&self.data).chain(base).collect();
+        let bases: Vec<Named> = base.collect();
+        overlap::check(&[Named::new("--output", &self.output)], &bases)?;
+        let inputs: Vec<Named> = Named::data(&self.data).chain(bases).collect();
         Ok(overlap::check_inputs_outside(&outputs, &inputs)?)
     }
 

@@ -167,6 +167,7 @@ fn receiving(view: &View<'_>) -> Option<String> {
 fn phase(view: &View<'_>, stage: &Stage, canary: &Next) -> ReasoningPodPhase {
     match stage {
         _ if view.obstruction.is_some_and(|obstruction| !obstruction.waits) => ReasoningPodPhase::Blocked,
+        _ if receiving(view).is_some() => ReasoningPodPhase::Blocked,
         Stage::DryRun => ReasoningPodPhase::DryRun,
         // Running servers stay: something only blocks the next rollout.
         Stage::Blocked if waits(view) && !view.serves() => ReasoningPodPhase::Pending,

@@ -728,7 +728,7 @@ fn obstruct<O, S: PartialEq + std::fmt::Debug + serde::Serialize>(
     plan
 }
 
-/// Plans twice: the same observation must give the same bytes.
+/// Plans twice: the same observation must give the same bytes. A status that needs somebody is in no phase that goes on by itself.
 fn twice<S: PartialEq + std::fmt::Debug + serde::Serialize>(
     plan: impl Fn(Timestamp) -> Plan<S>,
     now: Timestamp,
@@ -736,5 +736,11 @@ fn twice<S: PartialEq + std::fmt::Debug + serde::Serialize>(
     let (first, second) = (plan(now), plan(now));
     assert_eq!(first, second);
     assert_eq!(serde_json::to_vec(&first).unwrap(), serde_json::to_vec(&second).unwrap());
+    let status = serde_json::to_value(&first.status).unwrap();
+    let stalled = status["conditions"].as_array().into_iter().flatten().find(|it| it["type"] == "Stalled");
+    if let Some(stalled) = stalled.filter(|stalled| stalled["status"] == "True") {
+        let goes_on = ["Pending", "Running", "RollingOut", "Serving"].map(|phase| status["phase"] == phase);
+        assert!(!goes_on.contains(&true), "{}: {stalled}", status["phase"]);
+    }
     first
 }

@@ -124,6 +124,11 @@ impl Settings {
 }
 
 impl Arguments {
+    /// Returns the file of traces.
+    pub(super) fn store(&self) -> Option<&PathBuf> {
+        self.trace_store.as_ref()
+    }
+
     /// Returns what to capture, if anything.
     pub(super) fn settings(self) -> Option<Settings> {
         let Self { trace_mode: mode, trace_sample: sample, trace_threshold: threshold, trace_top_k: top, .. } = self;
