@@ -7,7 +7,7 @@
 use std::collections::BTreeMap;
 
 use codex_configs::{BASELINE, Evaluation, Generation, PLUGIN_METRIC, PROBLEMS};
-use codex_provenance::{DataDigest, ModelDigest};
+use codex_provenance::{DataDigest, ModelDigest, text::counted};
 use codex_reports::DataFile;
 use codex_verdict::{MAX_BOOTSTRAP_CONFIDENCE, Measurement, Metric, Resampling};
 use schemars::JsonSchema;
@@ -236,7 +236,7 @@ impl Outcomes {
     }
 
     fn other_items(&self, asked: usize) -> String {
-        format!("it has outcomes of {} problems, but {asked} other ones are asked", self.items.len())
+        format!("it has outcomes of {}, but {asked} other ones are asked", counted(self.items.len(), "problem"))
     }
 
     fn check_settings(&self, own: &BTreeMap<String, Value>) -> Result<(), String> {

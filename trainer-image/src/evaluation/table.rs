@@ -2,6 +2,7 @@
 
 use std::fmt::Write as _;
 
+use codex_provenance::text::counted;
 use codex_verdict::{Judgement, Measurement, Metric};
 use indicatif::{ProgressBar, ProgressStyle};
 
@@ -23,10 +24,10 @@ pub(super) fn progress_bar(total: u64) -> Option<ProgressBar> {
 /// The numbers as a table, the baseline's accuracy beside the model's.
 pub(super) fn numbers(results: &Results) -> String {
     let mut text = format!(
-        "{} · model {} · {} problems\n\n{:<20}  {:>9}  {:>6}  {:>9}  {:>9}  {}\n",
+        "{} · model {} · {}\n\n{:<20}  {:>9}  {:>6}  {:>9}  {:>9}  {}\n",
         results.evaluation.preset,
         results.model.digest.short(),
-        results.scored.len(),
+        counted(results.scored.len(), "problem"),
         "METRIC",
         "VALUE",
         "N",

@@ -9,6 +9,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use codex_provenance::text::counted;
 use codex_verdict::{CorpusItem as _, Kind, Likelihood, Measurement, Metric, Resampling};
 use serde_json::{Map, Value};
 
@@ -101,7 +102,7 @@ impl Recorded for Samples {
     }
 
     fn subject(&self) -> String {
-        format!("{} · {} problems", self.name, self.items.len())
+        format!("{} · {}", self.name, counted(self.items.len(), "problem"))
     }
 }
 

@@ -12,6 +12,7 @@ mod train;
 
 use std::path::{Path, PathBuf};
 
+use codex_provenance::text::counted;
 use serde_json::json;
 
 pub use error::TokenizingError;
@@ -163,7 +164,11 @@ impl Validate {
                 lines += 1;
             }
         }
-        Ok(format!("valid: {} tokens, {lines} lines came back as they were", tokenizer.vocabulary()))
+        Ok(format!(
+            "valid: {}, {} came back unchanged",
+            counted(tokenizer.vocabulary(), "token"),
+            counted(lines, "line")
+        ))
     }
 }
 
