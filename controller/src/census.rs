@@ -6,12 +6,16 @@ use codex_crds::{ConditionType, Evaluation, Reason, ReasoningPod, TrainingRun, T
 use codex_plan::conditions::{find, is_true};
 use jiff::Timestamp;
 use kube::{Resource, ResourceExt};
+use tokio::task::yield_now;
 
 use crate::{
     inbox::{Inbox, Moves},
     kinds::kinds,
     observe::{Failures, Kind, Queues, Stores},
 };
+
+/// Number of objects that are counted before the thread does other work.
+const AT_ONCE: usize = 64;
 
 /// What a leader knows about objects.
 pub struct Leader {
@@ -69,12 +73,15 @@ macro_rules! count_kinds {
         reconciled { $($reconciled:ident: $kind:ty, $label:expr;)* }
         referenced { $($referenced:ident: $referenced_kind:ty;)* }
     ) => {
-        fn count_objects(census: &mut Census, leader: &Leader) {
+        async fn count_objects(census: &mut Census, leader: &Leader) {
             $(
                 census.waiting.insert(<$kind>::kind(&()).into_owned(), (0, Duration::ZERO));
-                for object in leader.stores.$reconciled.all() {
+                for (index, object) in leader.stores.$reconciled.all().enumerate() {
                     census.object(&*object);
                     object.details(census, leader);
+                    if index % AT_ONCE == AT_ONCE - 1 {
+                        yield_now().await;
+                    }
                 }
             )*
             $(leader.stores.$referenced.all().for_each(|object| census.object(&*object));)*
@@ -108,10 +115,10 @@ impl Details for ReasoningPod {
 }
 
 impl Census {
-    /// Counts everything.
-    pub fn of(leader: &Leader) -> Self {
+    /// Counts everything. Thousands of objects take a second, in which the thread also does its other work.
+    pub async fn of(leader: &Leader) -> Self {
         let mut census = Self::default();
-        count_objects(&mut census, leader);
+        count_objects(&mut census, leader).await;
         census.waiting.extend(leader.queues.waiting().by_kind());
         census
     }

@@ -117,9 +117,13 @@ async fn ready(State(health): State<Health>) -> Response {
 
 async fn text(State(health): State<Health>) -> Response {
     // What a process knew while it led is not shown after that.
-    let census = match &*health.leadership.borrow() {
-        Leadership::Active(leader) => Census::of(leader),
-        Leadership::Standby(_) => Census::default(),
+    let leader = match &*health.leadership.borrow() {
+        Leadership::Active(leader) => Some(Arc::clone(leader)),
+        Leadership::Standby(_) => None,
+    };
+    let census = match leader {
+        Some(leader) => Census::of(&leader).await,
+        None => Census::default(),
     };
     health.metrics.count(&census);
     match health.metrics.text() {
