@@ -659,21 +659,22 @@ test-policies: prerequisites ## lets Kyverno and policy-controller, which it bui
 KUSTOMIZE_VERSION := v5.7.1
 KUSTOMIZE = $(CACHE)/kustomize-$(KUSTOMIZE_VERSION)/kustomize
 RELEASE = $(CACHE)/release
-release: prerequisites ## writes install.yaml, the Helm chart, kubectl-codex, codex-tools, bills of materials and checksums to RELEASE=, by default a folder of the cache
+release: prerequisites ## writes install.yaml, the Helm chart, codex, kubectl-codex, codex-tools, bills of materials and checksums to RELEASE=, by default a folder of the cache
 	@$(install-helm)
 	$(call install-go,$(KUSTOMIZE),sigs.k8s.io/kustomize/kustomize/v5@$(KUSTOMIZE_VERSION))
 	$(BUILD)
 	mkdir -p "$(RELEASE)"
-	for program in kubectl-codex codex-tools; do
+	for program in codex kubectl-codex codex-tools; do
 		strip --strip-all -o "$(RELEASE)/$$program" "$(PROGRAMS)/$$program"
 	done
+	install --mode 755 controller/kubectl/kubectl_complete-codex "$(RELEASE)/"
 	rm -f "$(RELEASE)"/codex-operator-*.tgz
 	"$(KUSTOMIZE)" build manifests/controller >"$(RELEASE)/install.yaml"
 	"$(KUSTOMIZE)" build manifests/monitoring >"$(RELEASE)/monitoring.yaml"
 	"$(HELM)" package manifests/helm/codex-operator --destination "$(RELEASE)" >/dev/null
 	$(sboms)
 	cd "$(RELEASE)"
-	sha256sum kubectl-codex codex-tools install.yaml monitoring.yaml codex-operator-*.tgz *.cdx.json >SHA256SUMS
+	sha256sum codex kubectl-codex kubectl_complete-codex codex-tools install.yaml monitoring.yaml codex-operator-*.tgz *.cdx.json >SHA256SUMS
 	echo "$(RELEASE):"
 	cat SHA256SUMS
 

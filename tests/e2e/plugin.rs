@@ -3,21 +3,33 @@
 use std::{path::PathBuf, process::Command};
 
 use codex_crds::PromotionPolicy;
-use codex_tests::{Result, Team, install::program, objects, process::output, team::blocking};
+use codex_tests::{
+    Result, Team,
+    install::{program, repository},
+    objects,
+    process::output,
+    team::blocking,
+};
 use k8s_openapi::api::core::v1::ResourceQuota;
 use serde_json::{Value, json};
 
 /// Runs `kubectl codex` with these words, with the plugin on the path of kubectl.
 async fn codex(team: &Team, words: &[&str]) -> Result<String> {
+    kubectl(team, &["codex"], words).await
+}
+
+/// Runs kubectl with these words, with the plugin and its completion on the path.
+async fn kubectl(team: &Team, first: &[&str], words: &[&str]) -> Result<String> {
     let plugin = program("kubectl-codex")?;
     let folder = plugin.parent().map(PathBuf::from).unwrap_or_default();
     // kubectl takes no flag before the name of a plugin.
     let mut kubectl = Command::new(team.installation.cluster.kubectl()?.get_program());
     let kubeconfig = team.installation.cluster.kubeconfig();
     let inherited = std::env::var_os("PATH").unwrap_or_default();
-    let folders = std::iter::once(folder).chain(std::env::split_paths(&inherited));
+    let own = [folder, repository().join("controller/kubectl")];
+    let folders = own.into_iter().chain(std::env::split_paths(&inherited));
     let path = std::env::join_paths(folders).unwrap_or(inherited.clone());
-    kubectl.args(["codex"]).args(words);
+    kubectl.args(first).args(words);
     kubectl.env("PATH", path).env("KUBECONFIG", kubeconfig);
     blocking(move || output(&mut kubectl)).await
 }
@@ -43,6 +55,14 @@ async fn the_plugin_shows_a_chain_and_what_blocks_it() -> Result<()> {
     let json: Value =
         serde_json::from_str(&codex(&team, &["tree", "run", "-o", "json", "-n", &namespace]).await?).unwrap();
     assert_eq!(json[0]["object"]["phase"], "Succeeded", "{json}");
+
+    // What a shell asks kubectl for when a user presses the tab key.
+    let complete = ["__complete", "codex"];
+    assert_eq!(kubectl(&team, &complete, &["completion", "z"]).await?, "zsh\tZ shell\n:4\n");
+    let names = kubectl(&team, &complete, &["why", "-n", &namespace, "re"]).await?;
+    assert_eq!(names, "refused\tReasoningPod\n:4\n");
+    let names = kubectl(&team, &complete, &["tree", "-n", &namespace, "trainingrun/"]).await?;
+    assert_eq!(names, "trainingrun/run\tTrainingRun\n:4\n");
 
     let why = codex(&team, &["why", "reasoningpod/refused", "-n", &namespace]).await?;
     assert!(why.contains("trace_coverage") && why.lines().count() == 1, "{why}");

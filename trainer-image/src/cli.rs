@@ -206,6 +206,19 @@ mod tests {
         Arguments::command().debug_assert();
     }
 
+    /// pre-commit adds the names of files to the entry of a hook.
+    #[test]
+    fn hooks_of_pre_commit_are_commands() {
+        let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../.pre-commit-hooks.yaml");
+        let hooks: Vec<serde_json::Value> = serde_yaml::from_str(&std::fs::read_to_string(path).unwrap()).unwrap();
+        assert!(!hooks.is_empty());
+        for hook in hooks {
+            let words = hook["entry"].as_str().unwrap().split(' ').chain(["team/a.yaml", "team/b.yaml"]);
+            assert_eq!((words.clone().next(), hook["language"].as_str()), (Some("codex"), Some("system")), "{hook}");
+            Arguments::try_parse_from(words).unwrap();
+        }
+    }
+
     #[test]
     fn empty_variables_are_ignored() {
         let names = |command: &clap::Command| -> Vec<String> {

@@ -5,6 +5,9 @@ use std::{
     io::{self, IsTerminal as _, Write as _},
     path::PathBuf,
     process::ExitCode,
+    sync::mpsc,
+    thread,
+    time::Duration,
 };
 
 use clap::{Args, CommandFactory as _, Parser, Subcommand, ValueEnum};
@@ -15,7 +18,8 @@ use kube::api::ListParams;
 use serde::Serialize;
 
 use crate::{
-    cluster::{Cluster, Found, Place},
+    cluster::{Cluster, Found, Place, contexts},
+    completion::{self, Candidate, Expected, Names, Question},
     error::CommandError,
     events, logs, promotion,
     reproduce::reproduction,
@@ -25,6 +29,9 @@ use crate::{
     tree::{self, roots},
     why::{self, why},
 };
+
+/// How long names are looked up for a completion. A user waits for it.
+const COMPLETION_LIMIT: Duration = Duration::from_secs(2);
 
 /// Show what the Codex operator does: chains of runs, evaluations and servers, and what blocks them.
 #[derive(Debug, Parser)]
@@ -164,6 +171,13 @@ impl From<Shell> for clap_complete::Shell {
 /// Reads the command line, runs the command and returns the exit code: 0, 1 if it failed or what it checked is blocked, or 2 if a flag or
 /// an object is invalid.
 pub fn main() -> ExitCode {
+    let mut words = env::args_os().skip(1);
+    if words.next().is_some_and(|word| word == completion::REQUEST) {
+        let words: Vec<String> = words.map(|word| word.to_string_lossy().into_owned()).collect();
+        // A shell that reads no answer needs none.
+        let _ = io::stdout().write_all(complete(&words).as_bytes());
+        return ExitCode::SUCCESS;
+    }
     let arguments = Arguments::parse();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let result = match runtime {
@@ -180,6 +194,52 @@ pub fn main() -> ExitCode {
             failure.exit()
         }
     }
+}
+
+/// Returns the command line as clap knows it.
+pub(crate) fn command_line() -> clap::Command {
+    Arguments::command()
+}
+
+/// Returns the answer to kubectl, which completes the last of the words. Names that cannot be looked up in time are missing.
+fn complete(words: &[String]) -> String {
+    let Question { expected, word, place } = completion::question(command_line(), words);
+    let candidates = match expected {
+        Expected::Path => return completion::PATHS.to_owned(),
+        Expected::OneOf(candidates) => candidates,
+        Expected::Name(names) => {
+            let (sender, receiver) = mpsc::channel();
+            let begun = word.clone();
+            // A thread, because a credential plugin of the kubeconfig blocks. It ends with the program.
+            thread::spawn(move || {
+                let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+                let found = runtime.ok().and_then(|runtime| runtime.block_on(look_up(names, place, &begun)).ok());
+                // The other side may have stopped waiting.
+                let _ = sender.send(found);
+            });
+            receiver.recv_timeout(COMPLETION_LIMIT).ok().flatten().unwrap_or_default()
+        }
+    };
+    completion::answer(&word, &candidates)
+}
+
+/// Looks up names for a word.
+async fn look_up(names: Names, place: Place, word: &str) -> Result<Vec<Candidate>, CommandError> {
+    let plain = |names: Vec<String>| names.into_iter().map(|name| Candidate::new(name, &"")).collect();
+    let before = word.split_once('/').map(|(before, _)| before);
+    let (kinds, place) = match names {
+        Names::Contexts => return Ok(plain(contexts(&place)?)),
+        Names::Namespaces => return Ok(plain(Cluster::connect(&place).await?.namespaces().await?)),
+        Names::Pods => {
+            let namespace = before.map(str::to_owned).or(place.namespace);
+            (vec![Kind::ReasoningPod], Place { namespace, ..place })
+        }
+        Names::Objects(mut kinds) => {
+            kinds.retain(|kind| before.is_none_or(|before| Kind::of(before) == Some(*kind)));
+            (kinds, place)
+        }
+    };
+    Ok(completion::named(before, Cluster::connect(&place).await?.names(&kinds).await))
 }
 
 async fn run(arguments: Arguments) -> Result<ExitCode, CommandError> {

@@ -3,7 +3,11 @@
 use std::{collections::BTreeSet, fmt::Debug, path::PathBuf};
 
 use codex_crds::{ConditionType, Evaluation, ReasoningPod, TrainingRun};
-use k8s_openapi::{NamespaceResourceScope, api::events::v1::Event};
+use futures::future::join_all;
+use k8s_openapi::{
+    NamespaceResourceScope,
+    api::{core::v1::Namespace, events::v1::Event},
+};
 use kube::{
     Api, Client, Config, Resource, ResourceExt,
     api::ListParams,
@@ -82,6 +86,29 @@ impl Found {
             Self::Pod(_) => false,
         }
     }
+}
+
+/// Returns the names of the first objects of a list.
+async fn names<K>(api: Api<K>) -> Result<Vec<String>, CommandError>
+where
+    K: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned,
+{
+    let what = format!("listing objects of the kind {}", K::kind(&()));
+    let page = api.list_metadata(&ListParams::default().limit(PAGE)).await.map_err(CommandError::request(what))?;
+    Ok(page.items.into_iter().filter_map(|object| object.metadata.name).collect())
+}
+
+/// Returns the names of the contexts of the kubeconfig.
+pub(crate) fn contexts(place: &Place) -> Result<Vec<String>, CommandError> {
+    let failed = |path: &PathBuf| {
+        let path = path.clone();
+        |source| CommandError::KubeconfigFile { path, source }
+    };
+    let config = match &place.kubeconfig {
+        Some(path) => Kubeconfig::read_from(path).map_err(failed(path))?,
+        None => Kubeconfig::read()?,
+    };
+    Ok(config.contexts.into_iter().map(|context| context.name).collect())
 }
 
 /// Returns the name of the run whose model a ReasoningPod serves. With `spec.redeploy`, that is the run of the latest promoted cycle,
@@ -168,6 +195,24 @@ impl Cluster {
                 None => return Ok(all),
             }
         }
+    }
+
+    /// Returns the names of the objects of these kinds in the namespace, as far as they may be listed.
+    pub(crate) async fn names(&self, kinds: &[Kind]) -> Vec<(Kind, String)> {
+        let of_kind = async |kind: Kind| {
+            let names = match kind {
+                Kind::TrainingRun => names::<TrainingRun>(self.api()).await,
+                Kind::Evaluation => names::<Evaluation>(self.api()).await,
+                Kind::ReasoningPod => names::<ReasoningPod>(self.api()).await,
+            };
+            names.unwrap_or_default().into_iter().map(move |name| (kind, name))
+        };
+        join_all(kinds.iter().map(|kind| of_kind(*kind))).await.into_iter().flatten().collect()
+    }
+
+    /// Returns the names of the namespaces.
+    pub(crate) async fn namespaces(&self) -> Result<Vec<String>, CommandError> {
+        names::<Namespace>(Api::all(self.client.clone())).await
     }
 
     /// Returns the chain that an object belongs to.

@@ -24,6 +24,13 @@ impl Kind {
         }
     }
 
+    /// Returns the kind that `kubectl` knows by this name.
+    pub(crate) fn of(name: &str) -> Option<Self> {
+        let name = name.to_lowercase();
+        let plain = name.strip_suffix(".codex-ml.dev").unwrap_or(&name);
+        Self::ALL.into_iter().find(|known| known.names().contains(&plain))
+    }
+
     /// Returns the names that `kubectl` takes for the kind.
     fn names(self) -> [&'static str; 3] {
         match self {
@@ -76,10 +83,8 @@ impl FromStr for Subject {
         let (kind, name) = match text.split_once('/') {
             None => (None, text),
             Some((kind, name)) => {
-                let kind = kind.to_lowercase();
-                let plain = kind.strip_suffix(".codex-ml.dev").unwrap_or(&kind);
-                let found = Kind::ALL.into_iter().find(|known| known.names().contains(&plain));
-                let found = found.ok_or_else(|| {
+                let found = Kind::of(kind).ok_or_else(|| {
+                    let kind = kind.to_lowercase();
                     format!("{kind:?} is no kind of codex-ml.dev: write trainingrun/NAME, evaluation/NAME or reasoningpod/NAME")
                 })?;
                 (Some(found), name)
