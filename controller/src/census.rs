@@ -4,6 +4,7 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use codex_crds::{ConditionType, Evaluation, Reason, ReasoningPod, TrainingRun, TrainingRunPhase};
 use codex_plan::conditions::{find, is_true};
+use codex_verdict::ComparisonSpec;
 use jiff::Timestamp;
 use kube::{Resource, ResourceExt};
 use tokio::task::yield_now;
@@ -16,6 +17,17 @@ use crate::{
 
 /// Number of objects that are counted before the thread does other work.
 const AT_ONCE: usize = 64;
+
+/// The gate of a metric that has the lowest margin.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Tightest {
+    /// The distance of the bound from the limit; negative if the gate is missed.
+    pub margin: f64,
+    /// The bound that was judged: that of the value, or that of the mean difference if the gate compares.
+    pub bound: f64,
+    /// What the gate requires of the bound: at least this, or at most this for `max`.
+    pub limit: f64,
+}
 
 /// What a leader knows about objects.
 pub struct Leader {
@@ -44,8 +56,8 @@ pub struct Census {
     pub conditions: BTreeMap<[String; 4], (i64, Timestamp)>,
     /// By metric and verdict.
     pub gates: BTreeMap<[String; 2], i64>,
-    /// By metric: the lowest distance of a bound from its limit.
-    pub margins: BTreeMap<String, f64>,
+    /// By metric: the gate with the lowest margin.
+    pub tightest: BTreeMap<String, Tightest>,
     /// By the first digits of the digest of problems: the highest number of a read.
     pub reads: BTreeMap<String, i64>,
     /// Steps that existing runs have completed.
@@ -170,22 +182,29 @@ impl Census {
                 continue;
             }
             let number = |text: &str| text.parse::<f64>().ok().filter(|number| number.is_finite());
-            let bound = if gate.confidence.is_none() {
-                &result.value
-            } else if gate.min.is_some() {
-                &result.lower
-            } else {
-                &result.upper
-            };
-            let Some(bound) = bound.as_ref().and_then(|bound| number(&bound.0)) else { continue };
-            let margin = match (&gate.min, &gate.max) {
-                (Some(min), None) => number(&min.0).map(|min| bound - min),
-                (None, Some(max)) => number(&max.0).map(|max| max - bound),
+            let by = |with: &ComparisonSpec| with.by.as_ref().map_or(Some(0.0), |by| number(&by.0));
+            let limit = match (&gate.min, &gate.max, &gate.better_than, &gate.not_worse_than) {
+                (Some(min), None, None, None) => number(&min.0),
+                (None, Some(max), None, None) => number(&max.0),
+                (None, None, Some(with), None) => by(with),
+                // Of a difference, so that 0 - 0 is not -0.
+                (None, None, None, Some(with)) => by(with).map(|by| 0.0 - by),
                 _ => None,
             };
-            if let Some(margin) = margin {
-                let lowest = self.margins.entry(result.metric.clone()).or_insert(margin);
-                *lowest = lowest.min(margin);
+            // A comparison by 0 of a share is decided by McNemar's test, which has no bound.
+            let bound = match (&gate.confidence, &gate.max) {
+                (None, _) => &result.value,
+                (Some(_), None) => &result.lower,
+                (Some(_), Some(_)) => &result.upper,
+            };
+            let bound = bound.as_ref().and_then(|bound| number(&bound.0));
+            let (Some(bound), Some(limit)) = (bound, limit) else { continue };
+            let margin = if gate.max.is_some() { limit - bound } else { bound - limit };
+            let found = Tightest { margin, bound, limit };
+            let tightest = self.tightest.entry(result.metric.clone()).or_insert(found);
+            // Of equal margins the lower limit counts, so that the order of the objects does not matter.
+            if [margin, limit] < [tightest.margin, tightest.limit] {
+                *tightest = found;
             }
         }
     }
@@ -219,7 +238,7 @@ mod tests {
     use jiff::Timestamp;
     use serde_json::{Value, json};
 
-    use super::Census;
+    use super::{Census, Tightest};
     use crate::inbox::Moves;
 
     fn at(second: i64) -> Timestamp {
@@ -285,14 +304,19 @@ mod tests {
 
     #[test]
     fn margins_are_those_of_the_bound_that_decides() {
+        let with = |by: &str| json!({ "evaluation": "before", "by": by });
         let gates = json!([
+            { "metric": "exact_match", "min": "0.5", "confidence": "0.95" },
             { "metric": "exact_match", "min": "0.9", "confidence": "0.95" },
             { "metric": "trace_coverage", "max": "0.5", "confidence": "0.95" },
             { "metric": "reasoning.win_rate", "min": "0.5" },
+            { "metric": "bleu", "notWorseThan": with("0.1"), "confidence": "0.95" },
+            { "metric": "perplexity", "betterThan": { "evaluation": "before" } },
         ]);
         let result = |metric: &str, verdict: &str| json!({ "metric": metric, "verdict": verdict, "value": "0.7", "lower": "0.6", "upper": "0.8", "message": "" });
         let status = json!({ "gates": [
-            result("exact_match", "Failed"), result("trace_coverage", "Failed"), result("reasoning.win_rate", "Passed"),
+            result("exact_match", "Passed"), result("exact_match", "Failed"), result("trace_coverage", "Failed"),
+            result("reasoning.win_rate", "Passed"), result("bleu", "Passed"), result("perplexity", "Passed"),
         ], "reads": { "dataDigest": "1".repeat(64), "number": 3 } });
         let mut census = Census::default();
         census.evaluation(&object(
@@ -300,11 +324,49 @@ mod tests {
             &json!({ "trainingRun": "x", "preset": "cot-lite", "gates": gates }),
             &status,
         ));
-        let near = |metric: &str, expected: f64| (census.margins[metric] - expected).abs() < 1e-9;
-        assert!(near("exact_match", -0.3) && near("trace_coverage", -0.3) && near("reasoning.win_rate", 0.2));
+        for (metric, margin, bound, limit) in [
+            // Of two gates on a metric, all three numbers are those of the one that is missed.
+            ("exact_match", -0.3, 0.6, 0.9),
+            ("trace_coverage", -0.3, 0.8, 0.5),
+            // Without confidence the value decides.
+            ("reasoning.win_rate", 0.2, 0.7, 0.5),
+            // Comparisons are about the mean difference.
+            ("bleu", 0.7, 0.6, -0.1),
+            ("perplexity", 0.7, 0.7, 0.0),
+        ] {
+            let found = census.tightest[metric];
+            assert!((found.margin - margin).abs() < 1e-9, "{metric}: {found:?}");
+            assert_eq!((found.bound, found.limit), (bound, limit), "{metric}");
+        }
+        assert_eq!(census.tightest.len(), 5);
         assert_eq!(census.reads, [("1".repeat(12), 3)].into());
-        assert_eq!(census.gates.values().sum::<i64>(), 3);
+        assert_eq!(census.gates.values().sum::<i64>(), 6);
         assert_eq!(census.gates[&["exact_match".to_owned(), "Failed".to_owned()]], 1);
+    }
+
+    #[test]
+    fn the_same_gate_is_the_tightest_in_any_order_and_one_without_a_bound_is_left_out() {
+        let evaluation = |gate: Value, result: Value| {
+            let spec = json!({ "trainingRun": "x", "preset": "cot-lite", "gates": [gate] });
+            object("Evaluation", &spec, &json!({ "gates": [result] }))
+        };
+        let result =
+            |value: &str| json!({ "metric": "exact_match", "verdict": "Passed", "value": value, "message": "" });
+        let (low, high) =
+            (json!({ "metric": "exact_match", "min": "0.25" }), json!({ "metric": "exact_match", "min": "0.5" }));
+        let [one, other] = [evaluation(low, result("0.5")), evaluation(high, result("0.75"))];
+        for order in [[&one, &other], [&other, &one]] {
+            let mut census = Census::default();
+            order.into_iter().for_each(|it| census.evaluation(it));
+            let expected = Tightest { margin: 0.25, bound: 0.5, limit: 0.25 };
+            assert_eq!(census.tightest, [("exact_match".to_owned(), expected)].into());
+        }
+        // McNemar's test decides by a p-value.
+        let compares =
+            json!({ "metric": "exact_match", "betterThan": { "evaluation": "before" }, "confidence": "0.95" });
+        let mut census = Census::default();
+        census.evaluation(&evaluation(compares, result("0.5")));
+        assert_eq!((census.tightest.len(), census.gates.len()), (0, 1));
     }
 
     #[test]

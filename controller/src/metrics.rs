@@ -58,6 +58,8 @@ struct Families {
     condition_oldest: GaugeVec,
     gates: IntGaugeVec,
     gate_margin: GaugeVec,
+    gate_bound: GaugeVec,
+    gate_limit: GaugeVec,
     reads: IntGaugeVec,
     run_steps: IntGaugeVec,
     progress_oldest: GaugeVec,
@@ -111,6 +113,8 @@ impl Metrics {
             condition_oldest: contract::CONDITION_OLDEST.labelled_float(&registry)?,
             gates: contract::GATES.labelled(&registry)?,
             gate_margin: contract::GATE_MARGIN.labelled_float(&registry)?,
+            gate_bound: contract::GATE_BOUND.labelled_float(&registry)?,
+            gate_limit: contract::GATE_LIMIT.labelled_float(&registry)?,
             reads: contract::READS.labelled(&registry)?,
             run_steps: contract::RUN_STEPS.labelled(&registry)?,
             progress_oldest: contract::PROGRESS_OLDEST.labelled_float(&registry)?,
@@ -239,6 +243,8 @@ impl Metrics {
             &self.0.phase_oldest,
             &self.0.condition_oldest,
             &self.0.gate_margin,
+            &self.0.gate_bound,
+            &self.0.gate_limit,
             &self.0.progress_oldest,
             &self.0.checkpoint_oldest,
         ] {
@@ -262,8 +268,10 @@ impl Metrics {
         for ([metric, verdict], gates) in &census.gates {
             self.0.gates.with_label_values(&[metric, verdict]).set(*gates);
         }
-        for (metric, margin) in &census.margins {
-            self.0.gate_margin.with_label_values(&[metric]).set(*margin);
+        for (metric, gate) in &census.tightest {
+            self.0.gate_margin.with_label_values(&[metric]).set(gate.margin);
+            self.0.gate_bound.with_label_values(&[metric]).set(gate.bound);
+            self.0.gate_limit.with_label_values(&[metric]).set(gate.limit);
         }
         for (problems, reads) in &census.reads {
             self.0.reads.with_label_values(&[problems]).set(*reads);
@@ -306,7 +314,10 @@ pub(crate) mod tests {
     use jiff::Timestamp;
 
     use super::{Metrics, Port, contract};
-    use crate::{census::Census, signer::Expiries};
+    use crate::{
+        census::{Census, Tightest},
+        signer::Expiries,
+    };
 
     impl Metrics {
         /// Returns all metrics as text.
@@ -347,7 +358,7 @@ pub(crate) mod tests {
                 (4, then),
             )]),
             gates: BTreeMap::from([(text(&["exact_match", "Failed"]).try_into().unwrap(), 5)]),
-            margins: BTreeMap::from([("exact_match".to_owned(), -0.25)]),
+            tightest: BTreeMap::from([("exact_match".to_owned(), Tightest { margin: -0.25, bound: 0.5, limit: 0.75 })]),
             reads: BTreeMap::from([("10066056b19a".to_owned(), 7)]),
             completed_steps: 90,
             executed_steps: 100,
@@ -412,6 +423,8 @@ pub(crate) mod tests {
             "codex_controller_condition_oldest_timestamp_seconds{condition=\"GatesPassed\",kind=\"ReasoningPod\",reason=\"GateFailed\",status=\"False\"} 1000",
             "codex_controller_gates{metric=\"exact_match\",verdict=\"Failed\"} 5",
             "codex_controller_gate_lowest_margin{metric=\"exact_match\"} -0.25",
+            "codex_controller_gate_bound{metric=\"exact_match\"} 0.5",
+            "codex_controller_gate_limit{metric=\"exact_match\"} 0.75",
             "codex_controller_problem_reads{problems=\"10066056b19a\"} 7",
             "codex_controller_run_steps{state=\"completed\"} 90",
             "codex_controller_run_steps{state=\"executed\"} 100",
@@ -435,7 +448,9 @@ pub(crate) mod tests {
         // The next count forgets objects that are gone.
         metrics.count(&Census::default());
         let text = metrics.shown();
-        for gone in ["_objects{", "_phase_oldest", "_conditions{", "_gates{", "progress_oldest", "serving_replicas{"] {
+        for gone in
+            ["_objects{", "_phase_oldest", "_conditions{", "_gates{", "_gate_", "progress_oldest", "serving_replicas{"]
+        {
             assert!(!text.contains(gone), "{gone} is still in:\n{text}");
         }
     }

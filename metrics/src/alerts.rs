@@ -15,7 +15,7 @@ use crate::{
         target::{JOB, NAMESPACE, POD},
     },
     query::{Expr, Matcher},
-    scrape::{CONTROLLER, NAMESPACE as CONTROLLERS},
+    scrape::{CONTROLLER, NAMESPACE as CONTROLLERS, PODS, SERVER, TRAINER},
     server::{LATENCY, LATENCY_BUDGET, LATENCY_TARGET, WAITING},
     trainer::DAMAGED,
 };
@@ -63,8 +63,8 @@ pub struct Alert {
     pub summary: &'static str,
     /// When it is evaluated in its test.
     pub at: &'static str,
-    /// Series that make it fire.
-    pub fires: Series,
+    /// Sets of series, each of which makes it fire.
+    pub fires: Vec<Series>,
     /// The labels with which it then fires, apart from its severity.
     pub labels: &'static [(&'static str, &'static str)],
     /// Series that keep it quiet.
@@ -92,13 +92,13 @@ impl Alert {
         })
     }
 
-    /// Returns the two tests of the alert in the form of promtool: one in which it fires, and one in which it does not.
-    pub fn tests(&self) -> [Value; 2] {
+    /// Returns the tests of the alert in the form of promtool: those in which it fires, then the one in which it does not.
+    pub fn tests(&self) -> Vec<Value> {
         let mut labels: serde_json::Map<_, _> =
             self.labels.iter().map(|(name, value)| ((*name).to_owned(), json!(value))).collect();
         labels.insert("severity".to_owned(), json!(self.severity.name()));
         let firing = json!([{ "exp_labels": labels, "exp_annotations": self.annotations() }]);
-        [(&self.fires, firing), (&self.quiet, json!([]))].map(|(series, expected)| {
+        let test = |series: &Series, expected: &Value| {
             let input: Vec<_> =
                 series.iter().map(|(series, values)| json!({ "series": series, "values": values })).collect();
             json!({
@@ -106,7 +106,9 @@ impl Alert {
                 "input_series": input,
                 "alert_rule_test": [{ "alertname": self.name, "eval_time": self.at, "exp_alerts": expected }],
             })
-        })
+        };
+        let fires = self.fires.iter().map(|series| test(series, &firing));
+        fires.chain([test(&self.quiet, &json!([]))]).collect()
     }
 }
 
@@ -128,18 +130,44 @@ pub fn tests(rules: &str) -> Value {
 }
 
 fn availability() -> Vec<Alert> {
-    let controller = UP.value(&[JOB.is(CONTROLLER)]);
-    vec![Alert {
-        name: "CodexControllerMissing",
-        severity: Severity::Critical,
-        query: controller.equal(1.0).absent(),
-        lasting: "5m",
-        summary: "No controller can be scraped: nothing is reconciled, as far as Prometheus knows.",
-        at: "10m",
-        fires: vec![(controller.to_string(), "0x20")],
-        labels: &[],
-        quiet: vec![(controller.to_string(), "1x20")],
-    }]
+    let up = |job: &str, namespace: &str, pod: &str| {
+        UP.value(&[JOB.is(job), NAMESPACE.is(namespace), POD.is(pod)]).to_string()
+    };
+    let controller = |pod: &str| up(CONTROLLER, CONTROLLERS, pod);
+    let server = |pod: &str| up(SERVER, "team", pod);
+    let jobs = PODS.map(|(_, _, job)| job).join("|");
+    vec![
+        Alert {
+            name: "CodexControllerMissing",
+            severity: Severity::Critical,
+            query: UP.value(&[JOB.is(CONTROLLER)]).equal(1.0).absent(),
+            lasting: "5m",
+            summary: "No controller can be scraped: nothing is reconciled, as far as Prometheus knows.",
+            at: "10m",
+            // It cannot be scraped, its pod was deleted, or there never was one.
+            fires: vec![vec![(controller("a"), "0x20")], vec![(controller("a"), "1x3 stale")], vec![]],
+            labels: &[],
+            quiet: vec![(controller("a"), "1x20"), (controller("b"), "0x20")],
+        },
+        Alert {
+            name: "CodexTargetDown",
+            severity: Severity::Warning,
+            query: UP.value(&[JOB.matches(&jobs)]).max(&[JOB, NAMESPACE, POD]).equal(0.0),
+            lasting: "10m",
+            summary: "A trainer, server or activator runs and cannot be scraped: its numbers are missing on dashboards and in other alerts.",
+            at: "20m",
+            fires: vec![vec![(server("a"), "0x30"), (server("b"), "1x30")], vec![(server("a"), "1x5 0x30")]],
+            labels: &[("job", SERVER), ("namespace", "team"), ("pod", "a")],
+            quiet: vec![
+                (server("a"), "1x30"),
+                // A pod that starts, one that has ended and is no target any more, and those that others watch.
+                (server("b"), "0x8 1x30"),
+                (up(TRAINER, "team", "c"), "1x3 0x8 stale"),
+                (controller("d"), "0x30"),
+                (up("node-exporter", "team", "e"), "0x30"),
+            ],
+        },
+    ]
 }
 
 fn leadership() -> Vec<Alert> {
@@ -155,7 +183,7 @@ fn leadership() -> Vec<Alert> {
             summary: "Controllers run, but none holds the Lease: nothing is reconciled.",
             at: "10m",
             // The leader of another installation does not help.
-            fires: vec![(ours("a"), "0x20"), (ours("b"), "0x20"), (of("other", "c"), "1x20")],
+            fires: vec![vec![(ours("a"), "0x20"), (ours("b"), "0x20"), (of("other", "c"), "1x20")]],
             labels: &[("namespace", CONTROLLERS)],
             quiet: vec![(ours("a"), "0x20"), (ours("b"), "1x20")],
         },
@@ -166,7 +194,7 @@ fn leadership() -> Vec<Alert> {
             lasting: "2m",
             summary: "More than one controller of an installation believes that it holds the Lease.",
             at: "10m",
-            fires: vec![(ours("a"), "1x20"), (ours("b"), "1x20")],
+            fires: vec![vec![(ours("a"), "1x20"), (ours("b"), "1x20")]],
             labels: &[("namespace", CONTROLLERS)],
             // One minute in which the old leader was not scraped again is no alert, nor is another installation with its own Lease.
             quiet: vec![(ours("a"), "1 1 1 1 1 1 0x20"), (ours("b"), "0 0 0 0 0 1x20"), (of("other", "c"), "1x20")],
@@ -192,7 +220,7 @@ fn reconciliation() -> Vec<Alert> {
             lasting: "15m",
             summary: "More than a fifth of the reconciliations of a kind fail.",
             at: "30m",
-            fires: results("0+6x40", "0+6x40"),
+            fires: vec![results("0+6x40", "0+6x40")],
             labels: &[("kind", KINDS[0])],
             quiet: results("0+60x40", "0+1x40"),
         },
@@ -203,7 +231,7 @@ fn reconciliation() -> Vec<Alert> {
             lasting: "5m",
             summary: "An object has waited for its reconciliation for more than a minute.",
             at: "15m",
-            fires: vec![(waiting.clone(), "0+60x20")],
+            fires: vec![vec![(waiting.clone(), "0+60x20")]],
             labels: &[("kind", KINDS[0])],
             quiet: vec![(waiting, "0 20 200 0 1 0x20")],
         },
@@ -214,7 +242,7 @@ fn reconciliation() -> Vec<Alert> {
             lasting: "5m",
             summary: "The controller refuses reports of pods, so their progress and results do not reach a status.",
             at: "30m",
-            fires: vec![(report("refused"), "0+2x40")],
+            fires: vec![vec![(report("refused"), "0+2x40")]],
             labels: &[("kind", "Evaluation"), ("result", "refused")],
             quiet: vec![(report("accepted"), "0+20x40"), (report("refused"), "0x10 1x30")],
         },
@@ -231,7 +259,7 @@ fn training() -> Vec<Alert> {
             lasting: "5m",
             summary: "A running TrainingRun has taken no step for more than 15 minutes.",
             at: "30m",
-            fires: vec![(PROGRESS_OLDEST.value(&[]).to_string(), "0x40")],
+            fires: vec![vec![(PROGRESS_OLDEST.value(&[]).to_string(), "0x40")]],
             labels: &[],
             quiet: vec![(PROGRESS_OLDEST.value(&[]).to_string(), "0+60x40")],
         },
@@ -243,7 +271,7 @@ fn training() -> Vec<Alert> {
             lasting: "1m",
             summary: "A trainer found a damaged checkpoint on its volume and resumed from an older one.",
             at: "10m",
-            fires: vec![(damaged.clone(), "1x20")],
+            fires: vec![vec![(damaged.clone(), "1x20")]],
             labels: &[("namespace", "team"), ("pod", "codex-t-run-x")],
             quiet: vec![(damaged, "0x20")],
         },
@@ -269,7 +297,7 @@ fn promotion() -> Vec<Alert> {
             lasting: "10m",
             summary: "An Evaluation has been inconclusive for more than a day: its data cannot decide a gate.",
             at: "20m",
-            fires: vec![(since(&inconclusive), "-90000x30")],
+            fires: vec![vec![(since(&inconclusive), "-90000x30")]],
             labels: &[],
             quiet: vec![(since(&inconclusive), "-80000x30")],
         },
@@ -280,7 +308,7 @@ fn promotion() -> Vec<Alert> {
             lasting: "10m",
             summary: "A ReasoningPod has been blocked for more than a day.",
             at: "20m",
-            fires: vec![(since(&[&stalled[..], &[REASON.is("GateFailed")]].concat()), "-90000x30")],
+            fires: vec![vec![(since(&[&stalled[..], &[REASON.is("GateFailed")]].concat()), "-90000x30")]],
             labels: &[("reason", "GateFailed")],
             quiet: vec![(since(&[&stalled[..], &[REASON.is("GateFailed")]].concat()), "-80000x30")],
         },
@@ -291,7 +319,7 @@ fn promotion() -> Vec<Alert> {
             lasting: "1m",
             summary: "A canary has failed and was stopped; the servers before it answer.",
             at: "10m",
-            fires: vec![(canaries.to_string(), "0x3 1x20")],
+            fires: vec![vec![(canaries.to_string(), "0x3 1x20")]],
             labels: &[],
             quiet: vec![(canaries.to_string(), "0x20")],
         },
@@ -302,7 +330,7 @@ fn promotion() -> Vec<Alert> {
             lasting: "1m",
             summary: "A shadow certainly answers more requests differently than its spec allows.",
             at: "10m",
-            fires: vec![(parity.to_string(), "0x3 1x20")],
+            fires: vec![vec![(parity.to_string(), "0x3 1x20")]],
             labels: &[],
             // Too few requests are no loss.
             quiet: vec![
@@ -317,12 +345,12 @@ fn promotion() -> Vec<Alert> {
             lasting: "5m",
             summary: "A cycle of spec.redeploy did not start in time or was not promoted: an older model is served.",
             at: "15m",
-            fires: vec![(
+            fires: vec![vec![(
                 CONDITIONS
                     .value(&[&redeploys[..], &[STATUS.is("False"), REASON.is("CyclesMissed")]].concat())
                     .to_string(),
                 "0x3 1x20",
-            )],
+            )]],
             labels: &[("reason", "CyclesMissed")],
             // Before the first cycle has ended, and while cycles are promoted, nothing is late.
             quiet: vec![
@@ -343,7 +371,7 @@ fn promotion() -> Vec<Alert> {
             lasting: "10m",
             summary: "A ReasoningPod has ready servers, but its status proves no signed and verified model, or a policy denies it.",
             at: "20m",
-            fires: vec![(UNVERIFIED.value(&[]).to_string(), "1x30")],
+            fires: vec![vec![(UNVERIFIED.value(&[]).to_string(), "1x30")]],
             labels: &[],
             // Servers of a model that was just denied need up to a minute to stop, and the model stays denied.
             quiet: vec![
@@ -365,7 +393,7 @@ fn keys() -> Vec<Alert> {
             lasting: "5m",
             summary: "The leader holds no signing key that is trusted now: no model can be promoted.",
             at: "10m",
-            fires: vec![(of("a", &SIGNER), "0x20"), (of("a", &LEADER), "1x20")],
+            fires: vec![vec![(of("a", &SIGNER), "0x20"), (of("a", &LEADER), "1x20")]],
             labels: &[("pod", "a")],
             // A standby process holds no key, and needs none.
             quiet: vec![
@@ -382,7 +410,7 @@ fn keys() -> Vec<Alert> {
             lasting: "10m",
             summary: "A trusted key expires within 30 days: then nothing is signed with it, and what it signed is signed again.",
             at: "20m",
-            fires: vec![(KEY_EXPIRY.value(&[PURPOSE.is("signing")]).to_string(), "1000000x30")],
+            fires: vec![vec![(KEY_EXPIRY.value(&[PURPOSE.is("signing")]).to_string(), "1000000x30")]],
             labels: &[("purpose", "signing")],
             quiet: vec![(KEY_EXPIRY.value(&[PURPOSE.is("signing")]).to_string(), "600000000x30")],
         },
@@ -393,7 +421,7 @@ fn keys() -> Vec<Alert> {
             lasting: "10m",
             summary: "A certificate of the report endpoint expires within 30 days; then no pod can report.",
             at: "20m",
-            fires: vec![(CERTIFICATE.value(&[]).to_string(), "1000000x30")],
+            fires: vec![vec![(CERTIFICATE.value(&[]).to_string(), "1000000x30")]],
             labels: &[],
             quiet: vec![(CERTIFICATE.value(&[]).to_string(), "600000000x30")],
         },
@@ -420,7 +448,7 @@ fn serving() -> Vec<Alert> {
             lasting: "2m",
             summary: "Over an hour, more than 30 of 100 requests took longer than 0.7 s; at most 5 may.",
             at: "90m",
-            fires: requests("0+50x100", "0+100x100"),
+            fires: vec![requests("0+50x100", "0+100x100")],
             labels: &[("namespace", "team")],
             quiet: requests("0+98x100", "0+100x100"),
         },
@@ -431,7 +459,7 @@ fn serving() -> Vec<Alert> {
             lasting: "15m",
             summary: "Over six hours, more than 10 of 100 requests took longer than 0.7 s; at most 5 may.",
             at: "1h",
-            fires: requests("0+85x60", "0+100x60"),
+            fires: vec![requests("0+85x60", "0+100x60")],
             labels: &[("namespace", "team")],
             quiet: requests("0+92x60", "0+100x60"),
         },
@@ -442,7 +470,7 @@ fn serving() -> Vec<Alert> {
             lasting: "15m",
             summary: "For 15 minutes prompts have waited for a slot: the servers of the namespace are at capacity.",
             at: "20m",
-            fires: vec![(waiting("a"), "0x30"), (waiting("b"), "3x30")],
+            fires: vec![vec![(waiting("a"), "0x30"), (waiting("b"), "3x30")]],
             labels: &[("namespace", "team")],
             quiet: vec![(waiting("a"), "0x30"), (waiting("b"), "3x10 0x20")],
         },

@@ -57,7 +57,17 @@ metrics! {
         "Judged gates of existing Evaluations by metric and verdict.");
     GATE_MARGIN = Gauge("codex_controller_gate_lowest_margin", Number, [METRIC],
         "Lowest distance of a bound from the limit of its gate, over existing Evaluations; negative if a gate is missed.")
-        .more("The bound is the lower one for `min` and the upper one for `max`; without `confidence` it is the value.");
+        .more("`codex_controller_gate_bound` and `codex_controller_gate_limit` are those of the same gate. Gates without a bound are left \
+            out: those that McNemar's test decides, and those whose problems are too few. `betterThan` by 0 without `confidence` is \
+            missed at 0, too.");
+    GATE_BOUND = Gauge("codex_controller_gate_bound", Number, [METRIC],
+        "The bound that was judged of the gate with the lowest margin, in the unit of the metric.")
+        .more("The lower bound of the value for `min` and the upper one for `max`; for `betterThan` and `notWorseThan` the lower bound of the \
+            mean difference from the other Evaluation. Without `confidence` it is the value or the mean difference itself.");
+    GATE_LIMIT = Gauge("codex_controller_gate_limit", Number, [METRIC],
+        "The limit of the gate with the lowest margin, in the unit of the metric.")
+        .more("`min`, which the bound must not be below, or `max`, which it must not be above. Of a difference: `by` for `betterThan`, and \
+            the negative of `by` for `notWorseThan`; the bound must not be below them.");
     READS = Gauge("codex_controller_problem_reads", Count, [PROBLEMS],
         "Verdicts that have read a set of problems: the highest number that an existing Evaluation records.")
         .more("The ledger in the controller's namespace counts them, and deleting Evaluations does not lower the next number.");

@@ -28,6 +28,10 @@ pub enum PanelUnit {
     Requests,
     /// Floating-point operations per second.
     Flops,
+    /// Degrees Celsius.
+    Celsius,
+    /// Watts.
+    Watts,
 }
 
 impl PanelUnit {
@@ -40,6 +44,8 @@ impl PanelUnit {
             Self::PerSecond => "ops",
             Self::Requests => "reqps",
             Self::Flops => "flops",
+            Self::Celsius => "celsius",
+            Self::Watts => "watt",
         }
     }
 }

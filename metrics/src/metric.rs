@@ -45,6 +45,8 @@ pub enum Unit {
     Nats,
     /// Floating-point operations.
     Flop,
+    /// Floating-point operations per second.
+    FlopPerSecond,
     /// Bytes.
     Bytes,
     /// A share from 0 to 1.
@@ -67,6 +69,7 @@ impl Unit {
             Self::Boolean => "1 or 0",
             Self::Nats => "nats",
             Self::Flop => "FLOP",
+            Self::FlopPerSecond => "FLOP/s",
             Self::Bytes => "bytes",
             Self::Ratio => "0 to 1",
             Self::Celsius => "°C",

@@ -175,7 +175,8 @@ impl Expr {
     /// Replaces no series by the number 0.
     #[must_use]
     pub fn or_zero(&self) -> Self {
-        Self(format!("({self}) or vector(0)"))
+        // No operator binds less tightly than `or`, so it stands in parentheses: a quotient would take only the 0.
+        Self(format!("({self} or vector(0))"))
     }
 
     /// Returns the seconds since a Unix time.
@@ -241,7 +242,12 @@ mod tests {
         );
         assert_eq!(
             OBJECTS.value(&[PHASE.is_not("Serving"), KIND.matches("A|B")]).sum(&[]).or_zero().to_string(),
-            "(sum(codex_controller_objects{phase!=\"Serving\", kind=~\"A|B\"})) or vector(0)"
+            "(sum(codex_controller_objects{phase!=\"Serving\", kind=~\"A|B\"}) or vector(0))"
+        );
+        let objects = OBJECTS.value(&[]).sum(&[]);
+        assert_eq!(
+            objects.or_zero().per(&objects).to_string(),
+            "((sum(codex_controller_objects) or vector(0)) / (sum(codex_controller_objects) > 0))"
         );
         assert_eq!(
             LATENCY.quantile(0.95, &[NAMESPACE.chosen()], &[ENDPOINT], RATE_INTERVAL).to_string(),

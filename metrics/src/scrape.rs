@@ -27,6 +27,10 @@ const EARLIER: (&str, &str) = ("http", "8000");
 /// The label of a pod's annotation `prometheus.io/port`.
 const SCRAPED_PORT: &str = "__meta_kubernetes_pod_annotation_prometheus_io_port";
 
+/// The label of the phase of a pod. One that is `Pending` may have an address before its image is there, and one that has ended keeps
+/// its address for a while. Neither can be scraped, and an alert would take it for a pod that is down.
+const PHASE: &str = "__meta_kubernetes_pod_phase";
+
 /// Returns the object metadata of a generated manifest.
 pub fn metadata(name: &str) -> Value {
     json!({ "name": name, "namespace": NAMESPACE, "labels": { PART_OF.0: PART_OF.1 } })
@@ -34,7 +38,7 @@ pub fn metadata(name: &str) -> Value {
 
 /// Gives every series of a target the same job, whatever the name of the monitor is.
 fn job(job: &str) -> Value {
-    json!([{ "targetLabel": "job", "replacement": job }])
+    json!({ "targetLabel": "job", "replacement": job })
 }
 
 /// Returns the `ServiceMonitor` that finds the controllers, those that stand by included.
@@ -46,7 +50,7 @@ pub fn service_monitor() -> Value {
         "spec": {
             "selector": { "matchLabels": { PART_OF.0: PART_OF.1, COMPONENT: "controller" } },
             "namespaceSelector": { "matchNames": [NAMESPACE] },
-            "endpoints": [{ "port": "metrics", "relabelings": job(CONTROLLER) }],
+            "endpoints": [{ "port": "metrics", "relabelings": [job(CONTROLLER)] }],
         },
     })
 }
@@ -54,12 +58,12 @@ pub fn service_monitor() -> Value {
 /// Returns the `PodMonitor`s that find trainers, servers and activators in all namespaces.
 pub fn pod_monitors() -> Vec<Value> {
     let monitor = |(component, port, name): (&str, &str, &str)| {
-        let mut endpoints = vec![json!({ "port": port, "relabelings": job(name) })];
+        // The operator itself drops pods that have ended.
+        let starting = json!({ "sourceLabels": [PHASE], "regex": "Pending", "action": "drop" });
+        let mut endpoints = vec![json!({ "port": port, "relabelings": [starting, job(name)] })];
         if component == "server" {
             let keep = json!({ "sourceLabels": [SCRAPED_PORT], "regex": EARLIER.1, "action": "keep" });
-            let relabelings =
-                [json!([keep]), job(name)].iter().filter_map(Value::as_array).flatten().cloned().collect();
-            endpoints.push(json!({ "port": EARLIER.0, "relabelings": Value::Array(relabelings) }));
+            endpoints.push(json!({ "port": EARLIER.0, "relabelings": [keep, starting, job(name)] }));
         }
         json!({
             "apiVersion": "monitoring.coreos.com/v1",
@@ -96,8 +100,7 @@ pub fn configuration(rules: &str) -> Value {
                     "regex": format!("{};{component};{port}", PART_OF.1),
                     "action": "keep",
                 },
-                // A pod that has ended keeps its address for a while.
-                { "source_labels": ["__meta_kubernetes_pod_phase"], "regex": "Succeeded|Failed", "action": "drop" },
+                { "source_labels": [PHASE], "regex": "Pending|Succeeded|Failed", "action": "drop" },
                 { "source_labels": ["__meta_kubernetes_namespace"], "target_label": "namespace" },
                 { "source_labels": ["__meta_kubernetes_pod_name"], "target_label": "pod" },
             ],

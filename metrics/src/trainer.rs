@@ -10,7 +10,7 @@ metrics! {
     FLOPS = Counter("codex_ml_training_flops_total", Flop, [],
         "Floating-point operations of the model in the steps of this process.")
         .more("Counted by [a formula](#model-flop-utilization) from the weights, the tokens and the pairs of tokens that attend.");
-    PEAK_FLOPS = Gauge("codex_ml_training_peak_flops", Flop, [],
+    PEAK_FLOPS = Gauge("codex_ml_training_peak_flops", FlopPerSecond, [],
         "Floating-point operations in a second of a large product of matrices on the run's device, measured when the process began.")
         .more("1,024 rows, inputs and outputs, in the run's precision, on all threads of the run or on its GPU; the fastest of five. See \
                [model FLOP utilization](#model-flop-utilization).");
@@ -43,7 +43,7 @@ metrics! {
         "Mean cross-entropy per target token of the latest evaluation, in nats; NaN before the first.");
     REWARD_MARGIN = Gauge("codex_ml_training_reward_margin", Number, [],
         "Mean reward of the chosen minus that of the rejected responses of the latest step; NaN unless preferences are trained.");
-    PREFERENCE_ACCURACY = Gauge("codex_ml_training_preference_accuracy", Number, [],
+    PREFERENCE_ACCURACY = Gauge("codex_ml_training_preference_accuracy", Ratio, [],
         "Share of the latest step's pairs whose chosen response has the higher reward; NaN unless preferences are trained.");
     REWARD = Gauge("codex_ml_training_reward", Number, [],
         "Mean reward of the latest step's sampled answers; NaN unless rewards are learned from.");

@@ -142,12 +142,22 @@ impl ExprVisitor for Names {
     }
 }
 
+/// Parses a query.
+fn parsed(place: &str, query: &str) -> Expr {
+    let text = query.replace("$__rate_interval", "5m");
+    parser::parse(&text).unwrap_or_else(|why| panic!("{place}: {query}: {why}"))
+}
+
+/// Returns what a query names.
+fn names(expr: &Expr) -> Names {
+    let mut names = Names { selectors: Vec::new(), grouped: Vec::new() };
+    walk_expr(&mut names, expr).unwrap();
+    names
+}
+
 /// Checks that a query parses, and that its metrics and labels are in the contract.
 fn check(place: &str, query: &str, series: &BTreeMap<String, BTreeSet<&'static str>>) {
-    let text = query.replace("$__rate_interval", "5m");
-    let parsed = parser::parse(&text).unwrap_or_else(|why| panic!("{place}: {query}: {why}"));
-    let mut names = Names { selectors: Vec::new(), grouped: Vec::new() };
-    walk_expr(&mut names, &parsed).unwrap();
+    let names = names(&parsed(place, query));
     assert!(!names.selectors.is_empty(), "{place}: {query} names no metric");
     for (name, labels) in &names.selectors {
         let known = series.get(name).unwrap_or_else(|| panic!("{place}: {name} is not in the contract"));
@@ -183,7 +193,7 @@ fn every_query_names_metrics_and_labels_of_the_contract() {
     }
     for alert in alerts::ALL.iter() {
         check(alert.name, &alert.query.to_string(), &series);
-        for (input, _) in alert.fires.iter().chain(&alert.quiet) {
+        for (input, _) in alert.fires.iter().flatten().chain(&alert.quiet) {
             check(alert.name, input, &series);
         }
     }
@@ -221,15 +231,174 @@ fn an_unknown_label_is_found() {
 fn every_metric_is_on_a_dashboard() {
     // Build information has no panel: its label is read in the table of targets.
     const NONE: [&str; 1] = ["codex_controller_build_info"];
-    let queries: Vec<String> = dashboards::all()
-        .iter()
-        .flat_map(|dashboard| {
-            dashboard.panels().flat_map(|panel| panel.queries.iter().map(|(query, _)| query.to_string()))
-        })
+    let boards = dashboards::all();
+    let panels = boards.iter().flat_map(|dashboard| dashboard.panels());
+    let shown: BTreeSet<_> = panels
+        .flat_map(|panel| panel.queries.iter().flat_map(|(query, _)| metrics_of(panel.title, &query.to_string())))
         .collect();
-    let missing: Vec<_> =
-        all().map(|it| it.name).filter(|name| !queries.iter().any(|query| query.contains(name))).collect();
+    let missing: Vec<_> = all().map(|it| it.name).filter(|name| !shown.contains(name)).collect();
     assert_eq!(missing, NONE);
+}
+
+/// Returns the names of the metrics whose series a query selects.
+fn metrics_of(place: &str, query: &str) -> BTreeSet<&'static str> {
+    let measured = measured();
+    names(&parsed(place, query)).selectors.iter().map(|(series, _)| measured[series].0).collect()
+}
+
+#[test]
+fn a_metric_whose_name_begins_another_one_is_not_taken_for_it() {
+    let steps = metrics_of("test", "rate(codex_ml_training_steps_total[5m]) / codex_ml_training_step");
+    assert_eq!(steps.into_iter().collect::<Vec<_>>(), ["codex_ml_training_step", "codex_ml_training_steps_total"]);
+    let only = metrics_of("test", "sum(rate(codex_ml_inference_latency_seconds_bucket[5m]))");
+    assert_eq!(only.into_iter().collect::<Vec<_>>(), ["codex_ml_inference_latency_seconds"]);
+    let only = metrics_of("test", "codex_controller_gates");
+    assert_eq!(only.into_iter().collect::<Vec<_>>(), ["codex_controller_gates"]);
+}
+
+/// Returns the metric and the unit of each series, by the name of the series.
+fn measured() -> BTreeMap<String, (&'static str, Unit)> {
+    let mut measured = BTreeMap::new();
+    for metric in all() {
+        let mut add = |suffix: &str, unit| measured.insert(format!("{}{suffix}", metric.name), (metric.name, unit));
+        if metric.kind == Type::Histogram {
+            add("_bucket", Unit::Count);
+            add("_count", Unit::Count);
+            add("_sum", metric.unit);
+        } else {
+            add("", metric.unit);
+        }
+    }
+    measured
+}
+
+/// What the values of a query are.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Quantity {
+    /// A number of the query itself, which has the unit of what it is combined with.
+    Constant,
+    /// Values in this unit.
+    Of(Unit),
+    /// Values in this unit per second.
+    PerSecond(Unit),
+}
+
+impl Quantity {
+    /// Returns the names of the units in Grafana in which these values may be shown. A Unix time has none: a panel shows its age.
+    fn shown_as(self) -> &'static [&'static str] {
+        match self {
+            Self::Of(Unit::Count | Unit::Boolean | Unit::Number | Unit::Nats | Unit::Flop) => &["short"],
+            Self::Of(Unit::Seconds) => &["s"],
+            Self::Of(Unit::Ratio) | Self::PerSecond(Unit::Seconds) => &["percentunit"],
+            Self::Of(Unit::Bytes) => &["bytes", "decbytes"],
+            Self::Of(Unit::Celsius) => &["celsius"],
+            Self::Of(Unit::Watts) => &["watt"],
+            Self::Of(Unit::FlopPerSecond) => &["flops"],
+            Self::PerSecond(Unit::Count) => &["ops", "reqps"],
+            Self::PerSecond(Unit::Bytes) => &["Bps", "binBps"],
+            Self::Constant | Self::Of(Unit::UnixTime) | Self::PerSecond(_) => &[],
+        }
+    }
+}
+
+/// Returns what the values of a query are, or `None` if a rule for its functions and operators is missing here.
+fn quantity(expr: &Expr) -> Option<Quantity> {
+    use Quantity::{Constant, Of, PerSecond};
+    let unit = |selector: &VectorSelector| measured().get(selector.name.as_deref()?).map(|(_, unit)| Of(*unit));
+    match expr {
+        Expr::Paren(paren) => quantity(&paren.expr),
+        Expr::NumberLiteral(_) => Some(Constant),
+        Expr::VectorSelector(selector) => unit(selector),
+        Expr::MatrixSelector(matrix) => unit(&matrix.vs),
+        Expr::Aggregate(aggregate) => match &*aggregate.op.to_string() {
+            "sum" | "max" | "min" | "avg" => quantity(&aggregate.expr),
+            _ => None,
+        },
+        Expr::Call(call) => {
+            let argument = |index: usize| call.args.args.get(index).and_then(|argument| quantity(argument));
+            match (call.func.name, argument(0)) {
+                ("time", _) => Some(Of(Unit::UnixTime)),
+                ("vector" | "increase", of) => of,
+                ("rate", Some(Of(Unit::Flop))) => Some(Of(Unit::FlopPerSecond)),
+                ("rate", Some(Of(unit))) => Some(PerSecond(unit)),
+                ("histogram_quantile", _) => {
+                    let metrics = metrics_of("histogram_quantile", &call.args.args.get(1)?.to_string());
+                    let mut units = all().filter(|metric| metrics.contains(metric.name)).map(|metric| Of(metric.unit));
+                    units.next().filter(|_| metrics.len() == 1)
+                }
+                _ => None,
+            }
+        }
+        Expr::Binary(binary) => {
+            let (left, right) = (quantity(&binary.lhs)?, quantity(&binary.rhs)?);
+            // A filter keeps the values of its left side.
+            let filters =
+                binary.op.is_comparison_operator() && !binary.modifier.as_ref().is_some_and(|it| it.return_bool);
+            match (&*binary.op.to_string(), left, right) {
+                _ if filters => Some(left),
+                ("and" | "unless", ..) => Some(left),
+                ("-", Of(Unit::UnixTime), Of(Unit::UnixTime)) => Some(Of(Unit::Seconds)),
+                ("+" | "-" | "or", it, Constant) | ("+" | "-", Constant, it) => Some(it),
+                ("+" | "-" | "or", left, right) if left == right => Some(left),
+                // A share over a constant share is a multiple of it.
+                ("/", Of(Unit::Ratio), Constant) => Some(Of(Unit::Number)),
+                ("/", it, Constant) => Some(it),
+                ("/", left, right) if left == right => Some(Of(Unit::Ratio)),
+                _ => None,
+            }
+        }
+        _ => None,
+    }
+}
+
+#[test]
+fn the_unit_of_a_panel_fits_its_queries() {
+    for dashboard in dashboards::all() {
+        for panel in dashboard.json()["panels"].as_array().unwrap().iter().filter(|panel| panel["type"] != "row") {
+            let place = format!("{}: {}", dashboard.title, panel["title"]);
+            let unit = panel["fieldConfig"]["defaults"]["unit"].as_str().unwrap();
+            for query in panel["targets"].as_array().unwrap() {
+                let query = query["expr"].as_str().unwrap();
+                let of = quantity(&parsed(&place, query));
+                let of = of.unwrap_or_else(|| panic!("{place}: {query} has no known unit: add a rule to quantity()"));
+                let fitting = of.shown_as();
+                assert!(fitting.contains(&unit), "{place} shows {unit}, but {query} is {of:?}: {fitting:?}");
+            }
+        }
+    }
+}
+
+/// Without this, a rule that takes every unit for another one would pass, too.
+#[test]
+fn units_of_queries_follow_from_the_contract() {
+    for (query, fitting) in [
+        ("codex_ml_gpu_temperature_celsius", Some(&["celsius"][..])),
+        ("max by (pod) (codex_ml_gpu_power_watts)", Some(&["watt"])),
+        ("codex_ml_gpu_memory_used_bytes", Some(&["bytes", "decbytes"])),
+        ("codex_ml_gpu_memory_used_bytes / (codex_ml_gpu_memory_size_bytes > 0)", Some(&["percentunit"])),
+        ("codex_ml_gpu_utilization_ratio", Some(&["percentunit"])),
+        ("codex_controller_queue_oldest_seconds", Some(&["s"])),
+        ("codex_controller_report_certificate_expiry_timestamp_seconds", Some(&[])),
+        ("time() - min(codex_controller_progress_oldest_timestamp_seconds)", Some(&["s"])),
+        ("histogram_quantile(0.9, sum by (le) (rate(codex_ml_inference_latency_seconds_bucket[5m])))", Some(&["s"])),
+        ("histogram_quantile(0.9, rate(codex_ml_inference_batched_tokens_bucket[5m]))", Some(&["short"])),
+        ("rate(codex_ml_inference_latency_seconds_count[5m])", Some(&["ops", "reqps"])),
+        ("rate(codex_ml_inference_latency_seconds_sum[5m])", Some(&["percentunit"])),
+        (
+            "1 - (rate(codex_ml_training_steps_total[5m]) / rate(codex_ml_training_spikes_total[5m]))",
+            Some(&["percentunit"]),
+        ),
+        ("codex_ml_gpu_utilization_ratio / 0.05", Some(&["short"])),
+        ("(sum(increase(codex_ml_training_spikes_total[1h]))) or vector(0)", Some(&["short"])),
+        ("rate(codex_ml_training_flops_total[5m])", Some(&["flops"])),
+        ("rate(codex_ml_training_flops_total[5m]) / codex_ml_training_peak_flops", Some(&["percentunit"])),
+        // What does not fit together has no unit.
+        ("codex_ml_gpu_power_watts / codex_ml_gpu_temperature_celsius", None),
+        ("codex_ml_gpu_power_watts - codex_ml_gpu_temperature_celsius", None),
+        ("stddev(codex_ml_gpu_power_watts)", None),
+    ] {
+        assert_eq!(quantity(&parsed("test", query)).map(Quantity::shown_as), fitting, "{query}");
+    }
 }
 
 #[test]
@@ -262,7 +431,6 @@ fn dashboards_are_complete_and_linked() {
             }
             titles.insert(title);
             assert!(panel["description"].as_str().is_some_and(|it| it.ends_with('.') && it.len() > 15), "{title}");
-            assert!(panel["fieldConfig"]["defaults"]["unit"].is_string(), "{title}");
             assert!(panel["fieldConfig"]["defaults"]["noValue"].is_string(), "{title}");
             assert_eq!(panel["datasource"]["uid"], "${datasource}");
             for query in panel["targets"].as_array().unwrap() {
@@ -330,8 +498,8 @@ fn every_alert_fires_and_is_silent_in_prometheus() {
 fn promtool_finds_an_alert_that_does_not_fire() {
     let folder = plain();
     for alert in alerts::ALL.iter() {
-        let [mut fires, _] = alert.tests();
-        fires["input_series"] = alert.tests()[1]["input_series"].clone();
+        let [fires, .., quiet] = &mut alert.tests()[..] else { panic!("{} has no tests", alert.name) };
+        fires["input_series"] = quiet["input_series"].clone();
         let tests = serde_json::json!({ "rule_files": ["alerts.yaml"], "evaluation_interval": "1m", "tests": [fires] });
         fs::write(folder.path().join("test.yaml"), tests.to_string()).unwrap();
         let Some(output) = promtool(&["test", "rules", "test.yaml"], folder.path()) else { return };

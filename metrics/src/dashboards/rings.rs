@@ -2,15 +2,17 @@
 
 use crate::{
     controller::{
-        CONDITION_OLDEST, CONDITIONS, CYCLE_OVERRIDES, GATE_MARGIN, GATES, MANUAL_OVERRIDES, OBJECTS, READS,
-        REDEPLOYING, REVOKED, SERVING, SIGNATURES, UNVERIFIED,
+        CONDITION_OLDEST, CONDITIONS, CYCLE_OVERRIDES, GATE_BOUND, GATE_LIMIT, GATE_MARGIN, GATES, MANUAL_OVERRIDES,
+        OBJECTS, READS, REDEPLOYING, REVOKED, SERVING, SIGNATURES, UNVERIFIED,
     },
     dashboard::{
         Dashboard, Panel,
         PanelUnit::{Number as Plain, PerSecond, Seconds},
         Shape::{Bars, Lines, Number, Zero},
     },
-    label::{CONDITION, KIND, METRIC, PHASE, PROBLEMS, REASON, RESULT, RING, STATEMENT, STATUS, VERDICT},
+    label::{
+        CONDITION, KIND, METRIC, PHASE, PROBLEMS, REASON, RESULT, RING, STATEMENT, STATUS, VERDICT, target::NAMESPACE,
+    },
     query::RATE_INTERVAL,
 };
 
@@ -75,6 +77,11 @@ pub(super) fn rings() -> Dashboard {
                         .when_empty("no verdicts"),
                     Panel::new(Lines, Plain, "Lowest margin", "Lowest distance of a bound from the limit of its gate; below 0 a gate is missed.")
                         .by(&GATE_MARGIN.value(&[]).min(&[METRIC]), &[METRIC])
+                        .when_empty("no verdicts"),
+                    // The two numbers must be of one gate, so those of different installations are not put together.
+                    Panel::new(Lines, Plain, "Bound against limit", "Bound of the gate with the lowest margin, and the limit that it must clear: from above, or from below for max.")
+                        .named(&GATE_BOUND.value(&[]).max(&[NAMESPACE, METRIC]), "{{metric}} bound")
+                        .named(&GATE_LIMIT.value(&[]).max(&[NAMESPACE, METRIC]), "{{metric}} limit")
                         .when_empty("no verdicts"),
                     Panel::new(Bars, Plain, "Evaluations", "Existing Evaluations by verdict, or by phase before it.")
                         .by(&OBJECTS.value(&[KIND.is("Evaluation")]).sum(&[PHASE]), &[PHASE])

@@ -4,7 +4,7 @@ use crate::{
     controller::{CHECKPOINT_OLDEST, OBJECTS, PROGRESS_OLDEST, RUN_STEPS},
     dashboard::{
         Dashboard, Panel,
-        PanelUnit::{Flops, Number as Plain, PerSecond, Seconds, Share},
+        PanelUnit::{Celsius, Flops, Number as Plain, PerSecond, Seconds, Share, Watts},
         Shape::{Bars, Lines, Number, Zero},
     },
     gpu,
@@ -162,10 +162,10 @@ pub(super) fn runs() -> Dashboard {
                     Panel::new(Lines, Share, "Memory", "Memory in use over all memory of the GPU.")
                         .by(&gpu::MEMORY_USED.value(&chosen).per(&gpu::MEMORY_SIZE.value(&chosen)), &EACH_GPU)
                         .when_empty("no GPU"),
-                    Panel::new(Lines, Plain, "Temperature", "Temperature of the GPU in degrees Celsius.")
+                    Panel::new(Lines, Celsius, "Temperature", "Temperature of the GPU in degrees Celsius.")
                         .by(&gpu::TEMPERATURE.value(&chosen), &EACH_GPU)
                         .when_empty("no GPU"),
-                    Panel::new(Lines, Plain, "Power", "Power that the GPU draws, in watts.")
+                    Panel::new(Lines, Watts, "Power", "Power that the GPU draws, in watts.")
                         .by(&gpu::POWER.value(&chosen), &EACH_GPU)
                         .when_empty("no GPU"),
                 ],

@@ -11,6 +11,8 @@ pub(super) fn shown(unit: PanelUnit, value: f64) -> String {
         PanelUnit::PerSecond => format!("{} ops/s", scaled(value, &["", "K", "M", "G", "T"])),
         PanelUnit::Requests => format!("{} req/s", scaled(value, &["", "K", "M", "G", "T"])),
         PanelUnit::Flops => scaled(value, &[" FLOP/s", " kFLOP/s", " MFLOP/s", " GFLOP/s", " TFLOP/s"]),
+        PanelUnit::Celsius => format!("{} °C", digits(value)),
+        PanelUnit::Watts => scaled(value, &[" W", " kW", " MW"]),
     }
 }
 
@@ -93,6 +95,9 @@ mod tests {
             (PanelUnit::PerSecond, 1234.0, "1.23K ops/s"),
             (PanelUnit::Requests, 4.5, "4.5 req/s"),
             (PanelUnit::Flops, 3.2e9, "3.2 GFLOP/s"),
+            (PanelUnit::Celsius, 61.0, "61 °C"),
+            (PanelUnit::Watts, 412.5, "412 W"),
+            (PanelUnit::Watts, 1250.0, "1.25 kW"),
         ] {
             assert_eq!(shown(unit, value), text);
         }
