@@ -459,6 +459,100 @@ async fn numbers_of_a_forged_status_are_never_signed() {
     assert!(bundles(&world).is_empty());
 }
 
+/// Returns a status that was recorded for a former ReasoningPod: it served another model, tried a canary, and redeployed.
+fn former_status(other: &str) -> Value {
+    let at = "2026-01-01T00:00:00Z";
+    let counted = json!({"requests": 9, "errors": 9, "refused": 0, "completed": 0, "slow": 0});
+    let verified = json!({"digest": other, "by": "codex-s-p-x", "at": at});
+    json!({
+        "observedGeneration": 1, "phase": "Serving", "trainingRunUid": "former-run", "model": &other[..12], "url": "http://p.team.svc",
+        "manifest": {"digest": other, "short": &other[..12], "signer": &other[..16], "bundle": "codex-oms-a-uid"},
+        "promotion": {"ring": "0D_base_", "digest": other, "bundle": "codex-promo-1", "signer": &other[..16]},
+        "verified": verified, "replicas": 1, "readyReplicas": 1, "ready": "1/1", "evidence": "strong", "reportDigest": other,
+        "rollout": {
+            "phase": "RolledBack", "revision": 3, "attempt": other, "canaryDigest": other, "promotion": other, "step": 1, "of": "1",
+            "started": at, "before": counted, "traffic": counted, "verified": verified, "reason": "it failed",
+        },
+        "history": [{
+            "revision": 2, "digest": other, "promotion": other, "started": at, "ended": at, "result": "Promoted", "reason": "it passed",
+        }],
+        "current": {"trainingRun": "a", "evaluations": ["e"], "cycle": at},
+        "conditions": [
+            {"type": "Ready", "status": "True", "reason": "Serving", "message": "it serves", "lastTransitionTime": at},
+            {"type": "Verified", "status": "True", "reason": "Verified", "message": "it is", "lastTransitionTime": at},
+        ],
+    })
+}
+
+/// Returns the status of `p` without what differs between two worlds: times, keys, and the digests of what they sign.
+fn comparable(world: &World) -> Value {
+    let mut status = world.api.object(&path("reasoningpods", "p")).unwrap()["status"].clone();
+    status["lastPhaseTransitionTime"].take();
+    for (part, fields) in [("manifest", &["signer"][..]), ("promotion", &["signer", "digest", "bundle"][..])] {
+        for field in fields {
+            status.get_mut(part).and_then(|part| part.get_mut(field)).map(Value::take);
+        }
+    }
+    for condition in status["conditions"].as_array_mut().unwrap() {
+        condition["lastTransitionTime"].take();
+    }
+    status["seal"].take();
+    status
+}
+
+#[tokio::test]
+async fn a_restored_status_serves_and_signs_nothing_and_becomes_that_of_a_new_object() {
+    let other = "1".repeat(64);
+    for (case, successes, redeploys) in
+        [("no run", None, false), ("failed", Some(300), false), ("passed", Some(600), false), ("redeploys", Some(600), true)]
+    {
+        let mut new = pod(false);
+        if redeploys {
+            let mut template = evaluation()["spec"].clone();
+            template.as_object_mut().unwrap().remove("trainingRun");
+            // The first cycle begins in January: until then only a recorded one could be served.
+            new["spec"] = json!({"rolloutRing": "0D_base_", "replicas": 1, "redeploy": {
+                "schedule": {"cron": "0 0 1 1 *"},
+                "template": {"trainingRun": run("a")["spec"], "evaluations": [{"name": "e", "spec": template}]},
+            }});
+        }
+        let mut former = new.clone();
+        (former["metadata"]["uid"], former["status"]) = (json!("former-uid"), former_status(&other));
+        let world = match successes {
+            None => World::new().await,
+            Some(successes) => judged(successes).await,
+        };
+        let mut restored = world.sealed::<ReasoningPod>(former);
+        restored["metadata"]["uid"] = json!("p-uid");
+        world.api.put(&path("reasoningpods", "p"), restored);
+        let (requests, result) = world.reconcile::<ReasoningPod>("p").await;
+        result.unwrap();
+        let status = world.api.object(&path("reasoningpods", "p")).unwrap()["status"].clone();
+        let discarded = status["conditions"].as_array().unwrap().iter().find(|it| it["type"] == "StatusDiscarded");
+        let discarded = discarded.unwrap_or_else(|| panic!("{case}: {status}"));
+        assert_eq!(discarded["reason"], json!("Restored"), "{case}: {discarded}");
+        assert!(discarded["message"].as_str().unwrap().contains("former object (uid former-uid)"), "{discarded}");
+        let later = settle::<ReasoningPod>(&world, "p").await;
+
+        let as_new = match successes {
+            None => World::new().await,
+            Some(successes) => judged(successes).await,
+        };
+        as_new.api.put(&path("reasoningpods", "p"), new);
+        settle::<ReasoningPod>(&as_new, "p").await;
+        let (status, expected) = (comparable(&world), comparable(&as_new));
+        assert_eq!(status, expected, "{case}");
+        assert!(!status.to_string().contains(&other[..12]), "{case}: {status}");
+        let writes = |kind: &str| requests.iter().chain(&later).any(|line| !line.starts_with("GET") && line.contains(kind));
+        let passed = case == "passed";
+        assert_eq!((writes("/configmaps"), bundles(&world).len()), (passed, if passed { 2 } else { 0 }), "{case}");
+        assert_eq!(writes("/deployments/"), passed, "{case}");
+        let servers = world.api.object(&format!("/apis/apps/v1{TEAM}/deployments/codex-s-p"));
+        let model = servers.map(|servers| servers["metadata"]["annotations"]["codex-ml.dev/model-digest"].clone());
+        assert_eq!(model, passed.then(|| json!(manifest().digest())), "{case}");
+    }
+}
+
 /// Returns an EndpointSlice that the cluster wrote for the Service `p`.
 fn cluster_slice(name: &str, ours: bool) -> Value {
     let mut labels = json!({"kubernetes.io/service-name": "p", "codex-ml.dev/reasoning-pod": "p"});

@@ -97,7 +97,7 @@ fn nothing_is_lost_doubled_stuck_or_signed_twice() {
     assert!(failures.is_empty(), "{} of {seeds} seeds fail; each replays alone with\n{told}", failures.len());
 }
 
-/// Breaks plans on purpose: the invariant that this violates finds it within a few seeds.
+/// Breaks things on purpose: the invariant that this violates finds it within a few seeds.
 #[test]
 fn each_broken_plan_is_found() {
     for (sabotage, words) in Sabotage::ALL {

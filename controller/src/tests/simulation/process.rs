@@ -32,6 +32,7 @@ use crate::{
     clock::{Clock, Simulated},
     context::Context,
     endpoint::Endpoint,
+    fence::Fence,
     inbox::Inbox,
     known::Known,
     lease::Candidate,
@@ -100,7 +101,7 @@ pub(super) struct Process {
     server: Shared,
     client: Client,
     pub(super) clock: Simulated,
-    fence: crate::fence::Fence,
+    fence: Fence,
     lease: Task<()>,
     leadership: Arc<Mutex<Leadership>>,
     leader: Option<Leader>,
@@ -120,7 +121,7 @@ impl Process {
         let client = server.client(&sender, sabotage);
         let timing = server.lock().timing();
         let candidate = Candidate::new(client.clone(), "codex-system", "codex-controller", identity).timed(timing);
-        let fence = candidate.fence();
+        let fence = if sabotage == Sabotage::OpenFence { always_open() } else { candidate.fence() };
         let leadership = Arc::new(Mutex::new(Leadership::Standby));
         let lease = {
             let (leadership, client) = (leadership.clone(), client.clone());
@@ -382,6 +383,13 @@ impl Leader {
             self.queue.insert(key, known.map_or(due, |known| known.min(due)));
         }
     }
+}
+
+/// Returns a fence that never closes.
+fn always_open() -> Fence {
+    let fence = Fence::default();
+    fence.open_until(Instant::now() + Duration::from_hours(24 * 365));
+    fence
 }
 
 async fn one<K: Observe>(context: Arc<Context>, name: String) -> Result<Option<Duration>, ReconcileError> {

@@ -1,11 +1,12 @@
-//! Faults that are built in on purpose, between plans and the API server: they prove that the invariants can fail.
+//! Faults that are built in on purpose: they prove that the invariants can fail. Most of them change requests between plans and the
+//! API server. The fence, the tokens of reports and the garbage collector are broken where the simulation makes them.
 
 use http::{Method, request::Parts};
 use serde_json::{Value, json};
 
 use super::server::NAMESPACE;
 
-/// How a plan is broken.
+/// What is broken.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) enum Sabotage {
     /// It is not.
@@ -35,10 +36,32 @@ pub(super) enum Sabotage {
     DropStarted,
     /// No Job is deleted.
     KeepJobs,
+    /// The fence lets every write pass, so that a former leader goes on writing.
+    OpenFence,
+    /// The spec of a run is changed with its status.
+    EditSpec,
+    /// The ConfigMap of a user is deleted when a Job is created.
+    DropForeign,
+    /// The status of a run names another model than its trainer reported.
+    SwapTrained,
+    /// The status of a ReasoningPod names another model than a server reported.
+    SwapVerified,
+    /// A report is accepted as one of the pod that it names, whatever its token is.
+    TrustReports,
+    /// Each status of a ReasoningPod is said to be of no generation.
+    ForgetGeneration,
+    /// A run that has succeeded is said to have failed.
+    FailRuns,
+    /// The garbage collector deletes nothing.
+    KeepOrphans,
+    /// A ConfigMap belongs to its run only.
+    DropOwners,
+    /// The policy that trainers and evaluators share is not deleted.
+    KeepPolicy,
 }
 
 impl Sabotage {
-    /// Every way to break a plan, with words of the invariant that finds it.
+    /// Every way to break something, with words of the invariant that finds it.
     pub(super) const ALL: &[(Self, &str)] = &[
         (Self::DropOwner, "has no owner"),
         (Self::DoubleJob, "at most one Job"),
@@ -52,11 +75,27 @@ impl Sabotage {
         (Self::MixSettings, "never had"),
         (Self::DropStarted, "after a pod of it has started"),
         (Self::KeepJobs, "changed before its pod started"),
+        (Self::OpenFence, "does not hold the Lease"),
+        (Self::EditSpec, "changed the spec of"),
+        (Self::DropForeign, "which is not its own"),
+        (Self::SwapTrained, "which its trainer did not write"),
+        (Self::SwapVerified, "which none reported"),
+        (Self::TrustReports, "with the token of another pod was accepted"),
+        (Self::ForgetGeneration, "is not of its generation"),
+        (Self::FailRuns, "failed without a cause"),
+        (Self::KeepOrphans, "outlives its owner"),
+        (Self::DropOwners, "is collected, but"),
+        (Self::KeepPolicy, "is left over"),
     ];
 
     /// Whether a request is answered, and not carried out.
     pub(super) fn swallows(self, parts: &Parts) -> bool {
-        self == Self::KeepJobs && parts.method == Method::DELETE && parts.uri.path().contains("/jobs/")
+        let kept = match self {
+            Self::KeepJobs => "/jobs/",
+            Self::KeepPolicy => "/networkpolicies/codex-workers",
+            _ => return false,
+        };
+        parts.method == Method::DELETE && parts.uri.path().contains(kept)
     }
 
     /// Changes a request, and returns requests that are sent after it.
@@ -119,6 +158,31 @@ impl Sabotage {
             {
                 let job = format!("/apis/batch/v1/namespaces/{NAMESPACE}/jobs/codex-t-cot");
                 return vec![(Method::DELETE, job, Value::Null)];
+            }
+            Self::EditSpec if path.ends_with("/status") && kind == "TrainingRun" => {
+                let run = path.trim_end_matches("/status").to_owned();
+                return vec![(Method::PATCH, run, json!({"spec": {"seed": 4711}}))];
+            }
+            Self::DropForeign if kind == "Job" => {
+                let problems = format!("/api/v1/namespaces/{NAMESPACE}/configmaps/problems");
+                return vec![(Method::DELETE, problems, Value::Null)];
+            }
+            Self::SwapTrained if kind == "TrainingRun" && body["status"]["model"].is_object() => {
+                body["status"]["model"]["digest"] = json!("0".repeat(64));
+            }
+            Self::SwapVerified if kind == "ReasoningPod" && body["status"]["verified"].is_object() => {
+                body["status"]["verified"]["digest"] = json!("0".repeat(64));
+            }
+            Self::ForgetGeneration if kind == "ReasoningPod" && path.ends_with("/status") => {
+                body["status"]["observedGeneration"] = json!(0);
+            }
+            Self::FailRuns if kind == "TrainingRun" && body["status"]["model"].is_object() => {
+                body["status"]["phase"] = json!("Failed");
+            }
+            Self::DropOwners if kind == "ConfigMap" => {
+                if let Some(owners) = body["metadata"]["ownerReferences"].as_array_mut() {
+                    owners.retain(|owner| owner["controller"] == json!(true));
+                }
             }
             Self::RestlessStatus if path.ends_with("/status") && kind == "TrainingRun" => {
                 if let Some(condition) = body.pointer_mut("/status/conditions/0/message") {

@@ -237,7 +237,7 @@ impl Simulator {
             36..42 => self.sync_servers(),
             42..45 => {
                 self.begin("the garbage collector acts");
-                cluster::collect_garbage(&mut self.server.lock());
+                self.collect_garbage();
             }
             45..68 => self.pod_acts(),
             68..82 => self.user_acts(),
@@ -250,6 +250,12 @@ impl Simulator {
             _ => self.random.random_range(30_000..120_000),
         };
         self.tick(Duration::from_millis(long)).await;
+    }
+
+    fn collect_garbage(&self) {
+        if self.sabotage != Sabotage::KeepOrphans {
+            cluster::collect_garbage(&mut self.server.lock());
+        }
     }
 
     fn sync_servers(&mut self) {
@@ -267,7 +273,8 @@ impl Simulator {
         self.seq += 1;
         let body = serde_json::to_string(&pod.report(self.seq, state)).unwrap();
         let foreign = token.uid != pod.uid;
-        self.send((format!("{}/{}", token.name, token.uid), body.clone()), foreign);
+        let sender = if self.sabotage == Sabotage::TrustReports { pod } else { token };
+        self.send((format!("{}/{}", sender.name, sender.uid), body.clone()), foreign);
         body
     }
 
@@ -394,8 +401,8 @@ impl Simulator {
                 // A canary cannot pass while one of its servers is missing.
                 cluster::replace_ended_servers(&mut server);
                 cluster::start_pods(&mut server, now);
-                cluster::collect_garbage(&mut server);
             }
+            self.collect_garbage();
             self.sync_servers();
             self.tick(Duration::from_secs(10)).await;
             self.check()?;
