@@ -2,19 +2,19 @@
 
 use std::fmt::Debug;
 
-use codex_crds::{ConditionType, Evaluation, ReasoningPod, TrainingRun};
+use codex_crds::{ConditionType, Evaluation, ReasoningPod, TrainingRun, label};
 use codex_provenance::Sha256;
 use codex_tests::{
     Result, Team, objects,
     team::{TRAINED, condition},
-    wait::until,
+    wait::{until, until_found},
 };
 use k8s_openapi::{
     NamespaceResourceScope,
-    api::core::v1::{ConfigMap, ResourceQuota},
+    api::core::v1::{ConfigMap, Pod, ResourceQuota},
     apimachinery::pkg::apis::meta::v1::Condition,
 };
-use kube::Resource;
+use kube::{Resource, ResourceExt as _};
 use serde::{Serialize, de::DeserializeOwned};
 use serde_json::json;
 
@@ -137,6 +137,36 @@ async fn refusals_by_the_api_server_and_a_quota_are_reported() -> Result<()> {
     team.create(&objects::run("alone", &[])).await?;
     let told = ["the Job codex-t-alone cannot create a pod (FailedCreate)", "exceeded quota: none"];
     run_says(&team, "alone", ConditionType::Reconciling, "WaitingForPod", &told).await?;
+    team.done();
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_image_that_cannot_be_pulled_is_reported_in_the_words_of_the_kubelet() -> Result<()> {
+    // No registry has a name below `invalid`.
+    const IMAGE: &str = "nowhere.invalid/trainer:1";
+    let team = Team::new("unpulled").await?;
+    let mut run = objects::run("unpulled", &[]);
+    run.spec.pod.image = Some(IMAGE.to_owned());
+    team.create(&run).await?;
+    // An Event would have another reason. The kubelet changes its reason and its sentence between two attempts.
+    let told = |pod: &Pod| {
+        let statuses = pod.status.as_ref()?.container_statuses.as_deref()?;
+        let waiting = statuses.iter().find_map(|status| status.state.as_ref()?.waiting.as_ref())?;
+        let (reason, message) = (waiting.reason.as_deref()?, waiting.message.as_deref()?);
+        let pulls = ["ErrImagePull", "ImagePullBackOff"].contains(&reason) && message.contains(IMAGE);
+        pulls.then(|| format!("pod {} cannot start ({reason}): {message}", pod.name_any()))
+    };
+    until_found("Reconciling quotes the status of the pod", TRAINED, async || {
+        let run = team.api::<TrainingRun>().get("unpulled").await?;
+        let conditions = run.status.as_ref().map(|status| &*status.conditions);
+        let reconciling = condition(conditions, ConditionType::Reconciling);
+        let waits = reconciling.filter(|it| it.status == "True" && it.reason == "WaitingForPod");
+        let Some(waits) = waits else { return Ok(None) };
+        let pods = team.pods(label::TRAINING_RUN, "unpulled").await?;
+        Ok(pods.iter().filter_map(told).any(|told| told == waits.message).then_some(()))
+    })
+    .await?;
     team.done();
     Ok(())
 }

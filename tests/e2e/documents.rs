@@ -1,4 +1,4 @@
-//! Compares documents with the cluster: the API server accepts every YAML, and every metric exists.
+//! Compares documents with the cluster: the API server accepts every YAML and every overlay, and every metric exists.
 
 use std::{collections::BTreeSet, fs, os::unix::fs::symlink};
 
@@ -20,14 +20,24 @@ use kube::{Api, ResourceExt as _, api::ListParams};
 use serde_json::{Value, json};
 
 /// CRDs of other projects whose objects the documents show: a name, and an excerpt for a cluster without the real one.
-const FOREIGN: [(&str, &str); 4] = [
+const FOREIGN: [(&str, &str); 7] = [
     ("applications.argoproj.io", include_str!("crds/applications.argoproj.io.yaml")),
+    ("applicationsets.argoproj.io", include_str!("crds/applicationsets.argoproj.io.yaml")),
     (
         "inferencepools.inference.networking.k8s.io",
         include_str!("crds/inferencepools.inference.networking.k8s.io.yaml"),
     ),
     ("scaledobjects.keda.sh", include_str!("crds/scaledobjects.keda.sh.yaml")),
     ("podmonitors.monitoring.coreos.com", include_str!("crds/podmonitors.monitoring.coreos.com.yaml")),
+    ("servicemonitors.monitoring.coreos.com", include_str!("crds/servicemonitors.monitoring.coreos.com.yaml")),
+    ("prometheusrules.monitoring.coreos.com", include_str!("crds/prometheusrules.monitoring.coreos.com.yaml")),
+];
+
+/// Manifests for these kinds: a path below the root of the repository, a field, and a misspelling of it that must be refused.
+const MISSPELLED: [(&str, &str, &str); 3] = [
+    ("manifests/argocd/applicationset.yaml", "selfHeal:", "selfheal:"),
+    ("manifests/monitoring/monitors.yaml", "targetLabel:", "targetlabel:"),
+    ("manifests/monitoring/alerts.yaml", "annotations:", "annotation:"),
 ];
 
 #[tokio::test(flavor = "multi_thread")]
@@ -52,13 +62,15 @@ async fn the_api_server_accepts_every_yaml_of_the_documents() -> Result<()> {
             }
         }
     }
+    refused.extend(overlays(&team).await?);
+    refused.extend(misspelled(&team).await?);
     for name in excerpts {
         let mut kubectl = team.installation.cluster.kubectl()?;
         blocking(move || output(kubectl.args(["delete", "customresourcedefinition", name, "--wait=false"]))).await?;
     }
     assert!(refused.is_empty(), "{}", refused.join("\n"));
     let own = ["TrainingRun", "Evaluation", "ReasoningPod"];
-    let foreign = ["Kustomization", "Application", "PodMonitor", "ScaledObject", "InferencePool"];
+    let foreign = ["Kustomization", "Application", "ApplicationSet", "PodMonitor", "ScaledObject", "InferencePool"];
     for kind in own.into_iter().chain(foreign) {
         assert!(kinds.contains(kind), "no document shows a {kind}: {kinds:?}");
     }
@@ -114,6 +126,47 @@ async fn kustomization(team: &Team, object: &Value) -> Result<String> {
     let mut kubectl = team.installation.cluster.kubectl()?;
     kubectl.args(["apply", "--dry-run=server", "--validate=strict", "--filename=-"]);
     blocking(move || output_with(&mut kubectl, &built.text)).await
+}
+
+/// Applies each folder of `manifests/overlays`, without storing it. Returns why overlays are refused.
+async fn overlays(team: &Team) -> Result<Vec<String>> {
+    let folder = repository().join("manifests/overlays");
+    let reading = || Error::io(format!("reading {}", folder.display()));
+    let mut refused = Vec::new();
+    for entry in fs::read_dir(&folder).map_err(reading())? {
+        let name = entry.map_err(reading())?.file_name().to_string_lossy().into_owned();
+        // The namespace of a team that `namespaced` names does not exist, so only the rights in it are applied.
+        let path = if name == "namespaced" { "namespaced/tenant".to_owned() } else { name };
+        let mut overlay = json!({
+            "apiVersion": "kustomize.config.k8s.io/v1beta1",
+            "kind": "Kustomization",
+            "resources": [format!("../manifests/overlays/{path}")],
+        });
+        if path.ends_with("tenant") {
+            overlay["namespace"] = json!("team-a");
+        }
+        if let Err(error) = kustomization(team, &overlay).await {
+            refused.push(format!("manifests/overlays/{path}: {error}"));
+        }
+    }
+    Ok(refused)
+}
+
+/// Applies manifests with misspelled fields. Returns those that are not refused as such.
+async fn misspelled(team: &Team) -> Result<Vec<String>> {
+    let mut accepted = Vec::new();
+    for (path, field, misspelled) in MISSPELLED {
+        let text = fs::read_to_string(repository().join(path)).map_err(Error::io(format!("reading {path}")))?;
+        let text = text.replace(field, misspelled);
+        for object in (documents::Snippet { place: path.to_owned(), text }).objects()? {
+            let kind = object["kind"].clone();
+            match apply(team, object).await {
+                Err(error) if error.to_string().contains("unknown field") => {}
+                other => accepted.push(format!("{path}: {kind} with the field {misspelled} {other:?}")),
+            }
+        }
+    }
+    Ok(accepted)
 }
 
 /// Makes the kinds of other projects known to the API server. Returns the names of the excerpts that it created; a CRD

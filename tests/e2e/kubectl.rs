@@ -1,5 +1,5 @@
-//! What GitOps tools and users do to a TrainingRun with kubectl, through its whole life: nothing shows drift, equal manifests change
-//! nothing, and the status answers `wait`, `get --watch` and kstatus.
+//! What GitOps tools and users do to a TrainingRun with kubectl, through its whole life, and to an Evaluation and a ReasoningPod: nothing
+//! shows drift, equal manifests change nothing, and the status answers `wait`, `get --watch` and kstatus.
 
 use std::{
     fs::{self, File},
@@ -20,6 +20,7 @@ use k8s_openapi::api::{
     core::v1::{ConfigMap, PersistentVolumeClaim},
 };
 use kube::{Resource as _, ResourceExt as _, api::ListParams};
+use serde::Serialize;
 use serde_json::{Value, json};
 
 /// The label of everything in the repository, by which `--prune` selects.
@@ -27,8 +28,21 @@ const APP: (&str, &str) = ("example.com/app", "models");
 /// Kinds that `--prune` may delete: those of the repository, and those of the children and of the volume.
 const PRUNED: [&str; 4] =
     ["codex-ml.dev/v1alpha1/TrainingRun", "batch/v1/Job", "core/v1/ConfigMap", "core/v1/PersistentVolumeClaim"];
-/// Fields of a manifest that a user writes; all others keep their defaults.
-const WRITTEN: [&str; 7] = ["rolloutRing", "template", "overrides", "seed", "data", "output", "pod"];
+/// Fields of the manifests that a user writes; all others keep their defaults.
+const WRITTEN: [&str; 12] = [
+    "rolloutRing",
+    "template",
+    "overrides",
+    "seed",
+    "data",
+    "output",
+    "pod",
+    "trainingRun",
+    "preset",
+    "gates",
+    "evaluations",
+    "dryRun",
+];
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_run_shows_no_drift_and_answers_every_verb_through_its_life() -> Result<()> {
@@ -151,9 +165,66 @@ async fn a_run_shows_no_drift_and_answers_every_verb_through_its_life() -> Resul
     Ok(())
 }
 
-/// Returns a run as a user writes it: without the fields that have their defaults.
-fn manifest(run: &TrainingRun) -> Value {
-    let mut manifest = json!(run);
+#[tokio::test(flavor = "multi_thread")]
+async fn an_evaluation_and_a_reasoning_pod_show_no_drift_and_answer_wait() -> Result<()> {
+    let team = Team::new("kubectl-chain").await?;
+    let repository = Repository::new(&team)?;
+    let mut run = manifest(&objects::run("run", &["training.max_steps=1", "training.warmup_steps=0"]));
+    run["spec"]["suspend"] = json!(true);
+    // The run has learnt nothing in one step, so the gate is on what every model reaches.
+    let mut judged = objects::evaluation("judged", "run", &team.problems);
+    judged.spec.gates[0].min = Some(codex_verdict::Decimal("0".to_owned()));
+    judged.spec.gates[0].confidence = None;
+    let served = objects::reasoning_pod("served", "run", "judged");
+    // One of each kind that can never be ready.
+    let mut invalid = objects::evaluation("invalid", "run", &team.problems);
+    invalid.spec.preset = "cotlite".to_owned();
+    let mut ahead = objects::reasoning_pod("ahead", "run", "judged");
+    ahead.spec.rollout_ring = codex_verdict::Ring::Base0B;
+    for manifest in [&run, &manifest(&judged), &manifest(&served), &manifest(&invalid), &manifest(&ahead)] {
+        repository.write(manifest)?;
+    }
+    repository.apply(&[]).await?;
+
+    // `kubectl wait` ends with each condition, and kstatus says the same.
+    let wait = async |condition: &str, objects: &[&str], expected: Kstatus| -> Result<()> {
+        let condition = format!("--for=condition={condition}");
+        for object in objects {
+            repository.kubectl(&["wait", &condition, "--timeout=150s", object]).await?;
+            let live = repository.live(object).await?;
+            assert_eq!(kstatus(&live), expected, "{live:#}");
+        }
+        Ok(())
+    };
+    wait("Reconciling", &["evaluation/judged", "reasoningpod/served"], Kstatus::InProgress).await?;
+    wait("Stalled", &["evaluation/invalid", "reasoningpod/ahead"], Kstatus::Failed).await?;
+    repository.shows_no_drift().await?;
+
+    run["spec"].as_object_mut().unwrap().remove("suspend");
+    repository.write(&run)?;
+    repository.apply(&[]).await?;
+    wait("Ready", &["trainingrun/run", "evaluation/judged", "reasoningpod/served"], Kstatus::Current).await?;
+    // The controller has written every status.
+    let objects = ["evaluation/judged", "reasoningpod/served"];
+    let mut before = Vec::new();
+    for object in objects {
+        before.push(repository.live(object).await?["metadata"]["generation"].clone());
+    }
+    repository.shows_no_drift().await?;
+    repository.apply(&["--server-side"]).await?;
+    repository.shows_no_drift().await?;
+    repository.apply(&[]).await?;
+    repository.shows_no_drift().await?;
+    for (object, before) in objects.into_iter().zip(before) {
+        assert_eq!(repository.live(object).await?["metadata"]["generation"], before, "{object}");
+    }
+    team.done();
+    Ok(())
+}
+
+/// Returns an object as a user writes it: without the fields that have their defaults.
+fn manifest(object: &impl Serialize) -> Value {
+    let mut manifest = json!(object);
     manifest["metadata"]["labels"] = json!({ APP.0: APP.1 });
     // Without any annotation, kubectl records `annotations: {}` for client-side apply and the API server does not for server-side apply,
     // so `kubectl diff --server-side` shows that of every kind.
@@ -194,6 +265,12 @@ impl<'a> Repository<'a> {
         blocking(move || output(&mut kubectl)).await
     }
 
+    /// Returns an object as it is stored, such as `evaluation/judged`.
+    async fn live(&self, object: &str) -> Result<Value> {
+        let live = self.kubectl(&["get", object, "--output=json"]).await?;
+        Ok(serde_json::from_str(&live).unwrap())
+    }
+
     async fn apply(&self, flags: &[&str]) -> Result<String> {
         let folder = self.folder();
         self.kubectl(&[&["apply", "--filename", folder.as_str()][..], flags].concat()).await
@@ -224,7 +301,8 @@ impl<'a> Repository<'a> {
         let dry = self.apply(&["--server-side", "--dry-run=server", "--output=json"]).await?;
         let dry: Value = serde_json::from_str(&dry).unwrap();
         for applied in dry["items"].as_array().map_or(std::slice::from_ref(&dry), Vec::as_slice) {
-            let live = json!(self.team.api::<TrainingRun>().get(applied["metadata"]["name"].as_str().unwrap()).await?);
+            let (kind, name) = (applied["kind"].as_str().unwrap(), applied["metadata"]["name"].as_str().unwrap());
+            let live = self.live(&format!("{}/{name}", kind.to_lowercase())).await?;
             assert_eq!(applied["metadata"]["generation"], live["metadata"]["generation"], "{applied:#}");
             assert_eq!(applied["metadata"]["labels"], live["metadata"]["labels"]);
         }

@@ -1,14 +1,17 @@
 //! A tenant with the `admin` role in a namespace cannot reach the signing key, and one with `view` can change nothing.
 
+use std::fs;
+
 use codex_tests::{
-    Result, Team,
-    install::{NAMESPACE, SIGNING_KEY},
+    Error, Result, Team,
+    install::{NAMESPACE, SIGNING_KEY, relative, repository},
     objects,
     process::{output, output_with},
     team::blocking,
 };
 use k8s_openapi::api::core::v1::Secret;
 use kube::{Api, ResourceExt as _};
+use serde_json::json;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_tenant_cannot_read_the_signing_key() -> Result<()> {
@@ -91,6 +94,51 @@ async fn the_built_in_roles_have_their_part_of_our_kinds() -> Result<()> {
             assert_eq!(allowed, roles.contains(&role), "{role}: {verb} {resource}");
         }
     }
+    team.done();
+    Ok(())
+}
+
+/// `manifests/overlays/tenant` with the namespace of this team: one group trains, another decides what is served, and a pod without
+/// `spec.pod.resources` gets the defaults, without which the quota would refuse it.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_overlay_of_a_team_grants_what_it_says() -> Result<()> {
+    let team = Team::new("overlay").await?;
+    let folder = tempfile::tempdir().map_err(Error::io("making a temporary folder"))?;
+    let kustomization = json!({
+        "apiVersion": "kustomize.config.k8s.io/v1beta1",
+        "kind": "Kustomization",
+        "namespace": team.namespace,
+        "resources": [relative(folder.path(), &repository().join("manifests/overlays/tenant"))],
+    });
+    let file = folder.path().join("kustomization.yaml");
+    fs::write(&file, kustomization.to_string()).map_err(Error::io(format!("writing {}", file.display())))?;
+    let mut apply = team.installation.cluster.kubectl()?;
+    apply.args(["apply", "--kustomize"]).arg(folder.path());
+    blocking(move || output(&mut apply)).await?;
+
+    for (resource, group) in [
+        ("trainingruns", "researchers"),
+        ("evaluations", "researchers"),
+        ("reasoningpods", "promoters"),
+        ("signoffs", "promoters"),
+    ] {
+        for asked in ["researchers", "promoters"] {
+            let mut kubectl = team.kubectl()?;
+            kubectl.args(["--as=somebody", &format!("--as-group=team-a:{asked}")]);
+            kubectl.args(["auth", "can-i", "create", &format!("{resource}.codex-ml.dev")]);
+            // kubectl ends with 1 after it printed `no`.
+            let allowed = blocking(move || Ok(output(&mut kubectl))).await?.is_ok();
+            assert_eq!(allowed, asked == group, "{asked}: create {resource}");
+        }
+    }
+
+    let mut run = objects::run("run", &["training.max_steps=1", "training.warmup_steps=0"]);
+    run.spec.pod.worker.resources = None;
+    team.create(&run).await?;
+    team.trained("run").await?;
+    let trainer = json!(team.pods(codex_crds::label::TRAINING_RUN, "run").await?.remove(0).spec);
+    let resources = &trainer["containers"][0]["resources"];
+    assert_eq!(*resources, json!({ "requests": { "cpu": "1", "memory": "1Gi" }, "limits": { "memory": "4Gi" } }));
     team.done();
     Ok(())
 }

@@ -33,9 +33,10 @@ impl Snippet {
 }
 
 /// Folders of `manifests/` with objects that users change and apply themselves.
-const EXAMPLES: [&str; 2] = ["samples", "autoscaling"];
-/// Files in them that hold no objects of a cluster: input of kustomize, and values of a Helm chart of others.
-const OTHER: [&str; 2] = ["kustomization.yaml", "prometheus-adapter.yaml"];
+const EXAMPLES: [&str; 3] = ["samples", "autoscaling", "argocd"];
+/// Files and folders in them that hold no objects of a cluster: input of kustomize, values of a Helm chart of others, and the sources of
+/// `customizations.yaml`.
+const OTHER: [&str; 3] = ["kustomization.yaml", "prometheus-adapter.yaml", "resource_customizations"];
 
 /// Returns every YAML of the README, of `docs/`, and of [`EXAMPLES`].
 ///
@@ -46,10 +47,11 @@ pub fn snippets() -> Result<Vec<Snippet>> {
     for path in markdown()? {
         snippets.extend(fenced(&path.display().to_string(), &read(&path)?));
     }
-    for folder in EXAMPLES {
-        for path in below(&repository().join("manifests").join(folder))? {
+    for folder in EXAMPLES.map(|folder| repository().join("manifests").join(folder)) {
+        for path in below(&folder)? {
             let is_yaml = path.extension().is_some_and(|extension| extension == "yaml" || extension == "yml");
-            if is_yaml && OTHER.iter().all(|other| path.file_name().is_some_and(|name| name != *other)) {
+            let own = path.strip_prefix(&folder).unwrap_or(&path);
+            if is_yaml && own.iter().all(|name| OTHER.iter().all(|other| name != *other)) {
                 snippets.push(Snippet { place: path.display().to_string(), text: read(&path)? });
             }
         }
@@ -188,6 +190,22 @@ mod tests {
                 }
             }
         }
+    }
+
+    /// The example of `.pre-commit-config.yaml` is YAML, and every hook in it exists. A test of `codex` runs the entries.
+    #[test]
+    fn the_example_of_pre_commit_names_hooks_that_exist() {
+        let root = repository();
+        let hooks: Vec<Value> = serde_yaml::from_str(&read(&root.join(".pre-commit-hooks.yaml")).unwrap()).unwrap();
+        let known: Vec<&str> = hooks.iter().map(|hook| hook["id"].as_str().unwrap()).collect();
+        let page = read(&root.join("docs/reference.md")).unwrap();
+        let lines = page.lines().skip_while(|line| *line != "    repos:").take_while(|line| line.starts_with("    "));
+        let example: Value = serde_yaml::from_str(&lines.collect::<Vec<_>>().join("\n")).unwrap();
+        let repositories = example["repos"].as_array().unwrap();
+        assert!(repositories.iter().all(|it| it["repo"].is_string() && it["rev"].is_string()), "{example}");
+        let named = repositories.iter().flat_map(|it| it["hooks"].as_array().unwrap());
+        let named: Vec<&str> = named.map(|hook| hook["id"].as_str().unwrap()).collect();
+        assert_eq!(named, known, "docs/reference.md shows every hook of .pre-commit-hooks.yaml");
     }
 
     /// Every line names a test, and each test that it names exists.

@@ -131,37 +131,51 @@ impl Installation {
     /// # Errors
     /// As [`Self::apply`].
     pub fn apply_elsewhere(&self, namespace: &str, watched: &str) -> Result<()> {
-        let principal = format!("['system:serviceaccount:{namespace}:{CONTROLLER}']");
-        let patch = |policy: &str, variable: usize| {
-            let path = format!("/spec/variables/{variable}/expression");
-            let patch = serde_json::json!([
-                { "op": "test", "path": format!("/spec/variables/{variable}/name"), "value": "controller" },
-                { "op": "replace", "path": path, "value": principal },
-            ]);
-            serde_json::json!({
-                "target": { "kind": "ValidatingAdmissionPolicy", "name": policy }, "patch": patch.to_string(),
-            })
-        };
-        let more = serde_json::json!({
-            "namespace": namespace,
-            "patches": [patch("codex-workloads", 1), patch("codex-status", 0)],
-        });
+        let principals = format!("['system:serviceaccount:{namespace}:{CONTROLLER}']");
+        let patches = principals_patches(&principals);
+        let more = serde_json::json!({ "namespace": namespace, "patches": patches });
         self.apply_with(namespace, &more, &[("CODEX_WATCH_NAMESPACES", watched)])
     }
 
+    /// Applies them with another namespace as [`Self::apply_elsewhere`] does, beside the installed controller, which keeps its rights.
+    /// The service accounts of both are principals of the admission policies. Does not wait for the rollout: the second controller is
+    /// not ready while the first one owns the objects.
+    ///
+    /// # Errors
+    /// If kubectl fails.
+    pub fn apply_beside(&self, namespace: &str, watched: &str) -> Result<()> {
+        let principals = format!("['system:serviceaccount:{namespace}:{CONTROLLER}', '{CONTROLLER_USER}']");
+        let mut patches = principals_patches(&principals);
+        // kustomize gives service accounts among the subjects the other namespace, and leaves users as they are.
+        let installed = serde_json::json!([{
+            "op": "add",
+            "path": "/subjects/-",
+            "value": { "kind": "User", "apiGroup": "rbac.authorization.k8s.io", "name": CONTROLLER_USER },
+        }]);
+        patches.push(serde_json::json!({
+            "target": { "kind": "ClusterRoleBinding", "name": CONTROLLER }, "patch": installed.to_string(),
+        }));
+        let more = serde_json::json!({ "namespace": namespace, "patches": patches });
+        self.apply_kustomization(&more, &[("CODEX_WATCH_NAMESPACES", watched)])
+    }
+
     fn apply_with(&self, namespace: &str, more: &serde_json::Value, environment: &[(&str, &str)]) -> Result<()> {
-        let overlay = tempfile::tempdir().map_err(Error::io("making a temporary folder"))?;
-        let text = self.overlay(overlay.path(), more, environment)?;
-        let file = overlay.path().join("kustomization.yaml");
-        fs::write(&file, text).map_err(Error::io(format!("writing {}", file.display())))?;
-        let mut apply = self.cluster.kubectl()?;
-        output(apply.args(["apply", "--kustomize"]).arg(overlay.path()))?;
+        self.apply_kustomization(more, environment)?;
         let mut wait = self.cluster.kubectl()?;
         output(
             wait.args(["--namespace", namespace, "rollout", "status", "--timeout=120s"])
                 .arg(format!("deployment/{CONTROLLER}")),
         )
         .map(drop)
+    }
+
+    fn apply_kustomization(&self, more: &serde_json::Value, environment: &[(&str, &str)]) -> Result<()> {
+        let overlay = tempfile::tempdir().map_err(Error::io("making a temporary folder"))?;
+        let text = self.overlay(overlay.path(), more, environment)?;
+        let file = overlay.path().join("kustomization.yaml");
+        fs::write(&file, text).map_err(Error::io(format!("writing {}", file.display())))?;
+        let mut apply = self.cluster.kubectl()?;
+        output(apply.args(["apply", "--kustomize"]).arg(overlay.path())).map(drop)
     }
 
     /// Returns a kustomization of `manifests/` that sets the images as the README describes, and these variables. `more` may set
@@ -234,6 +248,21 @@ impl Installation {
             eprintln!("{}{}", String::from_utf8_lossy(&told.stdout), String::from_utf8_lossy(&told.stderr));
         }
     }
+}
+
+/// Returns the patches that make these the controllers among the principals of the admission policies.
+fn principals_patches(principals: &str) -> Vec<serde_json::Value> {
+    let patch = |policy: &str, variable: usize| {
+        let path = format!("/spec/variables/{variable}/expression");
+        let patch = serde_json::json!([
+            { "op": "test", "path": format!("/spec/variables/{variable}/name"), "value": "controller" },
+            { "op": "replace", "path": path, "value": principals },
+        ]);
+        serde_json::json!({
+            "target": { "kind": "ValidatingAdmissionPolicy", "name": policy }, "patch": patch.to_string(),
+        })
+    };
+    vec![patch("codex-workloads", 1), patch("codex-status", 0)]
 }
 
 /// Creates a client of a cluster with the administrator's rights, for the current runtime.
