@@ -357,7 +357,9 @@ mod tests {
         let [one, other] = [evaluation(low, result("0.5")), evaluation(high, result("0.75"))];
         for order in [[&one, &other], [&other, &one]] {
             let mut census = Census::default();
-            order.into_iter().for_each(|it| census.evaluation(it));
+            for evaluation in order {
+                census.evaluation(evaluation);
+            }
             let expected = Tightest { margin: 0.25, bound: 0.5, limit: 0.25 };
             assert_eq!(census.tightest, [("exact_match".to_owned(), expected)].into());
         }

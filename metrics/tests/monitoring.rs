@@ -10,7 +10,11 @@ use std::{
 };
 
 use codex_metrics::{
-    Contract, Type, Unit, alerts, all, dashboard::TAG, dashboards, files, label::target, pages, scrape,
+    Contract, Type, Unit, alerts, all,
+    dashboard::{Dashboard, TAG},
+    dashboards, files,
+    label::target,
+    pages, scrape,
 };
 use promql_parser::{
     label::Matchers,
@@ -232,7 +236,7 @@ fn every_metric_is_on_a_dashboard() {
     // Build information has no panel: its label is read in the table of targets.
     const NONE: [&str; 1] = ["codex_controller_build_info"];
     let boards = dashboards::all();
-    let panels = boards.iter().flat_map(|dashboard| dashboard.panels());
+    let panels = boards.iter().flat_map(Dashboard::panels);
     let shown: BTreeSet<_> = panels
         .flat_map(|panel| panel.queries.iter().flat_map(|(query, _)| metrics_of(panel.title, &query.to_string())))
         .collect();
