@@ -26,19 +26,17 @@ use tokio::{
 };
 
 use crate::{
-    lies,
+    lies::{self, Answer, Judgement, Refusal},
     observe::lock,
-    plan::{Fault, Planned},
+    plan::{Fault, Planned, late},
     proxy::Mode,
     relay::Traffic,
-    scene::{PATIENCE, Scene, is_running},
+    scene::{LEADS, PATIENCE, Scene, is_running},
     workload::label,
 };
 
 /// How long to wait for a pod of a kind that works.
 const POD: Duration = Duration::from_secs(75);
-/// The longest delay of an answer.
-const LATE: Duration = Duration::from_secs(5);
 /// Connections that a flood holds open, and requests that it sends at once.
 const HELD: usize = 300;
 const AT_ONCE: usize = 12;
@@ -83,7 +81,7 @@ impl Scene {
             Fault::Conflicts => self.disturb(Mode::Conflict, lasts).await,
             Fault::TooManyRequests => self.disturb(Mode::Refuse(StatusCode::TOO_MANY_REQUESTS), lasts).await,
             Fault::ServerErrors => self.disturb(Mode::Refuse(StatusCode::INTERNAL_SERVER_ERROR), lasts).await,
-            Fault::SlowAnswers => self.disturb(Mode::Slow(LATE), lasts).await,
+            Fault::SlowAnswers => self.disturb(Mode::Slow(late(self.lease)), lasts).await,
             Fault::LostAnswers => self.disturb(Mode::Lose, lasts).await,
             Fault::ReportsFlooded => self.flood(lasts).await,
             Fault::ReportsSlow => self.delay_reports(Traffic::Slow, lasts).await,
@@ -107,7 +105,7 @@ impl Scene {
         let old = leader.name_any();
         signal(&leader, "STOP")?;
         let stopped = Instant::now();
-        let next = until_found("another controller takes the Lease", PATIENCE, async || {
+        let next = until_found("another controller takes the Lease", LEADS, async || {
             let holder = self.holder().await.unwrap_or_default();
             Ok((!holder.is_empty() && holder != old).then_some(holder))
         })
@@ -234,21 +232,24 @@ impl Scene {
         for number in 0..AT_ONCE {
             let (sender, witness) = (self.sender.clone(), self.witness.clone());
             senders.spawn(async move {
-                let mut sent = 0_usize;
+                let (mut sent, mut refused) = (0_usize, 0_usize);
                 while Instant::now() < end {
                     let token = format!("{number}.{sent}.c");
                     let status = sender.post(Some(&token), &[], b"{}".to_vec()).await;
-                    lock(&witness).see_lie("a report of a flood", status);
+                    // The endpoint may be overloaded by a flood.
+                    let answer = Answer { what: "a report of a flood", expected: Refusal::Status(401), status };
+                    refused += usize::from(lock(&witness).see_lie(&answer) == Judgement::Refused);
                     sent += 1;
                 }
-                sent
+                (sent, refused)
             });
         }
-        let mut sent = 0;
+        let (mut sent, mut refused) = (0, 0);
         while let Some(ended) = senders.join_next().await {
-            sent += ended.unwrap_or_default();
+            let of_one = ended.unwrap_or_default();
+            (sent, refused) = (sent + of_one.0, refused + of_one.1);
         }
-        Ok(Outcome::Done(format!("{} connections and {sent} reports", held.len())))
+        Ok(Outcome::Done(format!("{} connections and {sent} reports, {refused} of them refused", held.len())))
     }
 
     async fn fill_disk(&self, lasts: Duration) -> Result<Outcome> {
@@ -260,6 +261,8 @@ impl Scene {
 
     /// Tells every lie about the run of a trainer.
     async fn lie(&self, choice: u64) -> Result<Outcome> {
+        // An earlier fault may have left the endpoint without a leader.
+        self.leader().await?;
         let Some(trainer) = self.find("trainer", choice).await else { return Ok(missing("trainer")) };
         let Some(own) = self.token(&trainer).await else { return Ok(missing("trainer")) };
         let liar = self.liar().await?;
@@ -276,14 +279,24 @@ impl Scene {
         };
         let Some(truth) = self.truth(trainer).await? else { return Ok(missing("trainer")) };
         let stranger = liar.uid().unwrap_or_default();
+        let beside = if truth["name"] == "chain-1" { "chain-2" } else { "chain-1" };
         let mut answers = Vec::new();
-        for lie in lies::lies(&truth, own, (&foreign, &stranger), "chain-1") {
-            let what = lie.what;
-            let status = self.sender.tell(lie).await;
-            answers.push(status.map_or("closed".to_owned(), |status| status.to_string()));
-            lock(&self.witness).see_lie(what, status);
+        for lie in lies::lies(&truth, own, (&foreign, &stranger), beside) {
+            answers.push(self.sender.tell(&lie).await);
         }
+        let exists = self.exists(trainer).await? && self.exists(liar).await?;
+        lock(&self.witness).see_lies(&answers, exists);
+        if !exists {
+            return Ok(Outcome::Skipped(format!("{} went while it lied", trainer.name_any())));
+        }
+        let answers: Vec<_> = answers.iter().map(Answer::to_string).collect();
         Ok(Outcome::Done(format!("about {}: {}", trainer.name_any(), answers.join(" "))))
+    }
+
+    /// Whether a pod still exists and is not being deleted.
+    async fn exists(&self, pod: &Pod) -> Result<bool> {
+        let found = self.team.api::<Pod>().get_opt(&pod.name_any()).await?;
+        Ok(found.is_some_and(|found| found.uid() == pod.uid() && found.metadata.deletion_timestamp.is_none()))
     }
 
     /// Creates the pod that lies. Its image does not exist, so that it has a token and runs nothing.

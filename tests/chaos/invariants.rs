@@ -13,7 +13,7 @@
 //! | 9 | Servers exist only under a signed promotion of exactly their model | each Deployment |
 //! | 10 | A model that did not pass has no servers | each Deployment and status |
 //! | 11 | Controllers change no spec | each object |
-//! | 12 | The endpoint accepts no false report | each answer |
+//! | 12 | The endpoint accepts no false report, and refuses each with the status for its fault | each answer |
 //! | 13 | Without faults every object ends as it must, with a status of its newest generation | the end |
 //! | 14 | Each server answers with the model of its run | the end |
 //! | 15 | A settled controller writes nothing | audit log, at the end |
@@ -35,6 +35,8 @@ use codex_tests::{
 };
 use jiff::{SignedDuration, Timestamp};
 use serde_json::Value;
+
+use crate::lies::{Answer, Judgement};
 
 /// Watches the cluster and remembers what it needs to check the invariants.
 #[derive(Default)]
@@ -118,10 +120,30 @@ impl Witness {
         self.refused.insert(pod.to_owned());
     }
 
-    /// Sees the answer to a false report; `None` if the connection was closed instead. Invariant 12.
-    pub(crate) fn see_lie(&mut self, what: &str, status: Option<u16>) {
-        if let Some(status) = status.filter(|status| (200..300).contains(status)) {
-            self.violate(format!("the endpoint accepted {what} with {status}"));
+    /// Sees the answer to a false report, and returns what it says of the endpoint. Invariant 12.
+    pub(crate) fn see_lie(&mut self, answer: &Answer) -> Judgement {
+        let Answer { what, expected, .. } = answer;
+        let judgement = expected.judge(answer.status);
+        match judgement {
+            Judgement::Accepted => self.violate(format!("the endpoint accepted {what} with {answer}")),
+            Judgement::Mistaken => {
+                self.violate(format!("the endpoint refused {what} with {answer} instead of {expected}"));
+            }
+            Judgement::Refused | Judgement::Unanswered => {}
+        }
+        judgement
+    }
+
+    /// Sees the answers to a round of false reports, which no other fault disturbs. `sender_exists` says whether the pod that was to
+    /// send them still exists: without it, the endpoint refuses its token or its Job. Invariant 12.
+    pub(crate) fn see_lies(&mut self, answers: &[Answer], sender_exists: bool) {
+        let judged = |answer: &Answer| answer.expected.judge(answer.status);
+        for answer in answers.iter().filter(|answer| sender_exists || judged(answer) == Judgement::Accepted) {
+            self.see_lie(answer);
+        }
+        // A closed connection may be one that the relay closed.
+        if !answers.iter().any(|answer| answer.status.is_some() && judged(answer) != Judgement::Unanswered) {
+            self.violate(format!("the endpoint answered none of {} false reports itself", answers.len()));
         }
     }
 

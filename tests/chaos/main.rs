@@ -98,7 +98,7 @@ async fn run(seed: u64, minutes: u64, kinds: Vec<Fault>) -> Result<Vec<String>> 
     let workload = Workload::default();
     let acted = AssertUnwindSafe(async {
         tokio::select! {
-            acted = act(&scene, &workload, Plan::new(seed, kinds), Duration::from_secs(60 * minutes)) => acted,
+            acted = act(&scene, &workload, (seed, kinds), Duration::from_secs(60 * minutes)) => acted,
             name = signals.next() => Err(Error::Impossible {
                 what: "the faults of the seed happen".to_owned(),
                 why: format!("{name} stopped them"),
@@ -120,7 +120,7 @@ async fn run(seed: u64, minutes: u64, kinds: Vec<Fault>) -> Result<Vec<String>> 
     Ok(violations)
 }
 
-async fn act(scene: &Scene, workload: &Workload, plan: Plan, lasts: Duration) -> Result<()> {
+async fn act(scene: &Scene, workload: &Workload, plan: (u64, Vec<Fault>), lasts: Duration) -> Result<()> {
     scene.redirect().await?;
     let faults = async {
         let told = disturb(scene, plan, lasts).await;
@@ -131,11 +131,11 @@ async fn act(scene: &Scene, workload: &Workload, plan: Plan, lasts: Duration) ->
     end::check(scene, workload).await
 }
 
-/// Lets the faults happen, one after another.
-async fn disturb(scene: &Scene, plan: Plan, lasts: Duration) -> Result<()> {
-    let (end, mut counts) = (Instant::now() + lasts, BTreeMap::<Fault, (usize, usize)>::new());
-    let mut told = BTreeSet::new();
-    for planned in plan {
+/// Lets the faults of a seed happen, one after another.
+async fn disturb(scene: &Scene, (seed, kinds): (u64, Vec<Fault>), lasts: Duration) -> Result<()> {
+    let (end, mut told) = (Instant::now() + lasts, BTreeSet::new());
+    let mut counts: BTreeMap<Fault, Count> = kinds.iter().map(|kind| (*kind, Count::default())).collect();
+    for planned in Plan::new(seed, kinds) {
         if Instant::now() >= end {
             break;
         }
@@ -143,11 +143,11 @@ async fn disturb(scene: &Scene, plan: Plan, lasts: Duration) -> Result<()> {
         let count = counts.entry(planned.fault).or_default();
         match scene.inject(&planned).await? {
             Outcome::Done(met) => {
-                count.0 += 1;
+                count.happened += 1;
                 println!("  {met}");
             }
             Outcome::Skipped(why) => {
-                count.1 += 1;
+                count.skipped += 1;
                 println!("  SKIPPED: {why}");
             }
         }
@@ -158,12 +158,32 @@ async fn disturb(scene: &Scene, plan: Plan, lasts: Duration) -> Result<()> {
         }
         sleep(planned.then).await;
     }
-    let happened: usize = counts.values().map(|count| count.0).sum();
-    println!("{happened} faults of {} kinds happened.", counts.values().filter(|count| count.0 > 0).count());
-    for (fault, (_, skipped)) in counts.iter().filter(|(_, count)| count.0 == 0) {
-        println!("SKIPPED: {} met nothing, {skipped} times", fault.name());
+    for line in summary(&counts) {
+        println!("{line}");
     }
     Ok(())
+}
+
+/// How often a kind of fault happened, and how often it found no target.
+#[derive(Clone, Copy, Debug, Default)]
+struct Count {
+    happened: usize,
+    skipped: usize,
+}
+
+/// Returns the lines that say which kinds of fault happened, and which did not. `counts` has every kind of the run.
+fn summary(counts: &BTreeMap<Fault, Count>) -> Vec<String> {
+    let happened: usize = counts.values().map(|count| count.happened).sum();
+    let kinds = counts.values().filter(|count| count.happened > 0).count();
+    let mut lines = vec![format!("{happened} faults happened, of {kinds} of {} kinds.", counts.len())];
+    let never = || counts.iter().filter(|(_, count)| count.happened == 0);
+    for (fault, count) in never().filter(|(_, count)| count.skipped > 0) {
+        lines.push(format!("SKIPPED: {} found no target, {} times", fault.name(), count.skipped));
+    }
+    for (fault, _) in never().filter(|(_, count)| count.skipped == 0) {
+        lines.push(format!("NOT REACHED: {}, the time was up", fault.name()));
+    }
+    lines
 }
 
 /// The signals that stop a run.
@@ -183,5 +203,26 @@ impl Signals {
             _ = self.interrupt.recv() => "SIGINT",
             _ = self.terminate.recv() => "SIGTERM",
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_kind_that_did_not_happen_is_named() {
+        let counts = BTreeMap::from([
+            (Fault::EtcdKilled, Count { happened: 2, skipped: 0 }),
+            (Fault::TrainerKilled, Count { happened: 1, skipped: 1 }),
+            (Fault::ServerKilled, Count { happened: 0, skipped: 3 }),
+            (Fault::DiskFull, Count::default()),
+        ]);
+        let lines = [
+            "3 faults happened, of 2 of 4 kinds.",
+            "SKIPPED: server-killed found no target, 3 times",
+            "NOT REACHED: disk-full, the time was up",
+        ];
+        assert_eq!(summary(&counts), lines);
     }
 }

@@ -25,6 +25,7 @@ use tokio::time::{Instant, sleep};
 use crate::{
     lies::Sender,
     observe::Shared,
+    plan,
     proxy::{Mode, Proxy},
     relay::{Relay, Traffic},
     volume::Volume,
@@ -32,6 +33,9 @@ use crate::{
 
 /// The time limit for one part of the cluster to be whole again.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(150);
+/// The time limit for a controller to lead. The kubelet waits up to five minutes before it starts a container again that ended often,
+/// as that of a leader that loses its Lease does.
+pub(crate) const LEADS: Duration = Duration::from_secs(360);
 /// How long a kubelet that was started may take to register its node.
 const REGISTERS: Duration = Duration::from_secs(30);
 
@@ -40,6 +44,8 @@ pub(crate) struct Scene {
     pub(crate) team: Team,
     pub(crate) cluster: Cluster,
     pub(crate) node: &'static str,
+    /// How long the Lease of the controllers lasts.
+    pub(crate) lease: Duration,
     pub(crate) proxy: Proxy,
     pub(crate) relay: Relay,
     pub(crate) volume: Volume,
@@ -83,7 +89,8 @@ impl Scene {
         let relay = Relay::start(host, endpoint(&team.client).await?).await?;
         let sender = Sender::new(&format!("https://{}", relay.address()), &authority(&team.client).await?)?;
         let volume = Volume::create(&team, node).await?;
-        Ok(Self { team, cluster, node, proxy, relay, volume, sender, witness: Arc::clone(witness) })
+        let lease = plan::lease(seed);
+        Ok(Self { team, cluster, node, lease, proxy, relay, volume, sender, witness: Arc::clone(witness) })
     }
 
     /// Runs two controllers that reach the API server through the proxy, and whose pods reach the endpoint through the relay.
@@ -93,12 +100,14 @@ impl Scene {
     pub(crate) async fn redirect(&self) -> Result<()> {
         let (host, port) = (self.proxy.address().ip().to_string(), self.proxy.address().port().to_string());
         let reports = format!("https://{}{}", self.relay.address(), codex_reports::PATH);
+        let lease = self.lease.as_secs().to_string();
         let installation = self.team.installation;
         blocking(move || {
             installation.apply_with_variables(&[
                 ("KUBERNETES_SERVICE_HOST", &host),
                 ("KUBERNETES_SERVICE_PORT", &port),
                 ("CODEX_REPORT_URL", &reports),
+                ("CODEX_LEASE_DURATION", &lease),
             ])
         })
         .await?;
@@ -112,6 +121,7 @@ impl Scene {
         .await?;
         let (requests, _) = self.proxy.counts();
         println!("Two controllers run behind the proxy, which has passed on {requests} requests.");
+        println!("Their Lease lasts {} s.", self.lease.as_secs());
         Ok(())
     }
 
@@ -146,7 +156,7 @@ impl Scene {
     /// # Errors
     /// If there is none in time.
     pub(crate) async fn leader(&self) -> Result<Pod> {
-        until_found("a controller that runs holds the Lease", PATIENCE, async || {
+        until_found("a controller that runs holds the Lease", LEADS, async || {
             // An earlier fault may have left the API server late.
             let holder = self.holder().await.unwrap_or_default();
             let controllers = self.controllers().await.unwrap_or_default();

@@ -466,10 +466,8 @@ async fn unknown_paths_and_methods_are_answered_in_json() {
     }
 }
 
-/// Silent connections and half handshakes are closed, and connections are bounded.
-#[tokio::test]
-async fn half_sent_reports_are_closed_and_connections_are_bounded() {
-    let scene = Scene::new().await;
+/// Returns a certificate for `localhost`, and a server's configuration with it.
+fn self_signed() -> (Vec<u8>, rustls::ServerConfig) {
     let made = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
     let key = PrivateKeyDer::from(PrivatePkcs8KeyDer::from(made.signing_key.serialize_der()));
     let tls = rustls::ServerConfig::builder_with_provider(Arc::new(rustls::crypto::aws_lc_rs::default_provider()))
@@ -478,6 +476,42 @@ async fn half_sent_reports_are_closed_and_connections_are_bounded() {
         .with_no_client_auth()
         .with_single_cert(vec![made.cert.der().clone()], key)
         .unwrap();
+    (made.cert.der().to_vec(), tls)
+}
+
+/// `make chaos` expects these answers: over a connection, a report that is a byte too long is answered, and one that is far too long
+/// is answered or cut off.
+#[tokio::test]
+async fn a_large_report_over_a_connection_is_answered_or_cut_off() {
+    let scene = Scene::new().await;
+    let (certificate, tls) = self_signed();
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let (port, stop) = (listener.local_addr().unwrap().port(), CancellationToken::new());
+    let served = tokio::spawn(serve_on(listener, LIMITS, stop.clone(), Arc::new(tls), scene.endpoint.clone()));
+    let mut config = kube::Config::new(format!("https://localhost:{port}").parse().unwrap());
+    (config.root_cert, config.default_retry) = (Some(vec![certificate]), false);
+    let client = kube::Client::try_from(config).unwrap();
+    let send = async |bytes: usize| {
+        let request = Request::post("/v1/reports").header("Authorization", "Bearer good");
+        let answer = client.send(request.body(vec![b' '; bytes].into()).unwrap()).await;
+        answer.ok().map(|answer| answer.status())
+    };
+    for _ in 0..3 {
+        assert_eq!(send(codex_reports::MAX_BYTES + 1).await, Some(StatusCode::PAYLOAD_TOO_LARGE));
+        let far = send(100_000_000).await;
+        assert!(far.is_none_or(|status| status == StatusCode::PAYLOAD_TOO_LARGE), "{far:?}");
+        println!("100 MB: {far:?}");
+    }
+    stop.cancel();
+    drop(client);
+    tokio::time::timeout(Duration::from_secs(30), served).await.unwrap().unwrap();
+}
+
+/// Silent connections and half handshakes are closed, and connections are bounded.
+#[tokio::test]
+async fn half_sent_reports_are_closed_and_connections_are_bounded() {
+    let scene = Scene::new().await;
+    let (_, tls) = self_signed();
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let (address, stop) = (listener.local_addr().unwrap(), CancellationToken::new());
     let limits = Limits { connections: 2, head: Duration::from_secs(3), ..LIMITS };

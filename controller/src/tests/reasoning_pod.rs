@@ -503,9 +503,12 @@ fn comparable(world: &World) -> Value {
 #[tokio::test]
 async fn a_restored_status_serves_and_signs_nothing_and_becomes_that_of_a_new_object() {
     let other = "1".repeat(64);
-    for (case, successes, redeploys) in
-        [("no run", None, false), ("failed", Some(300), false), ("passed", Some(600), false), ("redeploys", Some(600), true)]
-    {
+    for (case, successes, redeploys) in [
+        ("no run", None, false),
+        ("failed", Some(300), false),
+        ("passed", Some(600), false),
+        ("redeploys", Some(600), true),
+    ] {
         let mut new = pod(false);
         if redeploys {
             let mut template = evaluation()["spec"].clone();
@@ -543,7 +546,8 @@ async fn a_restored_status_serves_and_signs_nothing_and_becomes_that_of_a_new_ob
         let (status, expected) = (comparable(&world), comparable(&as_new));
         assert_eq!(status, expected, "{case}");
         assert!(!status.to_string().contains(&other[..12]), "{case}: {status}");
-        let writes = |kind: &str| requests.iter().chain(&later).any(|line| !line.starts_with("GET") && line.contains(kind));
+        let writes =
+            |kind: &str| requests.iter().chain(&later).any(|line| !line.starts_with("GET") && line.contains(kind));
         let passed = case == "passed";
         assert_eq!((writes("/configmaps"), bundles(&world).len()), (passed, if passed { 2 } else { 0 }), "{case}");
         assert_eq!(writes("/deployments/"), passed, "{case}");

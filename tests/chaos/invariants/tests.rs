@@ -3,6 +3,7 @@
 use serde_json::json;
 
 use super::*;
+use crate::lies::Refusal;
 
 fn found(witness: &mut Witness, words: &str) {
     let violations = witness.violations();
@@ -188,14 +189,48 @@ fn a_bundle_with_two_contents_and_unsigned_servers_are_found() {
     found(&mut witness, "a has servers");
 }
 
+fn answer(expected: Refusal, status: Option<u16>) -> Answer {
+    Answer { what: "a foreign token", expected, status }
+}
+
 #[test]
-fn an_accepted_lie_is_found() {
+fn an_accepted_lie_and_one_refused_for_another_reason_are_found() {
+    let forbidden = Refusal::Status(403);
     let mut witness = Witness::default();
-    witness.see_lie("a foreign token", Some(403));
-    witness.see_lie("100 MB", None);
+    witness.see_lies(&[answer(forbidden, Some(403)), answer(Refusal::TooLong, None)], true);
+    witness.see_lies(&[answer(Refusal::TooLong, Some(413)), answer(forbidden, Some(503))], true);
     assert!(witness.violations().is_empty());
-    witness.see_lie("a foreign token", Some(200));
-    found(&mut witness, "accepted a foreign token");
+    witness.see_lies(&[answer(forbidden, Some(200))], true);
+    found(&mut witness, "accepted a foreign token with 200");
+
+    let mut witness = Witness::default();
+    witness.see_lies(&[answer(forbidden, Some(401))], false);
+    assert!(witness.violations().is_empty(), "the pod of the token was gone");
+    witness.see_lies(&[answer(forbidden, Some(401))], true);
+    found(&mut witness, "refused a foreign token with 401 instead of 403");
+
+    let mut witness = Witness::default();
+    witness.see_lies(&[answer(forbidden, Some(204))], false);
+    found(&mut witness, "accepted a foreign token with 204");
+}
+
+#[test]
+fn an_endpoint_that_judges_no_lie_is_found() {
+    let forbidden = Refusal::Status(403);
+    let unanswered = [Some(503), Some(429), None].map(|status| answer(forbidden, status));
+    for exists in [true, false] {
+        let mut witness = Witness::default();
+        witness.see_lies(&[&unanswered[..], &[answer(Refusal::TooLong, None)]].concat(), exists);
+        found(&mut witness, "answered none of 4 false reports");
+    }
+    let mut witness = Witness::default();
+    witness.see_lies(&[&unanswered[..], &[answer(forbidden, Some(403))]].concat(), true);
+    assert!(witness.violations().is_empty(), "one of them was refused");
+    // A flood may overload it.
+    for answer in unanswered {
+        assert_eq!(witness.see_lie(&answer), Judgement::Unanswered);
+    }
+    assert!(witness.violations().is_empty());
 }
 
 #[test]

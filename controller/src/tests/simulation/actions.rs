@@ -31,7 +31,7 @@ impl Simulator {
             0..20 => {
                 let step = self.random.random_range(1..900);
                 self.begin(format!("{} reports", pod.name));
-                self.post(&pod, &pod, pod.progress(step));
+                self.post(&pod.token(), &pod, pod.progress(step));
             }
             20..70 => self.finish(&pod),
             70..78 => {
@@ -45,7 +45,7 @@ impl Simulator {
             78..84 => {
                 self.begin(format!("{} lies", pod.name));
                 self.disturb(&pod);
-                let body = self.post(&pod, &pod, pod.lie());
+                let body = self.post(&pod.token(), &pod, pod.lie());
                 if pod.kind != Kind::ReasoningPod && self.chance(50) {
                     cluster::end_pod(&mut self.server.lock(), &pod.path, 0, &body, now);
                 }
@@ -56,12 +56,13 @@ impl Simulator {
                 self.server.lock().remove(&pod.path);
             }
             90..95 => {
-                let other = self.pick(&running).unwrap();
-                self.begin(format!("{} reports with the token of {}", pod.name, other.name));
-                if other.uid != pod.uid {
-                    let truth = pod.truth(&self.server.lock());
-                    self.post(&other, &pod, truth);
-                }
+                // The other pod may be gone.
+                let tokens = self.sent.iter().map(|(token, _)| token.clone());
+                let others: Vec<_> = tokens.filter(|token| *token != pod.token()).collect();
+                let Some(other) = self.pick(&others) else { return self.begin("no other pod has reported") };
+                self.begin(format!("{} reports with the token of {other}", pod.name));
+                let truth = pod.truth(&self.server.lock());
+                self.post(&other, &pod, truth);
             }
             _ => {
                 self.begin("a report is sent again");

@@ -86,6 +86,11 @@ fn view(server: &Server, path: &str) -> Option<PodView> {
 }
 
 impl PodView {
+    /// Returns the pod's token.
+    pub(super) fn token(&self) -> String {
+        format!("{}/{}", self.name, self.uid)
+    }
+
     /// Returns a report of this pod.
     pub(super) fn report(&self, seq: u64, state: State) -> Report {
         let config = self.config.as_ref().and_then(|digest| digest.parse().ok());

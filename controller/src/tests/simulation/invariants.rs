@@ -13,7 +13,7 @@
 //! | 9 | Nothing is signed twice with different content, for the same Evaluation objects | at each write |
 //! | 10 | Only models that passed are promoted; servers start only under a promotion of exactly these bytes | at each write |
 //! | 11 | While a canary runs and after it has failed, nothing that it tries replaces the servers; there is one Deployment of servers, and one of the canary | at each write |
-//! | 12 | A report with the token of another pod, and one of a pod that is gone, is refused | at each report |
+//! | 12 | A report with the token of another pod is refused, whether that pod exists or not | at each report |
 //! | 13 | Without faults everything settles, and a settled controller writes nothing | at the end |
 //! | 14 | Each status is true: of the newest generation, and of what exists | at the end |
 //! | 15 | Without a cause of its own nothing fails | at the end |

@@ -52,6 +52,9 @@ use crate::{
 
 /// The number of objects that a process reconciles at once.
 const CONCURRENCY: usize = 4;
+/// How long a process with an open fence that stood still does other things before the task that keeps its Lease runs. With a fence, a
+/// request that had passed it before would look like one after it.
+const LATE: Duration = Duration::from_millis(20);
 
 /// The kind and the name of an object.
 pub(super) type Key = (&'static str, String);
@@ -110,6 +113,8 @@ pub(super) struct Process {
     active: watch::Sender<Option<Arc<Context>>>,
     /// The process stands still until then.
     pub(super) paused_until: Instant,
+    /// How long it does other things after that before the task that keeps its Lease runs.
+    late: Duration,
 }
 
 impl Process {
@@ -121,7 +126,10 @@ impl Process {
         let client = server.client(&sender, sabotage);
         let timing = server.lock().timing();
         let candidate = Candidate::new(client.clone(), "codex-system", "codex-controller", identity).timed(timing);
-        let fence = if sabotage == Sabotage::OpenFence { always_open() } else { candidate.fence() };
+        let (fence, late) = match sabotage {
+            Sabotage::OpenFence => (always_open(), LATE),
+            _ => (candidate.fence(), Duration::ZERO),
+        };
         let leadership = Arc::new(Mutex::new(Leadership::Standby));
         let lease = {
             let (leadership, client) = (leadership.clone(), client.clone());
@@ -155,6 +163,7 @@ impl Process {
             client,
             clock: clock.separate(),
             fence,
+            late,
             lease: Box::pin(lease),
             leadership,
             leader: None,
@@ -168,6 +177,11 @@ impl Process {
         Instant::now() < self.paused_until
     }
 
+    /// Returns when the task that keeps the Lease runs again.
+    fn keeps_from(&self) -> Instant {
+        self.paused_until + self.late
+    }
+
     pub(super) fn leads(&self) -> bool {
         self.leader.is_some()
     }
@@ -179,6 +193,9 @@ impl Process {
         }
         // A process that stood still may do anything first, also go on with what it was doing.
         self.work(task);
+        if Instant::now() < self.keeps_from() {
+            return false;
+        }
         if self.lease.as_mut().poll(task).is_ready() {
             return true;
         }
@@ -297,10 +314,9 @@ impl Process {
 
     /// Returns when the process has something to do next by itself, apart from its timers.
     pub(super) fn next(&self) -> Option<Instant> {
-        let leader = self.leader.as_ref()?;
-        let delivered = leader.feeds.values().filter_map(|feed| feed.pending.front().map(|(due, _)| *due));
-        let queued = leader.queue.iter().filter(|(key, _)| leader.running.iter().all(|(running, _)| running != *key));
-        delivered.chain(queued.map(|(_, due)| *due)).min().map(|next| next.max(self.paused_until))
+        let of_leader = self.leader.as_ref().and_then(Leader::next).map(|next| next.max(self.paused_until));
+        let keeps = Some(self.keeps_from()).filter(|from| *from > Instant::now());
+        of_leader.into_iter().chain(keeps).min()
     }
 
     /// Whether nothing is queued that is due within this time, nothing runs, and nothing is to be delivered.
@@ -312,6 +328,12 @@ impl Process {
 }
 
 impl Leader {
+    fn next(&self) -> Option<Instant> {
+        let delivered = self.feeds.values().filter_map(|feed| feed.pending.front().map(|(due, _)| *due));
+        let queued = self.queue.iter().filter(|(key, _)| self.running.iter().all(|(running, _)| running != *key));
+        delivered.chain(queued.map(|(_, due)| *due)).min()
+    }
+
     fn deliver(&mut self) {
         let now = Instant::now();
         for (watch, feed) in &mut self.feeds {

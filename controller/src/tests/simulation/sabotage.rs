@@ -54,10 +54,6 @@ pub(super) enum Sabotage {
     FailRuns,
     /// The garbage collector deletes nothing.
     KeepOrphans,
-    /// A ConfigMap belongs to its run only.
-    DropOwners,
-    /// The policy that trainers and evaluators share is not deleted.
-    KeepPolicy,
 }
 
 impl Sabotage {
@@ -84,18 +80,11 @@ impl Sabotage {
         (Self::ForgetGeneration, "is not of its generation"),
         (Self::FailRuns, "failed without a cause"),
         (Self::KeepOrphans, "outlives its owner"),
-        (Self::DropOwners, "is collected, but"),
-        (Self::KeepPolicy, "is left over"),
     ];
 
     /// Whether a request is answered, and not carried out.
     pub(super) fn swallows(self, parts: &Parts) -> bool {
-        let kept = match self {
-            Self::KeepJobs => "/jobs/",
-            Self::KeepPolicy => "/networkpolicies/codex-workers",
-            _ => return false,
-        };
-        parts.method == Method::DELETE && parts.uri.path().contains(kept)
+        self == Self::KeepJobs && parts.method == Method::DELETE && parts.uri.path().contains("/jobs/")
     }
 
     /// Changes a request, and returns requests that are sent after it.
@@ -178,11 +167,6 @@ impl Sabotage {
             }
             Self::FailRuns if kind == "TrainingRun" && body["status"]["model"].is_object() => {
                 body["status"]["phase"] = json!("Failed");
-            }
-            Self::DropOwners if kind == "ConfigMap" => {
-                if let Some(owners) = body["metadata"]["ownerReferences"].as_array_mut() {
-                    owners.retain(|owner| owner["controller"] == json!(true));
-                }
             }
             Self::RestlessStatus if path.ends_with("/status") && kind == "TrainingRun" => {
                 if let Some(condition) = body.pointer_mut("/status/conditions/0/message") {

@@ -268,13 +268,14 @@ impl Simulator {
         cluster::pods(&self.server.lock()).into_iter().filter(|pod| pod.running).collect()
     }
 
-    /// Sends a report of a pod with the token of the pod `token`.
-    pub(super) fn post(&mut self, token: &PodView, pod: &PodView, state: State) -> String {
+    /// Sends a report of a pod with a token, and returns its body.
+    pub(super) fn post(&mut self, token: &str, pod: &PodView, state: State) -> String {
         self.seq += 1;
         let body = serde_json::to_string(&pod.report(self.seq, state)).unwrap();
-        let foreign = token.uid != pod.uid;
-        let sender = if self.sabotage == Sabotage::TrustReports { pod } else { token };
-        self.send((format!("{}/{}", sender.name, sender.uid), body.clone()), foreign);
+        let own = pod.token();
+        let foreign = token != own;
+        let token = if self.sabotage == Sabotage::TrustReports { own } else { token.to_owned() };
+        self.send((token, body.clone()), foreign);
         body
     }
 
@@ -305,7 +306,7 @@ impl Simulator {
         }
         let reported = self.chance(70);
         let body = if reported || pod.kind == Kind::ReasoningPod {
-            self.post(pod, pod, truth)
+            self.post(&pod.token(), pod, truth)
         } else {
             self.seq += 1;
             serde_json::to_string(&pod.report(self.seq, truth)).unwrap()
