@@ -488,6 +488,9 @@ fn former_status(other: &str) -> Value {
 fn comparable(world: &World) -> Value {
     let mut status = world.api.object(&path("reasoningpods", "p")).unwrap()["status"].clone();
     status["lastPhaseTransitionTime"].take();
+    if let Some(seen) = status.pointer_mut("/redeploy/seen") {
+        seen.take();
+    }
     for (part, fields) in [("manifest", &["signer"][..]), ("promotion", &["signer", "digest", "bundle"][..])] {
         for field in fields {
             status.get_mut(part).and_then(|part| part.get_mut(field)).map(Value::take);
