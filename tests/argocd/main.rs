@@ -208,8 +208,8 @@ fn actions_are_offered_when_they_change_something() {
             disabled.extend(found);
         }
         // Each action is tested enabled and disabled, and its effect, too.
-        assert_eq!(disabled.len(), 4, "{kind}: {disabled:?}");
-        assert_eq!(tests.action_tests.len(), 2, "{kind}");
+        assert_eq!(disabled.len(), 6, "{kind}: {disabled:?}");
+        assert_eq!(tests.action_tests.len(), 3, "{kind}");
         for test in &tests.action_tests {
             let before: Value = parse(&actions.join(&test.input_path));
             let expected: Value = parse(&actions.join(&test.expected_output_path));
@@ -252,7 +252,7 @@ fn customizations() -> String {
         let actions = folder(kind).join("actions");
         let mut value =
             vec![block("discovery.lua", &read(&actions.join("discovery.lua")), 0), "definitions:\n".to_owned()];
-        for action in ["resume", "suspend"] {
+        for action in ["resume", "retry", "suspend"] {
             value.push(format!("- name: {action}\n"));
             value.push(block("action.lua", &read(&actions.join(action).join("action.lua")), 2));
         }
