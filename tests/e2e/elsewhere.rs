@@ -44,7 +44,7 @@ async fn one_after_the_other(team: &Team, elsewhere: &str) -> Result<()> {
     }
     waits?;
     scale(team, 0).await?;
-    chain(team, elsewhere).await
+    Box::pin(chain(team, elsewhere)).await
 }
 
 /// Starts the second controller beside the installed one, and checks that it says who owns the objects and writes only its Lease and its
